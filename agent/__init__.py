@@ -1,0 +1,1 @@
+"""The agent: command line, wiring, the frame's way, verdicts, journal, wire, preview and health."""

@@ -1,0 +1,140 @@
+"""A recipe: what one product is, in words, thresholds and regions, and how CLIP and SAM work together on it."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Box = tuple[int, int, int, int]  # x, y, w, h in pixels of the captured frame
+Unit = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Strict(BaseModel):
+    """Base of every settings table: unknown keys are refused, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class PromptSettings(Strict):
+    """Co-Feature Point Prompt Generation (PPG), the paper's section 3.1.
+
+    Distances and kernel sizes are pixels of a 518 x 518 CLIP frame and scale with the bundle's input size.
+    The text leaves several points open; each is a setting here, its default the recommended reading.
+    `preset = "literal"` takes the text at its word: points 400 px apart in SAM's input frame.
+    """
+
+    preset: Literal["default", "literal"] = Field(
+        "default", description="`literal`: spacing of 400 px in SAM's 1024 px input frame, as printed"
+    )
+    region: Literal["absolute", "otsu", "top_percent"] = Field(
+        "absolute", description="how S_a is cut out of the CLIP map"
+    )
+    region_threshold: Unit | None = Field(
+        None, description="S_a = map >= this (region `absolute`); left out: the bundle's own value"
+    )
+    region_percent: float = Field(
+        2.0, gt=0.0, le=50.0, description="region `top_percent`: this share of the map's pixels, in percent"
+    )
+    positive_points: int = Field(3, ge=1, le=16, description="k of equation 2, most anomalous points")
+    negative_points: int = Field(3, ge=0, le=16, description="k of equation 7, least similar points of the ring")
+    spacing: float = Field(20.0, ge=0.0, description="least distance between points of one kind")
+    spacing_metric: Literal["euclid", "sq_euclid", "rank_stride"] = Field(
+        "euclid",
+        description="`euclid`: pixels; `sq_euclid`: squared pixels; `rank_stride`: every n-th point of the ranking",
+    )
+    spacing_frame: Literal["clip", "sam"] = Field(
+        "clip", description="the frame `spacing` is counted in: 518 px CLIP frame or 1024 px SAM frame"
+    )
+    kernel: Literal["ellipse", "rect", "cross"] = Field("ellipse", description="dilation shape (the paper's Table 2)")
+    kernel_size: int = Field(25, ge=3, le=255, description="dilation size (the paper's Table 2)")
+    similarity: Literal["mean", "max", "weighted"] = Field(
+        "mean", description="what of F_a each position is compared with: its mean, its nearest, or the map-weighted mean"
+    )
+    features: str = Field(
+        "sam", description="encoder of F: `sam`, or `timm:NAME` / `torchvision:NAME` for another backbone"
+    )
+
+
+class CascadeSettings(Strict):
+    """Cascaded Prompts for SAM (CPS), the paper's section 3.2."""
+
+    levels: int = Field(3, ge=1, le=3, description="stop after this level (the paper's Table 3)")
+    multimask: tuple[bool, bool, bool] = Field(
+        (True, True, True), description="ask three masks and take the best scored, per level"
+    )
+    per_region: bool = Field(
+        False, description="one cascade per connected region of S_a, joined by the maximum, instead of one for all"
+    )
+    max_regions: int = Field(8, ge=1, le=64, description="`per_region`: at most this many, largest first")
+
+
+class FusionSettings(Strict):
+    """How the CLIP map C and the last mask's probability become the anomaly map A."""
+
+    preset: Literal["noisy_or", "mean", "gate", "mask_only"] = Field(
+        "noisy_or",
+        description="`noisy_or`: 1-(1-C)(1-a*s); `mean`: a*C+(1-a)*s; `gate`: C inside the mask; `mask_only`: s",
+    )
+    a: Unit = Field(0.5, description="weight of the mask in `noisy_or`, of the map in `mean`")
+
+
+class TilingSettings(Strict):
+    """Tiled inspection of large frames."""
+
+    enabled: bool = Field(False, description="inspect in overlapping tiles instead of the whole frame at once")
+    size: int = Field(1024, ge=128, le=8192, description="edge of a tile, px")
+    overlap: int = Field(128, ge=0, le=4096, description="overlap of neighbouring tiles, px")
+
+    @model_validator(mode="after")
+    def _overlap_fits(self) -> Self:
+        if self.overlap * 2 > self.size:
+            raise ValueError("overlap must be at most half of size")
+        return self
+
+
+class Recipe(Strict):
+    """One product: its words, thresholds and regions. Boxes are x, y, w, h in pixels of the captured frame."""
+
+    object: str = Field("object", min_length=1, max_length=200, description="the words that go into the prompts")
+    threshold: Unit | None = Field(
+        None, description="a pixel at or above this belongs to a defect; left out: the bundle's own value"
+    )
+    min_defect_area_px: int = Field(20, ge=1, description="smaller components are no defect")
+    deadline_ms: int | None = Field(None, ge=1, description="from trigger to publish; left out: none")
+    queue: Literal["reject_new", "latest"] = Field(
+        "reject_new", description="when the queue is full: answer the new frame `overrun`, or drop the oldest one"
+    )
+    mm_per_px: float | None = Field(None, gt=0.0, description="scale; with it defects carry area_mm2")
+    roi: Box | None = Field(None, description="region of interest; outside it nothing counts")
+    ignore: tuple[Box, ...] = Field((), description="boxes inside which nothing counts")
+    states_normal: tuple[str, ...] | None = Field(
+        None, min_length=1, description="sentences for a good part, {} stands for the object; left out: the standard ones"
+    )
+    states_abnormal: tuple[str, ...] | None = Field(
+        None, min_length=1, description="sentences for a defective part; left out: the standard ones"
+    )
+    localiser: Literal["auto", "adapter", "windows"] = Field(
+        "auto", description="`adapter`: trained layers; `windows`: training-free; `auto`: the adapter where there is one"
+    )
+    prompt: PromptSettings = Field(default_factory=PromptSettings, description="point prompts (PPG)")
+    cascade: CascadeSettings = Field(default_factory=CascadeSettings, description="cascaded prompts (CPS)")
+    fusion: FusionSettings = Field(default_factory=FusionSettings, description="the final map")
+    tiling: TilingSettings = Field(default_factory=TilingSettings, description="tiles for large frames")
+
+    @field_validator("roi", "ignore")
+    @classmethod
+    def _boxes_have_area(cls, value: Box | tuple[Box, ...] | None) -> Box | tuple[Box, ...] | None:
+        boxes: list[Box] = []
+        if value:
+            boxes = [value] if isinstance(value[0], int) else list(value)  # type: ignore[list-item, arg-type]
+        for x, y, w, h in boxes:
+            if x < 0 or y < 0 or w < 1 or h < 1:
+                raise ValueError(f"box [{x}, {y}, {w}, {h}] needs x, y >= 0 and w, h >= 1")
+        return value
+
+    @field_validator("states_normal", "states_abnormal")
+    @classmethod
+    def _states_name_the_object(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for sentence in value or ():
+            if sentence.count("{}") != 1 or "{" in sentence.replace("{}", "") or "}" in sentence.replace("{}", ""):
+                raise ValueError(f"{sentence!r} must hold {{}} exactly once, where the object's name goes")
+        return value

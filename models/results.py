@@ -1,0 +1,78 @@
+"""What an inspection returns. No torch here: the agent, tests and user programs import these freely."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Defect:
+    """One connected region of the mask, in pixels of the captured frame."""
+
+    bbox: tuple[int, int, int, int]  # x, y, w, h
+    area_px: int
+    centroid: tuple[float, float]  # x, y
+    score: float  # largest value of the anomaly map inside, in [0, 1]
+    area_mm2: float | None = None  # when the recipe has a scale
+
+    def as_wire(self) -> dict[str, Any]:
+        """The map that goes on the wire; `area_mm2` only where there is a scale."""
+        wire: dict[str, Any] = {
+            "bbox": list(self.bbox),
+            "area_px": self.area_px,
+            "centroid": list(self.centroid),
+            "score": self.score,
+        }
+        if self.area_mm2 is not None:
+            wire["area_mm2"] = self.area_mm2
+        return wire
+
+
+@dataclass(frozen=True, slots=True)
+class InspectionResult:
+    """The outcome for one picture of H x W pixels.
+
+    `score` is the largest threshold at which a defect of the recipe's least area would remain, so
+    `defects` is non-empty if and only if `score >= threshold`.
+    """
+
+    anomaly_map: NDArray[np.float32]  # (H, W) in [0, 1]
+    mask: NDArray[np.bool_]  # (H, W), union of the defects
+    score: float
+    threshold: float
+    defects: list[Defect]
+    stage_ms: dict[str, float] = field(default_factory=dict)  # clip, encode, prompt, cascade, total
+    degraded: bool = False  # decided by the CLIP map alone because SAM was left out for lack of time
+    refined: bool = False  # SAM ran
+
+    @property
+    def passed(self) -> bool:
+        """True if there is no defect."""
+        return not self.defects
+
+
+@dataclass(frozen=True, slots=True)
+class CascadeStage:
+    """One level of the cascade (equations 9, 10, 12)."""
+
+    logits: NDArray[np.float32]  # raw low-resolution logits of the chosen mask, (4h, 4w); (256, 256) for SAM
+    mask: NDArray[np.bool_]  # (H, W)
+    score: float  # the decoder's own estimate of the mask's IoU
+    index: int  # which of the masks was chosen, 0 to 2
+
+
+@dataclass(frozen=True, slots=True)
+class InspectionTrace:
+    """An inspection with every intermediate, for tests and papers. Where S_a is empty, SAM did not run:
+    `points` is (0, 2), `stages` is [], `sam_embedding` and `box` are None."""
+
+    result: InspectionResult
+    clip_map: NDArray[np.float32]  # (S, S) in [0, 1], mean over the tapped layers, CLIP's input frame
+    region: NDArray[np.bool_]  # (S, S), S_a
+    sam_embedding: NDArray[np.float32] | None  # (C, h, w)
+    points: NDArray[np.float32]  # (n, 2), x then y, pixels of the given image
+    labels: NDArray[np.int64]  # (n,), 1 positive, 0 negative
+    box: NDArray[np.float32] | None  # (4,) x0, y0, x1, y1, pixels of the given image
+    stages: list[CascadeStage]
