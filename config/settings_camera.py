@@ -1,0 +1,54 @@
+"""Settings of one camera."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from flawline.config.recipe import Strict
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=64)]
+
+
+class SimulatedSettings(Strict):
+    """The simulated line: procedural parts, some of them with defects."""
+
+    seed: int = Field(1, ge=0, description="the same seed gives the same product and the same parts")
+    defect_rate: float = Field(0.1, ge=0.0, le=1.0, description="share of parts that carry a defect")
+    family: str | None = Field(None, description="family of parts of the generator; left out: drawn from the seed")
+    width: int = Field(640, ge=64, le=8192, description="px")
+    height: int = Field(480, ge=64, le=8192, description="px")
+
+
+class CameraSettings(Strict):
+    """One camera. Fields that a backend does not use are refused by that backend when set."""
+
+    name: Name = Field(description="unique; part of the topics on the wire")
+    backend: Literal["simulated", "folder", "genicam", "pylon", "gentl", "opencv"] = Field(
+        "simulated", description="which library drives it"
+    )
+    recipe: Name = Field("default", description="the recipe that judges its frames until another is activated")
+    trigger: Literal["free", "software", "hardware"] = Field(
+        "free", description="free run, a trigger by command, or a trigger at the camera's line"
+    )
+    fps: float | None = Field(
+        None,
+        gt=0.0,
+        le=1000.0,
+        description="frames per second in free run; left out: the camera's own rate (folder: as fast as inspection goes)",
+    )
+    path: Path | None = Field(None, description="folder: where the pictures are; opencv: a video file")
+    loop: bool = Field(False, description="folder, opencv file: start again at the end")
+    url: str | None = Field(None, description="opencv: rtsp:// or http:// address, or a /dev/video device")
+    serial: str | None = Field(None, description="device chosen by serial number")
+    address: str | None = Field(None, description="device chosen by IP or MAC address")
+    user_name: str | None = Field(None, description="device chosen by its DeviceUserID")
+    index: int | None = Field(None, ge=0, description="device chosen by its place in the list")
+    cti: Path | None = Field(None, description="gentl: the producer's .cti file")
+    features: dict[str, float | int | bool | str] = Field(
+        default_factory=dict, description="GenICam features by their standard names, set in this order at every open"
+    )
+    trigger_timeout_ms: int = Field(
+        2000, ge=1, description="a trigger whose frame has not come by then is answered with `camera_fault`"
+    )
+    simulated: SimulatedSettings = Field(default_factory=SimulatedSettings, description="the simulated line")
