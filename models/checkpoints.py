@@ -1,0 +1,78 @@
+"""Weight files as the world publishes them: safetensors, pickles without code, TorchScript archives."""
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from flawline.config.errors import BundleError
+
+StateDict = dict[str, Tensor]
+
+UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError, pickle.UnpicklingError)
+
+
+def read_state_dict(path: Path) -> StateDict:
+    """All tensors of a weight file on the CPU, by name, in the file's own precision.
+
+    A pickle is read with `weights_only=True`, so it can't run code. A TorchScript archive (OpenAI's CLIP)
+    is told by its code folder and read by `torch.jit`. A table under one of the usual keys is unwrapped.
+    Raises BundleError naming the file.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if _is_torchscript(path):
+            archive = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+            return {name: tensor.detach() for name, tensor in archive.state_dict().items()}
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BundleError(f"{path}: not a readable weight file: {reason}") from error
+    return _tensors(content, path)
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
+def _tensors(content: object, path: Path) -> StateDict:
+    if isinstance(content, Mapping):
+        for key in ("state_dict", "model", "trainable_linearlayer", "linear_layers"):
+            if isinstance(content.get(key), Mapping):
+                return _tensors(content[key], path)
+        tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+        if tensors:
+            return {name.removeprefix("module."): value for name, value in tensors.items()}
+    raise BundleError(f"{path}: holds no table of tensors")
+
+
+def load_weights(module: nn.Module, state: StateDict, path: Path) -> None:
+    """Copy `state` into `module`, every name and shape in agreement. Raises BundleError naming the file."""
+    own = module.state_dict()
+    missing = sorted(own.keys() - state.keys())
+    unknown = sorted(state.keys() - own.keys())
+    if missing or unknown:
+        raise BundleError(
+            f"{path}: does not fit the architecture in bundle.toml: "
+            f"{len(missing)} tensors missing{_first(missing)}, {len(unknown)} unknown{_first(unknown)}"
+        )
+    for name, tensor in own.items():
+        if tensor.shape != state[name].shape:
+            raise BundleError(
+                f"{path}: {name} has shape {tuple(state[name].shape)}, the architecture in bundle.toml "
+                f"needs {tuple(tensor.shape)}"
+            )
+    module.load_state_dict(state)
+
+
+def _first(names: list[str]) -> str:
+    return f" (first: {names[0]})" if names else ""

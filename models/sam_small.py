@@ -1,0 +1,127 @@
+"""Small image encoders for SAM: MobileSAM's TinyViT, and EfficientNet-Lite0 with a neck over four strides."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torch
+from segment_anything.modeling.common import LayerNorm2d
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flawline.models.checkpoints import StateDict
+
+LITE0 = "efficientnet_lite0"
+# EfficientNet-Lite0 was trained on (pixel - 127) / 128
+LITE0_MEAN = (127.0, 127.0, 127.0)
+LITE0_STD = (128.0, 128.0, 128.0)
+LITE0_LEVELS = (1, 2, 3, 4)  # of timm's forward_intermediates: strides 4, 8, 16, 32
+LITE0_CHANNELS = (24, 40, 112, 320)
+
+
+class Lite0Neck(nn.Module):
+    """Trunk features at strides 4, 8, 16, 32 -> SAM's image embedding at stride 16.
+
+    Finer levels are folded into channels, the coarser one is enlarged, so nothing of them is averaged
+    away. The end is that of SAM's own neck. It is a module of its own so that it can be trained on
+    precomputed trunk features.
+    """
+
+    def __init__(self, channels: Sequence[int] = LITE0_CHANNELS, out_channels: int = 128) -> None:
+        super().__init__()
+        folded = channels[0] * 16 + channels[1] * 4 + channels[2] + channels[3]
+        self.reduce = nn.Conv2d(folded, out_channels, kernel_size=1, bias=False)
+        self.norm1 = LayerNorm2d(out_channels)
+        self.mix = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False)
+        self.norm2 = LayerNorm2d(out_channels)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """(B, 24, 4h, 4w), (B, 40, 2h, 2w), (B, 112, h, w), (B, 320, h/2, w/2) -> (B, out_channels, h, w)."""
+        stride4, stride8, stride16, stride32 = features
+        size = stride16.shape[-2:]
+        stacked = torch.cat(
+            [
+                functional.pixel_unshuffle(stride4, 4),
+                functional.pixel_unshuffle(stride8, 2),
+                stride16,
+                functional.interpolate(stride32, size, mode="bilinear", align_corners=False),
+            ],
+            dim=1,
+        )
+        embedding: Tensor = self.norm2(self.mix(self.norm1(self.reduce(stacked))))
+        return embedding
+
+
+class Lite0SamEncoder(nn.Module):
+    """EfficientNet-Lite0 as SAM's image encoder: (B, 3, P, P) normalised -> (B, dim, P/16, P/16).
+
+    The input is normalised as the trunk was trained, (pixel - 127) / 128, not with SAM's own numbers.
+    `trunk` may be shared with another model (CLIP's image tower); then it must be in eval mode there too.
+    """
+
+    def __init__(self, img_size: int = 512, out_channels: int = 128, trunk: nn.Module | None = None) -> None:
+        super().__init__()
+        self.img_size = img_size  # segment_anything's SamPredictor asks for it by this name
+        self.trunk: Any = trunk if trunk is not None else timm.create_model(LITE0, num_classes=0)
+        self.neck = Lite0Neck(LITE0_CHANNELS, out_channels)
+
+    def trunk_features(self, normalised: Tensor) -> list[Tensor]:
+        """(B, 3, P, P) -> the trunk's features at strides 4, 8, 16, 32."""
+        return list(
+            self.trunk.forward_intermediates(
+                normalised, indices=list(LITE0_LEVELS), stop_early=True, intermediates_only=True
+            )
+        )
+
+    def forward(self, normalised: Tensor) -> Tensor:
+        embedding: Tensor = self.neck(self.trunk_features(normalised))
+        return embedding
+
+
+class TinyVitSamEncoder(nn.Module):
+    """MobileSAM's image encoder on timm's TinyViT-5M: (B, 3, P, P) normalised -> (B, dim, P/16, P/16).
+
+    MobileSAM leaves out the stride of the last patch merging, so that the grid stays at stride 16.
+    """
+
+    def __init__(self, img_size: int = 1024, out_channels: int = 256) -> None:
+        super().__init__()
+        self.img_size = img_size
+        self.trunk: Any = timm.create_model("tiny_vit_5m_224", num_classes=0)
+        self.trunk.stages[3].downsample.conv2.conv.stride = (1, 1)
+        self.trunk.head = nn.Identity()  # the classifier's norm is not part of MobileSAM
+        channels = self.trunk.num_features
+        self.neck = nn.Sequential(
+            nn.Conv2d(channels, out_channels, kernel_size=1, bias=False),
+            LayerNorm2d(out_channels),
+            nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False),
+            LayerNorm2d(out_channels),
+        )
+
+    def forward(self, normalised: Tensor) -> Tensor:
+        embedding: Tensor = self.neck(self.trunk.forward_features(normalised))
+        return embedding
+
+
+def tiny_vit_names(state: StateDict) -> StateDict:
+    """MobileSAM's tensor names -> those of `TinyVitSamEncoder`; the unused classifier is dropped.
+
+    MobileSAM counts a patch merging to the stage before it, timm to the stage after it.
+    """
+    renamed: StateDict = {}
+    prefix = "image_encoder."
+    for name, tensor in state.items():
+        if not name.startswith(prefix) or name.startswith((prefix + "neck.", prefix + "trunk.")):
+            renamed[name] = tensor
+            continue
+        parts = name.removeprefix(prefix).split(".")
+        if parts[0] in ("norm_head", "head") or parts[-1] == "attention_bias_idxs":
+            continue
+        if parts[0] == "patch_embed":  # patch_embed.seq.0.c.weight
+            parts[1:3] = ["conv1" if parts[2] == "0" else "conv2"]
+        elif parts[0] == "layers":  # layers.0.blocks.1.conv1.bn.weight, layers.0.downsample.conv1.c.weight
+            stage = int(parts[1]) + (parts[2] == "downsample")
+            parts[:2] = ["stages", str(stage)]
+        parts = ["conv" if part == "c" else part for part in parts]
+        renamed[".".join([prefix + "trunk", *parts])] = tensor
+    return renamed
