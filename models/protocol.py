@@ -1,0 +1,68 @@
+"""What the agent and its worker say to each other: msgpack maps over a SEQPACKET socket pair, one a packet.
+
+Agent to worker:   load, inspect, recipe, ping, stop
+Worker to agent:   ready, failed, began, result, refined, failed_job, recipe, pong
+
+Frames, masks and maps do not travel here but in the ring; a message names the slot. Times named `_mono` are
+CLOCK_MONOTONIC seconds, which both processes share. No torch here.
+"""
+
+from typing import Any
+
+import msgpack
+
+PACKET_BYTES = 200_000
+"""Largest packet, below Linux' default socket buffer. A result with many defects is cut to what fits, see MAX_DEFECTS."""
+
+MAX_DEFECTS = 1000
+"""Defects that travel with one result, largest first; the mask always holds all of them."""
+
+Message = dict[str, Any]
+
+
+def pack(message: Message) -> bytes:
+    """One message as bytes."""
+    data: bytes = msgpack.packb(message, use_bin_type=True)
+    return data
+
+
+def unpack(data: bytes) -> Message:
+    """One message from bytes. Raises ValueError where it is not a map with an `op`."""
+    message = msgpack.unpackb(data, raw=False, strict_map_key=True, max_buffer_size=PACKET_BYTES)
+    if not isinstance(message, dict) or not isinstance(message.get("op"), str):
+        raise ValueError("not a message")
+    return message
+
+
+def load(
+    bundle: str, device: str, precision: str, threads: int | None, recipes: dict[str, dict[str, Any]]
+) -> Message:
+    """Load and warm the models. `recipes` maps names to `Recipe.model_dump(mode="json")`."""
+    return {
+        "op": "load",
+        "bundle": bundle,
+        "device": device,
+        "precision": precision,
+        "threads": threads,
+        "recipes": recipes,
+    }
+
+
+def inspect(
+    job: int, slot: int, height: int, width: int, recipe: str, deadline_mono: float | None
+) -> Message:
+    """Judge the picture in `slot` by the recipe of that key (a name and a version, see `recipe`)."""
+    return {
+        "op": "inspect",
+        "job": job,
+        "slot": slot,
+        "height": height,
+        "width": width,
+        "recipe": recipe,
+        "deadline_mono": deadline_mono,
+    }
+
+
+def recipe(key: str, table: dict[str, Any]) -> Message:
+    """Make a recipe known under a key before frames name it."""
+    return {"op": "recipe", "key": key, "table": table}

@@ -1,0 +1,182 @@
+"""The worker process: holds CLIP and SAM, judges frames from the ring one after the other.
+
+Two threads: the reader answers pings and sorts messages, so that a ping is answered while a frame is judged;
+the main thread judges. When the agent is gone the socket ends, and so does this process at once.
+Started by the agent as `python -m flawline.models.worker SOCKET_FD RING_FD SLOTS MAX_PIXELS ENGINE`.
+"""
+
+import ctypes
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import structlog
+
+from flawline.camera.ring import SlotViews
+from flawline.config.errors import FlawlineError, ImageError
+from flawline.config.recipe import Recipe
+from flawline.models import protocol
+from flawline.models.engine import Engine, Judgement
+from flawline.models.protocol import Message
+
+log = structlog.get_logger()
+_PR_SET_PDEATHSIG = 1
+
+
+def make_engine(name: str) -> Engine:
+    """The engine called `module:class`."""
+    module, _, attribute = name.partition(":")
+    engine: Engine = getattr(import_module(module), attribute)()
+    return engine
+
+
+class Worker:
+    """Serves one agent over one socket until it says stop or is gone."""
+
+    def __init__(self, channel: socket.socket, slots: SlotViews, engine: Engine) -> None:
+        self._channel = channel
+        self._slots = slots
+        self._engine = engine
+        self._work: queue.Queue[Message] = queue.Queue(maxsize=1024)
+        self._sending = threading.Lock()
+
+    def run(self) -> int:
+        """Until told to stop. Returns the exit code."""
+        threading.Thread(target=self._read, name="reader", daemon=True).start()
+        while True:
+            message = self._work.get()
+            match message["op"]:
+                case "load":
+                    if not self._load(message):
+                        return 1
+                case "recipe":
+                    self._add_recipe(message)
+                case "inspect":
+                    self._inspect(message)
+                case "stop":
+                    return 0
+
+    def _send(self, op: str, **fields: Any) -> None:
+        data = protocol.pack({"op": op, **fields})
+        with self._sending:
+            try:
+                self._channel.sendall(data)
+            except OSError:  # the agent is gone: nothing is left to do
+                os._exit(0)
+
+    def _read(self) -> None:
+        while True:
+            try:
+                data = self._channel.recv(protocol.PACKET_BYTES)
+            except OSError:
+                data = b""
+            if not data:
+                os._exit(0)  # the agent is gone; the main thread may be deep inside an inspection
+            message = protocol.unpack(data)
+            if message["op"] == "ping":
+                self._send("pong", n=message["n"])
+            else:
+                self._work.put(message)
+
+    def _load(self, message: Message) -> bool:
+        started = time.monotonic()
+        try:
+            recipes = {key: Recipe.model_validate(table) for key, table in message["recipes"].items()}
+            about = self._engine.load(
+                message["bundle"], message["device"], message["precision"], message["threads"], recipes
+            )
+        except FlawlineError as error:
+            self._send("failed", error=str(error), exit_code=error.exit_code)
+            return False
+        self._send("ready", about=about, seconds=time.monotonic() - started, pid=os.getpid())
+        return True
+
+    def _add_recipe(self, message: Message) -> None:
+        try:
+            threshold = self._engine.add_recipe(message["key"], Recipe.model_validate(message["table"]))
+        except FlawlineError as error:
+            self._send("recipe", key=message["key"], error=str(error))
+        else:
+            self._send("recipe", key=message["key"], threshold=threshold)
+
+    def _inspect(self, message: Message) -> None:
+        job, slot, height, width = message["job"], message["slot"], message["height"], message["width"]
+        self._send("began", job=job, t_start=time.time_ns())
+        picture = self._slots.picture(slot, height, width)
+
+        def answer(judgement: Judgement, *, op: str, degraded: bool) -> None:
+            result = judgement.result
+            mask = self._slots.mask(slot, height, width, refined=op == "refined")
+            np.multiply(result.mask, np.uint8(255), out=mask, casting="unsafe")
+            np.multiply(
+                result.anomaly_map, 255.0, out=self._slots.anomaly_map(slot, height, width), casting="unsafe"
+            )
+            largest = sorted(result.defects, key=lambda defect: -defect.area_px)[: protocol.MAX_DEFECTS]
+            self._send(
+                op,
+                job=job,
+                t_done=time.time_ns(),
+                degraded=degraded,
+                score=float(result.score),
+                threshold=float(result.threshold),
+                defects=[defect.as_wire() for defect in largest],
+                stage_ms={stage: float(ms) for stage, ms in result.stage_ms.items()},
+                points=[[float(x), float(y), int(label)] for x, y, label in judgement.points],
+            )
+
+        first_sent = False
+
+        def answer_degraded(judgement: Judgement) -> None:
+            nonlocal first_sent
+            first_sent = True
+            answer(judgement, op="result", degraded=True)
+
+        try:
+            judgement = self._inspect_with_retry(picture, message, answer_degraded)
+        except MemoryError as error:
+            self._send("failed_job", job=job, reason="out_of_memory", error=str(error), refining=first_sent)
+        except ImageError as error:
+            self._send("failed_job", job=job, reason="bad_frame", error=str(error), refining=first_sent)
+        except Exception as error:  # one bad inspection must not end the line; the agent counts and logs it
+            text = f"{type(error).__name__}: {error}"
+            log.exception("inspection_failed", job=job)
+            self._send("failed_job", job=job, reason="internal", error=text, refining=first_sent)
+        else:
+            answer(judgement, op="refined" if first_sent else "result", degraded=False)
+
+    def _inspect_with_retry(self, picture: Any, message: Message, degraded: Any) -> Judgement:
+        """CUDA out of memory: free what the allocator keeps, try once more, then MemoryError."""
+        for attempt in (1, 2):
+            try:
+                return self._engine.inspect(picture, message["recipe"], message["deadline_mono"], degraded)
+            except RuntimeError as error:
+                if type(error).__name__ != "OutOfMemoryError":
+                    raise
+                torch = sys.modules["torch"]
+                torch.cuda.empty_cache()
+                if attempt == 2:
+                    raise MemoryError(str(error)) from error
+        raise AssertionError("unreachable")
+
+
+def main(arguments: list[str]) -> int:
+    """Entry of the process."""
+    # Whatever kills the agent takes the worker along, even one that hangs inside the driver.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the agent decides
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    socket_fd, ring_fd, slots, max_pixels = (int(argument) for argument in arguments[:4])
+    channel = socket.socket(fileno=socket_fd)
+    structlog.configure(logger_factory=structlog.WriteLoggerFactory(sys.stderr))
+    return Worker(channel, SlotViews(ring_fd, slots, max_pixels), make_engine(arguments[4])).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
