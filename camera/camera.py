@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 from flawline.camera.frame import Frame
 
 
-class EndOfFrames(Exception):  # noqa: N818 - an ordinary end, not an error
+class EndOfFrames(Exception):
     """Raised by `grab` when a camera that replays a finite source has delivered its last frame."""
 
 

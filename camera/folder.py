@@ -120,4 +120,9 @@ class FolderCamera(Camera):
 
     def info(self) -> dict[str, object]:
         """How far the replay has come."""
-        return {"model": "folder", "path": str(self._folder), "pictures": len(self._files), "next": self._next}
+        return {
+            "model": "folder",
+            "path": str(self._folder),
+            "pictures": len(self._files),
+            "next": self._next,
+        }

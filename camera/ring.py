@@ -80,7 +80,9 @@ class FrameRing(SlotViews):
             super().__init__(self.fd, slots, max_pixels)
         except OSError as error:
             os.close(self.fd)
-            raise RingError(f"no memory for {slots} frames of {max_pixels / 1e6:g} megapixels: {error}") from error
+            raise RingError(
+                f"no memory for {slots} frames of {max_pixels / 1e6:g} megapixels: {error}"
+            ) from error
         self._free = list(range(slots - 1, -1, -1))
         self._lock = threading.Lock()
 

@@ -72,7 +72,9 @@ def _brushed(m: Material, rng: Rng, h: int, w: int, unit: float, light: tuple[fl
     length = int((40 + 300 * m.scale) * unit)
     streaks = cv2.blur(noise, (max(3, length), 1)) * np.float32(np.sqrt(max(3, length)))
     fine = cv2.blur(noise[::-1], (max(3, length // 6), 1)) * np.float32(np.sqrt(max(3, length // 6)))
-    plane = 1 + (0.02 + 0.10 * m.strength) * (0.6 * streaks + 0.4 * fine) + 0.05 * cloud(rng, h, w, 220 * unit)
+    plane = (
+        1 + (0.02 + 0.10 * m.strength) * (0.6 * streaks + 0.4 * fine) + 0.05 * cloud(rng, h, w, 220 * unit)
+    )
     if m.style > 0.6:
         plane = cv2.resize(np.ascontiguousarray(plane.T), (w, h)) if h != w else plane.T
     return tint(np.ascontiguousarray(plane), m.colour)
@@ -92,7 +94,9 @@ def _ground(m: Material, rng: Rng, h: int, w: int, unit: float, light: tuple[flo
     ys = (np.arange(h, dtype=np.float32) - np.float32(centre[1]))[:, None]
     squared = xs * xs + ys * ys
     radius = np.sqrt(squared)
-    profile = cv2.GaussianBlur(rng.standard_normal((1, 8192), dtype=np.float32), (0, 0), 0.8 + 1.2 * m.scale)[0]
+    profile = cv2.GaussianBlur(rng.standard_normal((1, 8192), dtype=np.float32), (0, 0), 0.8 + 1.2 * m.scale)[
+        0
+    ]
     profile += 0.5 * np.convolve(rng.standard_normal(8192), np.ones(24) / 8, "same").astype(np.float32)
     index = (radius * np.float32(1 / unit)).astype(np.int32) & 8191
     plane = 1 + (0.03 + 0.10 * m.strength) * profile[index]
@@ -186,7 +190,11 @@ def _stone(m: Material, rng: Rng, h: int, w: int, unit: float, light: tuple[floa
 
 def _carpet(m: Material, rng: Rng, h: int, w: int, unit: float, light: tuple[float, float]) -> Picture:
     tufts = cv2.GaussianBlur(grain(rng, h, w), (0, 0), (0.8 + 2.2 * m.scale) * unit) * np.float32(2.5 * unit)
-    plane = 1 + (0.10 + 0.15 * m.strength) * tufts * np.float32(1 + m.scale) + 0.05 * cloud(rng, h, w, 90 * unit, 2)
+    plane = (
+        1
+        + (0.10 + 0.15 * m.strength) * tufts * np.float32(1 + m.scale)
+        + 0.05 * cloud(rng, h, w, 90 * unit, 2)
+    )
     picture = tint(plane, m.colour)
     if m.style > 0.6:
         fleck = cloud(rng, h, w, 3 * unit) > 1.2

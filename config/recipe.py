@@ -35,7 +35,9 @@ class PromptSettings(Strict):
         2.0, gt=0.0, le=50.0, description="region `top_percent`: this share of the map's pixels, in percent"
     )
     positive_points: int = Field(3, ge=1, le=16, description="k of equation 2, most anomalous points")
-    negative_points: int = Field(3, ge=0, le=16, description="k of equation 7, least similar points of the ring")
+    negative_points: int = Field(
+        3, ge=0, le=16, description="k of equation 7, least similar points of the ring"
+    )
     spacing: float = Field(20.0, ge=0.0, description="least distance between points of one kind")
     spacing_metric: Literal["euclid", "sq_euclid", "rank_stride"] = Field(
         "euclid",
@@ -44,10 +46,13 @@ class PromptSettings(Strict):
     spacing_frame: Literal["clip", "sam"] = Field(
         "clip", description="the frame `spacing` is counted in: 518 px CLIP frame or 1024 px SAM frame"
     )
-    kernel: Literal["ellipse", "rect", "cross"] = Field("ellipse", description="dilation shape (the paper's Table 2)")
+    kernel: Literal["ellipse", "rect", "cross"] = Field(
+        "ellipse", description="dilation shape (the paper's Table 2)"
+    )
     kernel_size: int = Field(25, ge=3, le=255, description="dilation size (the paper's Table 2)")
     similarity: Literal["mean", "max", "weighted"] = Field(
-        "mean", description="what of F_a each position is compared with: its mean, its nearest, or the map-weighted mean"
+        "mean",
+        description="what of F_a each position is compared with: its mean, its nearest, or the map-weighted mean",
     )
     features: str = Field(
         "sam", description="encoder of F: `sam`, or `timm:NAME` / `torchvision:NAME` for another backbone"
@@ -62,7 +67,8 @@ class CascadeSettings(Strict):
         (True, True, True), description="ask three masks and take the best scored, per level"
     )
     per_region: bool = Field(
-        False, description="one cascade per connected region of S_a, joined by the maximum, instead of one for all"
+        False,
+        description="one cascade per connected region of S_a, joined by the maximum, instead of one for all",
     )
     max_regions: int = Field(8, ge=1, le=64, description="`per_region`: at most this many, largest first")
 
@@ -80,7 +86,9 @@ class FusionSettings(Strict):
 class TilingSettings(Strict):
     """Tiled inspection of large frames."""
 
-    enabled: bool = Field(False, description="inspect in overlapping tiles instead of the whole frame at once")
+    enabled: bool = Field(
+        False, description="inspect in overlapping tiles instead of the whole frame at once"
+    )
     size: int = Field(1024, ge=128, le=8192, description="edge of a tile, px")
     overlap: int = Field(128, ge=0, le=4096, description="overlap of neighbouring tiles, px")
 
@@ -94,26 +102,32 @@ class TilingSettings(Strict):
 class Recipe(Strict):
     """One product: its words, thresholds and regions. Boxes are x, y, w, h in pixels of the captured frame."""
 
-    object: str = Field("object", min_length=1, max_length=200, description="the words that go into the prompts")
+    object: str = Field(
+        "object", min_length=1, max_length=200, description="the words that go into the prompts"
+    )
     threshold: Unit | None = Field(
         None, description="a pixel at or above this belongs to a defect; left out: the bundle's own value"
     )
     min_defect_area_px: int = Field(20, ge=1, description="smaller components are no defect")
     deadline_ms: int | None = Field(None, ge=1, description="from trigger to publish; left out: none")
     queue: Literal["reject_new", "latest"] = Field(
-        "reject_new", description="when the queue is full: answer the new frame `overrun`, or drop the oldest one"
+        "reject_new",
+        description="when the queue is full: answer the new frame `overrun`, or drop the oldest one",
     )
     mm_per_px: float | None = Field(None, gt=0.0, description="scale; with it defects carry area_mm2")
     roi: Box | None = Field(None, description="region of interest; outside it nothing counts")
     ignore: tuple[Box, ...] = Field((), description="boxes inside which nothing counts")
     states_normal: tuple[str, ...] | None = Field(
-        None, min_length=1, description="sentences for a good part, {} stands for the object; left out: the standard ones"
+        None,
+        min_length=1,
+        description="sentences for a good part, {} stands for the object; left out: the standard ones",
     )
     states_abnormal: tuple[str, ...] | None = Field(
         None, min_length=1, description="sentences for a defective part; left out: the standard ones"
     )
     localiser: Literal["auto", "adapter", "windows"] = Field(
-        "auto", description="`adapter`: trained layers; `windows`: training-free; `auto`: the adapter where there is one"
+        "auto",
+        description="`adapter`: trained layers; `windows`: training-free; `auto`: the adapter where there is one",
     )
     prompt: PromptSettings = Field(default_factory=PromptSettings, description="point prompts (PPG)")
     cascade: CascadeSettings = Field(default_factory=CascadeSettings, description="cascaded prompts (CPS)")
@@ -135,6 +149,10 @@ class Recipe(Strict):
     @classmethod
     def _states_name_the_object(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         for sentence in value or ():
-            if sentence.count("{}") != 1 or "{" in sentence.replace("{}", "") or "}" in sentence.replace("{}", ""):
+            if (
+                sentence.count("{}") != 1
+                or "{" in sentence.replace("{}", "")
+                or "}" in sentence.replace("{}", "")
+            ):
                 raise ValueError(f"{sentence!r} must hold {{}} exactly once, where the object's name goes")
         return value

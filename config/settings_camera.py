@@ -15,7 +15,9 @@ class SimulatedSettings(Strict):
 
     seed: int = Field(1, ge=0, description="the same seed gives the same product and the same parts")
     defect_rate: float = Field(0.1, ge=0.0, le=1.0, description="share of parts that carry a defect")
-    family: str | None = Field(None, description="family of parts of the generator; left out: drawn from the seed")
+    family: str | None = Field(
+        None, description="family of parts of the generator; left out: drawn from the seed"
+    )
     width: int = Field(640, ge=64, le=8192, description="px")
     height: int = Field(480, ge=64, le=8192, description="px")
 
@@ -27,7 +29,9 @@ class CameraSettings(Strict):
     backend: Literal["simulated", "folder", "genicam", "pylon", "gentl", "opencv"] = Field(
         "simulated", description="which library drives it"
     )
-    recipe: Name = Field("default", description="the recipe that judges its frames until another is activated")
+    recipe: Name = Field(
+        "default", description="the recipe that judges its frames until another is activated"
+    )
     trigger: Literal["free", "software", "hardware"] = Field(
         "free", description="free run, a trigger by command, or a trigger at the camera's line"
     )
@@ -46,7 +50,8 @@ class CameraSettings(Strict):
     index: int | None = Field(None, ge=0, description="device chosen by its place in the list")
     cti: Path | None = Field(None, description="gentl: the producer's .cti file")
     features: dict[str, float | int | bool | str] = Field(
-        default_factory=dict, description="GenICam features by their standard names, set in this order at every open"
+        default_factory=dict,
+        description="GenICam features by their standard names, set in this order at every open",
     )
     trigger_timeout_ms: int = Field(
         2000, ge=1, description="a trigger whose frame has not come by then is answered with `camera_fault`"

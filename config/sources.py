@@ -97,7 +97,9 @@ def _pattern(path: tuple[str, ...]) -> tuple[str, ...]:
     return (path[0], "*", *path[2:]) if path[0] == "cameras" else path
 
 
-def _assign(tree: dict[str, Any], path: list[str], text: str, base: Path, source: str, *, any_case: bool) -> None:
+def _assign(
+    tree: dict[str, Any], path: list[str], text: str, base: Path, source: str, *, any_case: bool
+) -> None:
     """Put one value into the tree. Only names that exist are accepted; a camera must be there already."""
     if path[0] == "cameras" and "cameras" not in tree:
         tree["cameras"] = {
@@ -108,7 +110,7 @@ def _assign(tree: dict[str, Any], path: list[str], text: str, base: Path, source
     kind: Any = Settings
     for depth, part in enumerate(path):
         known = _keys(kind, node)
-        open_ended = depth == 1 and path[0] == "recipes" or kind is dict
+        open_ended = (depth == 1 and path[0] == "recipes") or kind is dict
         match = next((key for key in known if key == part or (any_case and key.lower() == part)), None)
         if match is None:
             if not open_ended:
@@ -116,7 +118,12 @@ def _assign(tree: dict[str, Any], path: list[str], text: str, base: Path, source
             match = part
         kind = _child(kind, match, depth, path)
         if depth == len(path) - 1:
-            if kind is not None and kind is not dict and isinstance(kind, type) and issubclass(kind, BaseModel):
+            if (
+                kind is not None
+                and kind is not dict
+                and isinstance(kind, type)
+                and issubclass(kind, BaseModel)
+            ):
                 raise ConfigError(f"{source}: {'.'.join(path)!r} is a table; name a key inside it")
             value: Any = _value(text, source)
             if _pattern((*path[:-1], match)) in _PATH_KEYS and isinstance(value, str):
@@ -182,7 +189,9 @@ def explain(error: ValidationError, root: type[BaseModel], where: str, cameras: 
         message = f"{where}: unknown key {'.'.join(location)!r}{hint}"
     else:
         text = first["msg"].removeprefix("Value error, ")
-        shown = "" if isinstance(data, dict | BaseModel) or first["type"] == "missing" else f" (given: {data!r})"
+        shown = (
+            "" if isinstance(data, dict | BaseModel) or first["type"] == "missing" else f" (given: {data!r})"
+        )
         key = ".".join(location)
         message = f"{where}: {key}: {text}{shown}" if key else f"{where}: {text}"
     more = error.error_count() - 1

@@ -1,0 +1,64 @@
+"""The real worker process over a real socket pair and ring: loads, answers pings, judges, ends with the agent."""
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from flawline.camera.ring import FrameRing
+from flawline.models import protocol
+
+
+@pytest.fixture
+def ring() -> Iterator[FrameRing]:
+    ring = FrameRing(2, 640 * 480)
+    yield ring
+    ring.close()
+
+
+@pytest.fixture
+def worker(ring: FrameRing) -> Iterator[tuple[socket.socket, subprocess.Popen[bytes]]]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "flawline.models.worker", str(theirs.fileno()), str(ring.fd)),
+            *(str(ring.slots), str(ring.max_pixels), "flawline.models.noop:NoopEngine"),
+        ],
+        pass_fds=(theirs.fileno(), ring.fd),
+    )
+    theirs.close()
+    ours.settimeout(30)
+    yield ours, process
+    ours.close()
+    assert process.wait(10) == 0
+
+
+def receive(channel: socket.socket) -> protocol.Message:
+    return protocol.unpack(channel.recv(protocol.PACKET_BYTES))
+
+
+def test_one_inspection_from_load_to_result(
+    ring: FrameRing, worker: tuple[socket.socket, subprocess.Popen[bytes]]
+) -> None:
+    channel, process = worker
+    channel.send(protocol.pack(protocol.load("noop", "cpu", "fp32", None, {"default@1": {}})))
+    ready = receive(channel)
+    assert (ready["op"], ready["pid"]) == ("ready", process.pid)
+    channel.send(protocol.pack({"op": "ping", "n": 7}))
+    assert receive(channel) == {"op": "pong", "n": 7}
+    channel.send(protocol.pack(protocol.inspect(3, 1, 480, 640, "default@1", None)))
+    assert receive(channel)["op"] == "began"
+    result = receive(channel)
+    assert (result["op"], result["job"], len(result["defects"])) == ("result", 3, 1)
+    x, y, w, h = result["defects"][0]["bbox"]
+    mask = ring.mask(1, 480, 640)
+    assert (mask[y : y + h, x : x + w] == 255).all()
+    assert int((mask == 255).sum()) == result["defects"][0]["area_px"] == w * h
+
+
+def test_worker_ends_when_the_agent_is_gone(worker: tuple[socket.socket, subprocess.Popen[bytes]]) -> None:
+    channel, process = worker
+    channel.close()
+    assert process.wait(10) == 0
