@@ -45,7 +45,7 @@ def unpack(data: bytes, limit: int = 1 << 20) -> Header:
     if len(data) > limit:
         raise ValueError(f"a message of {len(data)} bytes is larger than {limit}")
     try:
-        header = msgpack.unpackb(data, raw=False, strict_map_key=True, max_buffer_size=limit)
+        header = msgpack.unpackb(data, raw=False, strict_map_key=True)
     except ValueError:
         raise
     except Exception as error:  # msgpack has a zoo of them; all mean that the bytes are wrong

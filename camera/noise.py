@@ -30,9 +30,7 @@ def grain(rng: np.random.Generator, h: int, w: int) -> Plane:
     return np.ascontiguousarray(crop[:: -1 if flip & 1 else 1, :: -1 if flip & 2 else 1])
 
 
-def cloud(
-    rng: np.random.Generator, h: int, w: int, cell: float, octaves: int = 1, stretch: float = 1.0
-) -> Plane:
+def cloud(rng: np.random.Generator, h: int, w: int, cell: float, octaves: int = 1, stretch: float = 1.0) -> Plane:
     """Smooth noise of mean 0 and deviation about 1, (h, w).
 
     `cell` is the size of its lumps in pixels, halved and weakened with every octave; `stretch` makes the
@@ -57,7 +55,8 @@ def emboss(height: Plane, light: tuple[float, float], strength: float) -> Plane:
     dx = cv2.Sobel(height, cv2.CV_32F, 1, 0, ksize=3, scale=0.125)
     dy = cv2.Sobel(height, cv2.CV_32F, 0, 1, ksize=3, scale=0.125)
     shade = dx * np.float32(-light[0] * strength) + dy * np.float32(-light[1] * strength)
-    return np.clip(1.0 + shade, 0.25, 2.2)
+    relief: Plane = np.clip(1.0 + shade, 0.25, 2.2)
+    return relief
 
 
 def tint(plane: Plane, colour: NDArray[np.float32]) -> Picture:

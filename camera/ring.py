@@ -8,6 +8,7 @@ anomaly map (H, W) uint8, 255 standing for 1.0, and a second mask plane for a re
 degraded verdict, so that the first mask stays what it was while it is being sent.
 """
 
+import contextlib
 import mmap
 import os
 import threading
@@ -60,10 +61,8 @@ class SlotViews:
     def close(self) -> None:
         """Let go of the memory; views handed out before keep theirs alive until they are gone."""
         self._bytes = np.empty(0, np.uint8)
-        try:
+        with contextlib.suppress(BufferError):  # a view is still in use; the mapping goes with the last one
             self._memory.close()
-        except BufferError:
-            pass  # a view is still in use; the mapping goes with the last one
 
 
 class FrameRing(SlotViews):
@@ -80,9 +79,7 @@ class FrameRing(SlotViews):
             super().__init__(self.fd, slots, max_pixels)
         except OSError as error:
             os.close(self.fd)
-            raise RingError(
-                f"no memory for {slots} frames of {max_pixels / 1e6:g} megapixels: {error}"
-            ) from error
+            raise RingError(f"no memory for {slots} frames of {max_pixels / 1e6:g} megapixels: {error}") from error
         self._free = list(range(slots - 1, -1, -1))
         self._lock = threading.Lock()
 

@@ -37,7 +37,8 @@ def grey(rng: Rng, low: float = 60, high: float = 215, tone: float = 8) -> Colou
 def vivid(rng: Rng, dark: float = 20, bright: float = 230) -> Colour:
     """Any colour, often saturated."""
     level = rng.uniform(dark, bright)
-    return np.clip(level + rng.normal(0, 1, 3) * rng.choice([6, 25, 60]), 5, 250).astype(np.float32)
+    colour: Colour = np.clip(level + rng.normal(0, 1, 3) * rng.choice([6, 25, 60]), 5, 250).astype(np.float32)
+    return colour
 
 
 def choose_material(rng: Rng, kind: str) -> Material:
@@ -72,9 +73,7 @@ def _brushed(m: Material, rng: Rng, h: int, w: int, unit: float, light: tuple[fl
     length = int((40 + 300 * m.scale) * unit)
     streaks = cv2.blur(noise, (max(3, length), 1)) * np.float32(np.sqrt(max(3, length)))
     fine = cv2.blur(noise[::-1], (max(3, length // 6), 1)) * np.float32(np.sqrt(max(3, length // 6)))
-    plane = (
-        1 + (0.02 + 0.10 * m.strength) * (0.6 * streaks + 0.4 * fine) + 0.05 * cloud(rng, h, w, 220 * unit)
-    )
+    plane = 1 + (0.02 + 0.10 * m.strength) * (0.6 * streaks + 0.4 * fine) + 0.05 * cloud(rng, h, w, 220 * unit)
     if m.style > 0.6:
         plane = cv2.resize(np.ascontiguousarray(plane.T), (w, h)) if h != w else plane.T
     return tint(np.ascontiguousarray(plane), m.colour)
@@ -94,9 +93,7 @@ def _ground(m: Material, rng: Rng, h: int, w: int, unit: float, light: tuple[flo
     ys = (np.arange(h, dtype=np.float32) - np.float32(centre[1]))[:, None]
     squared = xs * xs + ys * ys
     radius = np.sqrt(squared)
-    profile = cv2.GaussianBlur(rng.standard_normal((1, 8192), dtype=np.float32), (0, 0), 0.8 + 1.2 * m.scale)[
-        0
-    ]
+    profile = cv2.GaussianBlur(rng.standard_normal((1, 8192), dtype=np.float32), (0, 0), 0.8 + 1.2 * m.scale)[0]
     profile += 0.5 * np.convolve(rng.standard_normal(8192), np.ones(24) / 8, "same").astype(np.float32)
     index = (radius * np.float32(1 / unit)).astype(np.int32) & 8191
     plane = 1 + (0.03 + 0.10 * m.strength) * profile[index]
@@ -113,14 +110,15 @@ def _wood(m: Material, rng: Rng, h: int, w: int, unit: float, light: tuple[float
     rings = rings * rings * np.sign(rings) * 0.5 + 0.5
     fibre = cv2.blur(grain(rng, h, w), (max(3, int(31 * unit)), 1)) * 5
     mix = np.clip(rings * (0.25 + 0.6 * m.strength) + 0.10 * fibre, 0, 1)
-    return m.colour * (1 - mix[:, :, None]) + m.second * mix[:, :, None]
+    board: Picture = m.colour * (1 - mix[:, :, None]) + m.second * mix[:, :, None]
+    return board
 
 
 def _leather(m: Material, rng: Rng, h: int, w: int, unit: float, light: tuple[float, float]) -> Picture:
     cell = (5 + 12 * m.scale) * unit
     ridges = np.minimum(np.abs(cloud(rng, h, w, cell)), np.abs(cloud(rng, h, w, cell * 1.4)))
     ridges = np.minimum(ridges, 0.6)
-    plane = emboss(ridges, light, 0.8 + 1.2 * m.strength) * (0.85 + 0.35 * ridges)
+    plane: Plane = emboss(ridges, light, 0.8 + 1.2 * m.strength) * (0.85 + 0.35 * ridges)
     plane *= 1 + 0.06 * cloud(rng, h, w, 150 * unit, 2)
     return tint(plane, m.colour)
 
@@ -190,11 +188,7 @@ def _stone(m: Material, rng: Rng, h: int, w: int, unit: float, light: tuple[floa
 
 def _carpet(m: Material, rng: Rng, h: int, w: int, unit: float, light: tuple[float, float]) -> Picture:
     tufts = cv2.GaussianBlur(grain(rng, h, w), (0, 0), (0.8 + 2.2 * m.scale) * unit) * np.float32(2.5 * unit)
-    plane = (
-        1
-        + (0.10 + 0.15 * m.strength) * tufts * np.float32(1 + m.scale)
-        + 0.05 * cloud(rng, h, w, 90 * unit, 2)
-    )
+    plane = 1 + (0.10 + 0.15 * m.strength) * tufts * np.float32(1 + m.scale) + 0.05 * cloud(rng, h, w, 90 * unit, 2)
     picture = tint(plane, m.colour)
     if m.style > 0.6:
         fleck = cloud(rng, h, w, 3 * unit) > 1.2
@@ -239,7 +233,8 @@ def _perforated(m: Material, rng: Rng, h: int, w: int, unit: float, light: tuple
     sheet = 1 + 0.04 * grain(rng, h, w) + 0.04 * cloud(rng, h, w, 150 * unit)
     sheet = sheet * emboss(hole, light, 1.2)
     back = (m.second * 0.3).astype(np.float32)
-    return tint(sheet, m.colour) * (1 - hole[:, :, None]) + back * hole[:, :, None]
+    pierced: Picture = tint(sheet, m.colour) * (1 - hole[:, :, None]) + back * hole[:, :, None]
+    return pierced
 
 
 _Renderer = Callable[[Material, Rng, int, int, float, tuple[float, float]], Picture]

@@ -35,9 +35,7 @@ class PromptSettings(Strict):
         2.0, gt=0.0, le=50.0, description="region `top_percent`: this share of the map's pixels, in percent"
     )
     positive_points: int = Field(3, ge=1, le=16, description="k of equation 2, most anomalous points")
-    negative_points: int = Field(
-        3, ge=0, le=16, description="k of equation 7, least similar points of the ring"
-    )
+    negative_points: int = Field(3, ge=0, le=16, description="k of equation 7, least similar points of the ring")
     spacing: float = Field(20.0, ge=0.0, description="least distance between points of one kind")
     spacing_metric: Literal["euclid", "sq_euclid", "rank_stride"] = Field(
         "euclid",
@@ -46,9 +44,7 @@ class PromptSettings(Strict):
     spacing_frame: Literal["clip", "sam"] = Field(
         "clip", description="the frame `spacing` is counted in: 518 px CLIP frame or 1024 px SAM frame"
     )
-    kernel: Literal["ellipse", "rect", "cross"] = Field(
-        "ellipse", description="dilation shape (the paper's Table 2)"
-    )
+    kernel: Literal["ellipse", "rect", "cross"] = Field("ellipse", description="dilation shape (the paper's Table 2)")
     kernel_size: int = Field(25, ge=3, le=255, description="dilation size (the paper's Table 2)")
     similarity: Literal["mean", "max", "weighted"] = Field(
         "mean",
@@ -86,9 +82,7 @@ class FusionSettings(Strict):
 class TilingSettings(Strict):
     """Tiled inspection of large frames."""
 
-    enabled: bool = Field(
-        False, description="inspect in overlapping tiles instead of the whole frame at once"
-    )
+    enabled: bool = Field(False, description="inspect in overlapping tiles instead of the whole frame at once")
     size: int = Field(1024, ge=128, le=8192, description="edge of a tile, px")
     overlap: int = Field(128, ge=0, le=4096, description="overlap of neighbouring tiles, px")
 
@@ -102,9 +96,7 @@ class TilingSettings(Strict):
 class Recipe(Strict):
     """One product: its words, thresholds and regions. Boxes are x, y, w, h in pixels of the captured frame."""
 
-    object: str = Field(
-        "object", min_length=1, max_length=200, description="the words that go into the prompts"
-    )
+    object: str = Field("object", min_length=1, max_length=200, description="the words that go into the prompts")
     threshold: Unit | None = Field(
         None, description="a pixel at or above this belongs to a defect; left out: the bundle's own value"
     )
@@ -139,7 +131,7 @@ class Recipe(Strict):
     def _boxes_have_area(cls, value: Box | tuple[Box, ...] | None) -> Box | tuple[Box, ...] | None:
         boxes: list[Box] = []
         if value:
-            boxes = [value] if isinstance(value[0], int) else list(value)  # type: ignore[list-item, arg-type]
+            boxes = [value] if isinstance(value[0], int) else list(value)
         for x, y, w, h in boxes:
             if x < 0 or y < 0 or w < 1 or h < 1:
                 raise ValueError(f"box [{x}, {y}, {w}, {h}] needs x, y >= 0 and w, h >= 1")
@@ -149,10 +141,6 @@ class Recipe(Strict):
     @classmethod
     def _states_name_the_object(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         for sentence in value or ():
-            if (
-                sentence.count("{}") != 1
-                or "{" in sentence.replace("{}", "")
-                or "}" in sentence.replace("{}", "")
-            ):
+            if sentence.count("{}") != 1 or "{" in sentence.replace("{}", "") or "}" in sentence.replace("{}", ""):
                 raise ValueError(f"{sentence!r} must hold {{}} exactly once, where the object's name goes")
         return value

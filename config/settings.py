@@ -19,9 +19,7 @@ class ModelSettings(Strict):
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: cuda when there is one, else cpu"
     )
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
-        "auto", description="arithmetic of the encoders"
-    )
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field("auto", description="arithmetic of the encoders")
     threads: int | None = Field(
         None, ge=1, le=256, description="CPU threads of the worker; left out: all cores but one, at least one"
     )
@@ -40,9 +38,7 @@ class WorkerSettings(Strict):
     )
     ping_limit_s: float = Field(10.0, gt=0.0, description="a ping must be answered within this time")
     restarts_per_minute: int = Field(5, ge=0, description="more than this and the agent says unhealthy")
-    drain_s: float = Field(
-        10.0, ge=0.0, description="at a stop, accepted frames are still judged for so long"
-    )
+    drain_s: float = Field(10.0, ge=0.0, description="at a stop, accepted frames are still judged for so long")
     engine: str = Field(
         "flawline.models.noop:NoopEngine",
         pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
@@ -59,9 +55,7 @@ class PublishSettings(Strict):
     high_water_mark: int = Field(
         1000, ge=1, description="messages kept for one slow subscriber; beyond that it loses the newest ones"
     )
-    curve_secret: Path | None = Field(
-        None, description="file with the server's CURVE secret key (also for control)"
-    )
+    curve_secret: Path | None = Field(None, description="file with the server's CURVE secret key (also for control)")
     curve_clients: Path | None = Field(None, description="folder of the allowed clients' public keys")
     insecure: bool = Field(False, description="allow an address other than loopback without CURVE")
 
@@ -71,12 +65,8 @@ class ControlSettings(Strict):
 
     endpoint: str = Field("tcp://127.0.0.1:5556", description="address to bind")
     max_message_bytes: int = Field(65536, ge=1024, description="a larger request is refused")
-    curve_secret: Path | None = Field(
-        None, description="file with the server's CURVE secret key; default: publish's"
-    )
-    curve_clients: Path | None = Field(
-        None, description="folder of the allowed clients' keys; default: publish's"
-    )
+    curve_secret: Path | None = Field(None, description="file with the server's CURVE secret key; default: publish's")
+    curve_clients: Path | None = Field(None, description="folder of the allowed clients' keys; default: publish's")
     insecure: bool = Field(False, description="allow an address other than loopback without CURVE")
 
 
@@ -92,9 +82,7 @@ class JournalSettings(Strict):
     )
     keep_days: float = Field(90.0, gt=0.0, description="verdicts older than this are dropped")
     keep_verdicts: int = Field(5_000_000, ge=1000, description="at most this many verdicts are kept")
-    archive: Literal["fail", "never"] = Field(
-        "fail", description="which pictures are kept beside the journal"
-    )
+    archive: Literal["fail", "never"] = Field("fail", description="which pictures are kept beside the journal")
     archive_mb: float = Field(2000.0, ge=0.0, description="budget of the pictures; the oldest go first")
     min_free_mb: float = Field(500.0, ge=0.0, description="below this free space no picture is archived")
 
@@ -102,12 +90,8 @@ class JournalSettings(Strict):
 class LogSettings(Strict):
     """The log on stderr."""
 
-    level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="least level that is written"
-    )
-    format: Literal["auto", "json", "console"] = Field(
-        "auto", description="auto: console on a terminal, else json"
-    )
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is written")
+    format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else json")
 
 
 class Settings(BaseSettings):
@@ -132,7 +116,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Only what `sources.load_settings` hands over: it reads file, environment and --set in one known order."""
         return (init_settings,)
@@ -153,7 +137,5 @@ class Settings(BaseSettings):
         for camera in self.cameras:
             if camera.recipe not in self.recipes:
                 known = ", ".join(sorted(self.recipes)) or "none"
-                raise ValueError(
-                    f"cameras.{camera.name}.recipe: no recipe {camera.recipe!r} (there are: {known})"
-                )
+                raise ValueError(f"cameras.{camera.name}.recipe: no recipe {camera.recipe!r} (there are: {known})")
         return self

@@ -15,9 +15,7 @@ class SimulatedSettings(Strict):
 
     seed: int = Field(1, ge=0, description="the same seed gives the same product and the same parts")
     defect_rate: float = Field(0.1, ge=0.0, le=1.0, description="share of parts that carry a defect")
-    family: str | None = Field(
-        None, description="family of parts of the generator; left out: drawn from the seed"
-    )
+    family: str | None = Field(None, description="family of parts of the generator; left out: drawn from the seed")
     width: int = Field(640, ge=64, le=8192, description="px")
     height: int = Field(480, ge=64, le=8192, description="px")
 
@@ -29,9 +27,7 @@ class CameraSettings(Strict):
     backend: Literal["simulated", "folder", "genicam", "pylon", "gentl", "opencv"] = Field(
         "simulated", description="which library drives it"
     )
-    recipe: Name = Field(
-        "default", description="the recipe that judges its frames until another is activated"
-    )
+    recipe: Name = Field("default", description="the recipe that judges its frames until another is activated")
     trigger: Literal["free", "software", "hardware"] = Field(
         "free", description="free run, a trigger by command, or a trigger at the camera's line"
     )
@@ -39,7 +35,7 @@ class CameraSettings(Strict):
         None,
         gt=0.0,
         le=1000.0,
-        description="frames per second in free run; left out: the camera's own rate (folder: as fast as inspection goes)",
+        description="frames per second in free run; left out: the camera's own rate (folder: as fast as it is read)",
     )
     path: Path | None = Field(None, description="folder: where the pictures are; opencv: a video file")
     loop: bool = Field(False, description="folder, opencv file: start again at the end")

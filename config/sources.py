@@ -97,9 +97,7 @@ def _pattern(path: tuple[str, ...]) -> tuple[str, ...]:
     return (path[0], "*", *path[2:]) if path[0] == "cameras" else path
 
 
-def _assign(
-    tree: dict[str, Any], path: list[str], text: str, base: Path, source: str, *, any_case: bool
-) -> None:
+def _assign(tree: dict[str, Any], path: list[str], text: str, base: Path, source: str, *, any_case: bool) -> None:
     """Put one value into the tree. Only names that exist are accepted; a camera must be there already."""
     if path[0] == "cameras" and "cameras" not in tree:
         tree["cameras"] = {
@@ -118,12 +116,7 @@ def _assign(
             match = part
         kind = _child(kind, match, depth, path)
         if depth == len(path) - 1:
-            if (
-                kind is not None
-                and kind is not dict
-                and isinstance(kind, type)
-                and issubclass(kind, BaseModel)
-            ):
+            if kind is not None and kind is not dict and isinstance(kind, type) and issubclass(kind, BaseModel):
                 raise ConfigError(f"{source}: {'.'.join(path)!r} is a table; name a key inside it")
             value: Any = _value(text, source)
             if _pattern((*path[:-1], match)) in _PATH_KEYS and isinstance(value, str):
@@ -189,9 +182,7 @@ def explain(error: ValidationError, root: type[BaseModel], where: str, cameras: 
         message = f"{where}: unknown key {'.'.join(location)!r}{hint}"
     else:
         text = first["msg"].removeprefix("Value error, ")
-        shown = (
-            "" if isinstance(data, dict | BaseModel) or first["type"] == "missing" else f" (given: {data!r})"
-        )
+        shown = "" if isinstance(data, dict | BaseModel) or first["type"] == "missing" else f" (given: {data!r})"
         key = ".".join(location)
         message = f"{where}: {key}: {text}{shown}" if key else f"{where}: {text}"
     more = error.error_count() - 1

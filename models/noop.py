@@ -52,8 +52,6 @@ class NoopEngine:
             mask[y : y + edge, x : x + edge] = True
             defect = Defect((x, y, edge, edge), edge * edge, (x + (edge - 1) / 2, y + (edge - 1) / 2), 1.0)
             self._cached = {
-                (height, width): InspectionResult(
-                    mask.astype(np.float32), mask, 1.0, 0.5, [defect], {"total": 0.0}
-                )
+                (height, width): InspectionResult(mask.astype(np.float32), mask, 1.0, 0.5, [defect], {"total": 0.0})
             }
         return Judgement(self._cached[(height, width)])

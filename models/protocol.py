@@ -12,7 +12,7 @@ from typing import Any
 import msgpack
 
 PACKET_BYTES = 200_000
-"""Largest packet, below Linux' default socket buffer. A result with many defects is cut to what fits, see MAX_DEFECTS."""
+"""Largest packet, below Linux' default socket buffer; see MAX_DEFECTS for what keeps a result below it."""
 
 MAX_DEFECTS = 1000
 """Defects that travel with one result, largest first; the mask always holds all of them."""
@@ -28,15 +28,13 @@ def pack(message: Message) -> bytes:
 
 def unpack(data: bytes) -> Message:
     """One message from bytes. Raises ValueError where it is not a map with an `op`."""
-    message = msgpack.unpackb(data, raw=False, strict_map_key=True, max_buffer_size=PACKET_BYTES)
+    message = msgpack.unpackb(data, raw=False, strict_map_key=True)
     if not isinstance(message, dict) or not isinstance(message.get("op"), str):
         raise ValueError("not a message")
     return message
 
 
-def load(
-    bundle: str, device: str, precision: str, threads: int | None, recipes: dict[str, dict[str, Any]]
-) -> Message:
+def load(bundle: str, device: str, precision: str, threads: int | None, recipes: dict[str, dict[str, Any]]) -> Message:
     """Load and warm the models. `recipes` maps names to `Recipe.model_dump(mode="json")`."""
     return {
         "op": "load",
@@ -48,9 +46,7 @@ def load(
     }
 
 
-def inspect(
-    job: int, slot: int, height: int, width: int, recipe: str, deadline_mono: float | None
-) -> Message:
+def inspect(job: int, slot: int, height: int, width: int, recipe: str, deadline_mono: float | None) -> Message:
     """Judge the picture in `slot` by the recipe of that key (a name and a version, see `recipe`)."""
     return {
         "op": "inspect",

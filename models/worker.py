@@ -115,9 +115,7 @@ class Worker:
             result = judgement.result
             mask = self._slots.mask(slot, height, width, refined=op == "refined")
             np.multiply(result.mask, np.uint8(255), out=mask, casting="unsafe")
-            np.multiply(
-                result.anomaly_map, 255.0, out=self._slots.anomaly_map(slot, height, width), casting="unsafe"
-            )
+            np.multiply(result.anomaly_map, 255.0, out=self._slots.anomaly_map(slot, height, width), casting="unsafe")
             largest = sorted(result.defects, key=lambda defect: -defect.area_px)[: protocol.MAX_DEFECTS]
             self._send(
                 op,

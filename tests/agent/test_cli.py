@@ -12,16 +12,12 @@ def test_check_prints_a_configuration_that_checks_again(tmp_path: Path) -> None:
     assert first.returncode == 0
     file = tmp_path / "effective.toml"
     file.write_text(first.stdout)
-    second = subprocess.run(
-        [*CLI, "check", "--config", str(file)], capture_output=True, text=True, timeout=60
-    )
+    second = subprocess.run([*CLI, "check", "--config", str(file)], capture_output=True, text=True, timeout=60)
     assert second.stdout == first.stdout
 
 
 def test_wrong_key_exits_2_with_one_line() -> None:
-    done = subprocess.run(
-        [*CLI, "check", "--set", "log.levle=info"], capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([*CLI, "check", "--set", "log.levle=info"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "did you mean 'level'" in done.stderr

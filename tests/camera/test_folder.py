@@ -23,9 +23,7 @@ def test_each_picture_once_sorted_with_depths_and_faults(tmp_path: Path) -> None
     (tmp_path / "b").mkdir()
     cv2.imwrite(str(tmp_path / "a.png"), colour)
     cv2.imwrite(str(tmp_path / "b" / "deep.png"), np.full((8, 10), 65535, np.uint16))
-    whole = cv2.imencode(".jpg", np.random.default_rng(1).integers(0, 255, (64, 64, 3), np.uint8))[
-        1
-    ].tobytes()
+    whole = cv2.imencode(".jpg", np.random.default_rng(1).integers(0, 255, (64, 64, 3), np.uint8))[1].tobytes()
     (tmp_path / "c.jpg").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "d.png").write_bytes(b"")
     with make_camera(settings(tmp_path)) as camera:

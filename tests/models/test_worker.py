@@ -1,4 +1,4 @@
-"""The real worker process over a real socket pair and ring: loads, answers pings, judges, ends with the agent."""
+"""The real worker process over a real socket pair and ring: loads, judges, ends with the agent."""
 
 import socket
 import subprocess
