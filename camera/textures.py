@@ -117,7 +117,7 @@ def _wood(m: Material, rng: Rng, h: int, w: int, unit: float, light: tuple[float
 def _leather(m: Material, rng: Rng, h: int, w: int, unit: float, light: tuple[float, float]) -> Picture:
     cell = (5 + 12 * m.scale) * unit
     ridges = np.minimum(np.abs(cloud(rng, h, w, cell)), np.abs(cloud(rng, h, w, cell * 1.4)))
-    ridges = np.minimum(ridges, 0.6)
+    ridges = np.minimum(ridges, np.float32(0.6)).astype(np.float32)
     plane: Plane = emboss(ridges, light, 0.8 + 1.2 * m.strength) * (0.85 + 0.35 * ridges)
     plane *= 1 + 0.06 * cloud(rng, h, w, 150 * unit, 2)
     return tint(plane, m.colour)
@@ -218,7 +218,8 @@ def _mesh(m: Material, rng: Rng, h: int, w: int, unit: float, light: tuple[float
     wires = np.sqrt(np.maximum(wire_x, wire_y)).astype(np.float32) * (1 + 0.05 * grain(rng, h, w))
     back = tint(1 + 0.05 * cloud(rng, h, w, 120 * unit), m.second * 0.5)
     cover = np.clip(wires * 3, 0, 1)[:, :, None]
-    return back * (1 - cover) + tint(0.35 + 0.75 * wires, m.colour) * cover
+    picture: Picture = back * (1 - cover) + tint(0.35 + 0.75 * wires, m.colour) * cover
+    return picture
 
 
 def _perforated(m: Material, rng: Rng, h: int, w: int, unit: float, light: tuple[float, float]) -> Picture:
