@@ -118,7 +118,8 @@ def _leather(m: Material, rng: Rng, h: int, w: int, unit: float, light: tuple[fl
     cell = (5 + 12 * m.scale) * unit
     ridges = np.minimum(np.abs(cloud(rng, h, w, cell)), np.abs(cloud(rng, h, w, cell * 1.4)))
     ridges = np.minimum(ridges, np.float32(0.6)).astype(np.float32)
-    plane: Plane = emboss(ridges, light, 0.8 + 1.2 * m.strength) * (0.85 + 0.35 * ridges)
+    relief = emboss(ridges, light, 0.8 + 1.2 * m.strength)
+    plane: Plane = (relief * (0.85 + 0.35 * ridges)).astype(np.float32)
     plane *= 1 + 0.06 * cloud(rng, h, w, 150 * unit, 2)
     return tint(plane, m.colour)
 
