@@ -1,14 +1,21 @@
 """The command line."""
 
+import asyncio
+import itertools
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 import tomli_w
+import zmq
 
 from flawline import __version__
-from flawline.config.errors import FlawlineError
+from flawline.agent.app import run_agent
+from flawline.agent.wire import unpack
+from flawline.config.errors import ConfigError, FlawlineError
+from flawline.config.logging import set_up_logging
 from flawline.config.sources import load_settings
 
 
@@ -19,12 +26,46 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option("--config", "file", type=click.Path(path_type=Path), help="the TOML file to check")
+@click.option("--config", "file", type=click.Path(path_type=Path), help="the TOML file")
 @click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="override one key")
-def check(file: Path | None, overrides: tuple[str, ...]) -> None:
-    """Validate a configuration and print the effective one."""
+@click.option("--frames", type=click.IntRange(min=1), help="stop after so many verdicts")
+@click.option("--check", is_flag=True, help="validate, print the effective configuration, and stop")
+def run(file: Path | None, overrides: tuple[str, ...], frames: int | None, check: bool) -> None:
+    """Run the agent."""
     settings = load_settings(file, overrides)
-    click.echo(tomli_w.dumps(_without_none(settings.model_dump(mode="json"))), nl=False)
+    if check:
+        click.echo(tomli_w.dumps(_without_none(settings.model_dump(mode="json"))), nl=False)
+        return
+    set_up_logging(settings.log, station=settings.station)
+    sys.exit(asyncio.run(run_agent(settings, frames)))
+
+
+@cli.command()
+@click.option("--endpoint", default="tcp://127.0.0.1:5555", show_default=True, help="where an agent publishes")
+@click.option("--topic", default="verdict/", show_default=True, help="topics that begin so")
+@click.option("--count", type=click.IntRange(min=1), help="stop after so many messages")
+@click.option("--json", "as_json", is_flag=True, help="one JSON object a line")
+def subscribe(endpoint: str, topic: str, count: int | None, as_json: bool) -> None:
+    """Print verdicts as they arrive."""
+    context = zmq.Context()
+    socket = context.socket(zmq.SUB)
+    socket.setsockopt(zmq.SUBSCRIBE, topic.encode())
+    try:
+        socket.connect(endpoint)
+        for _ in range(count) if count else itertools.count():
+            name, header, *_rest = socket.recv_multipart()
+            message = unpack(header)
+            if as_json:
+                click.echo(json.dumps(message))
+            else:
+                shown = {key: message.get(key) for key in ("seq", "camera", "frame_id", "result", "reason", "score")}
+                click.echo(f"{name.decode()} " + " ".join(f"{key}={value}" for key, value in shown.items()))
+    except zmq.ZMQError as error:
+        raise ConfigError(f"--endpoint {endpoint}: {error}") from error
+    except KeyboardInterrupt:
+        pass
+    finally:
+        context.destroy(linger=0)
 
 
 def _without_none(value: Any) -> Any:

@@ -1,0 +1,177 @@
+"""The agent's end of the worker: starts it, asks whether it lives, replaces it when it dies or hangs."""
+
+import asyncio
+import contextlib
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from flawline.camera.ring import FrameRing
+from flawline.config.errors import BundleError, WorkerError
+from flawline.config.settings import ModelSettings, WorkerSettings
+from flawline.models import protocol
+from flawline.models.protocol import Message
+
+log = structlog.get_logger()
+_PING_EVERY_S = 1.0
+
+
+class WorkerClient:
+    """One worker process at a time. `on_message` gets what it says, `on_lost` is called when it is gone."""
+
+    def __init__(
+        self,
+        ring: FrameRing,
+        model: ModelSettings,
+        settings: WorkerSettings,
+        recipes: dict[str, dict[str, Any]],
+        on_message: Callable[[Message], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self._ring = ring
+        self._model = model
+        self._settings = settings
+        self._recipes = recipes
+        self._on_message = on_message
+        self._on_lost = on_lost
+        self._process: asyncio.subprocess.Process | None = None
+        self._channel: socket.socket | None = None
+        self._deaths: deque[float] = deque()
+        self.ready = False
+        self.healthy = True
+        self.restarts = 0
+        self.about: dict[str, Any] = {}
+        self._pong = 0.0
+        self.busy_since: float | None = None
+
+    async def start(self) -> None:
+        """Start the process and wait until its models are warm. Raises BundleError, WorkerError."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "flawline.models.worker", str(theirs.fileno()), str(self._ring.fd)),
+                *(str(self._ring.slots), str(self._ring.max_pixels), self._settings.engine),
+                pass_fds=(theirs.fileno(), self._ring.fd),
+                stdin=asyncio.subprocess.DEVNULL,
+            )
+        finally:
+            theirs.close()
+        self._channel = ours
+        model = self._model
+        self.send(protocol.load(model.bundle, model.device, model.precision, model.threads, self._recipes))
+        try:
+            async with asyncio.timeout(self._settings.start_limit_s):
+                message = await self._receive()
+        except TimeoutError as error:
+            await self._kill()
+            raise WorkerError(
+                f"the worker was not ready within worker.start_limit_s = {self._settings.start_limit_s:g}",
+                "worker_lost",
+            ) from error
+        if message is None or message["op"] != "ready":
+            await self._kill()
+            raise BundleError(
+                message["error"] if message else "the worker ended while it was loading; see the log above"
+            )
+        self.about = message["about"]
+        self.ready = True
+        self.busy_since = None
+        self._pong = time.monotonic()
+        log.info("worker_ready", pid=message["pid"], seconds=round(message["seconds"], 2), **self.about)
+
+    def send(self, message: Message) -> bool:
+        """Hand over one message; False where no worker is there to take it."""
+        if self._channel is None:
+            return False
+        try:
+            self._channel.send(protocol.pack(message))
+        except (BlockingIOError, OSError):
+            return False
+        return True
+
+    async def _receive(self) -> Message | None:
+        assert self._channel is not None
+        try:
+            data = await asyncio.get_running_loop().sock_recv(self._channel, protocol.PACKET_BYTES)
+        except OSError:
+            return None
+        return protocol.unpack(data) if data else None
+
+    async def run(self) -> None:
+        """Serve until cancelled, over as many processes as it takes."""
+        while True:
+            async with asyncio.TaskGroup() as group:
+                watch = group.create_task(self._watch())
+                while (message := await self._receive()) is not None:
+                    if message["op"] == "pong":
+                        self._pong = time.monotonic()
+                    else:
+                        self._on_message(message)
+                watch.cancel()
+            self.ready = False
+            await self._kill()
+            log.error("worker_lost", restarts=self.restarts)
+            self._on_lost()
+            await self._replace()
+
+    async def _watch(self) -> None:
+        """Kill a worker that neither answers pings nor finishes its job in time; its socket then ends."""
+        number = 0
+        while True:
+            number += 1
+            self.send({"op": "ping", "n": number})
+            await asyncio.sleep(_PING_EVERY_S)
+            now = time.monotonic()
+            silent = now - self._pong > self._settings.ping_limit_s
+            stuck = self.busy_since is not None and now - self.busy_since > self._settings.job_limit_s
+            if (silent or stuck) and self._process is not None:
+                log.error("worker_hangs", silent=silent, stuck=stuck)
+                with contextlib.suppress(ProcessLookupError):
+                    self._process.kill()
+
+    async def _replace(self) -> None:
+        """Start another one, but not more often than allowed a minute."""
+        while True:
+            now = time.monotonic()
+            while self._deaths and now - self._deaths[0] > 60:
+                self._deaths.popleft()
+            if len(self._deaths) < self._settings.restarts_per_minute:
+                self._deaths.append(now)
+                try:
+                    await self.start()
+                except (BundleError, WorkerError) as error:
+                    log.error("worker_does_not_start", error=str(error))
+                else:
+                    self.healthy = True
+                    self.restarts += 1
+                    return
+            elif self.healthy:
+                self.healthy = False
+                log.error("worker_unhealthy", restarts_per_minute=self._settings.restarts_per_minute)
+            await asyncio.sleep(0.5)
+
+    async def _kill(self) -> None:
+        self.ready = False
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+            self._process = None
+
+    async def stop(self) -> None:
+        """Ask it to end, and make it end."""
+        self.send({"op": "stop"})
+        if self._process is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(3):
+                    await self._process.wait()
+        await self._kill()

@@ -1,0 +1,117 @@
+"""The real program from outside: pictures in, one verdict each at a subscriber of its own, nothing left behind."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+CLI = [sys.executable, "-c", "from flawline.agent.cli import main; main()"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> Iterator[tuple[list[str], str, Path]]:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    rng = np.random.default_rng(1)
+    for number in range(12):
+        cv2.imwrite(str(pictures / f"{number:02}.png"), rng.integers(0, 255, (48, 64, 3), np.uint8))
+    (pictures / "05.png").write_bytes(b"broken")
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    config = tmp_path / "line.toml"
+    config.write_text(
+        f'[[cameras]]\nname = "top"\nbackend = "folder"\npath = "pictures"\n'
+        f'[publish]\nendpoint = "{endpoint}"\n[journal]\npath = "state"\n'
+    )
+    yield [*CLI, "run", "--config", str(config)], endpoint, tmp_path
+    workers = subprocess.run(["pgrep", "-f", "flawline.models.worker"], capture_output=True, text=True).stdout
+    assert not workers.split(), "a worker was left behind"
+
+
+def subscriber(endpoint: str, count: int) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [*CLI, "subscribe", "--endpoint", endpoint, "--count", str(count), "--json"], stdout=subprocess.PIPE, text=True
+    )
+    time.sleep(1.0)  # it must be connecting before the agent binds
+    return process
+
+
+def test_one_verdict_for_every_picture_gapless_over_a_restart(line: tuple[list[str], str, Path]) -> None:
+    run, endpoint, _ = line
+    seqs: list[int] = []
+    for _ in range(2):
+        receiver = subscriber(endpoint, 12)
+        done = subprocess.run([*run, "--frames", "12"], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        verdicts = [json.loads(text) for text in receiver.communicate(timeout=20)[0].splitlines()]
+        assert [verdict["frame_id"] for verdict in verdicts].count(5) == 1
+        assert sorted(verdict["frame_id"] for verdict in verdicts) == list(range(12))
+        wrong = [verdict for verdict in verdicts if verdict["result"] == "error"]
+        assert [(verdict["frame_id"], verdict["reason"]) for verdict in wrong] == [(5, "bad_frame")]
+        assert "05.png" in wrong[0]["detail"]
+        seqs += [verdict["seq"] for verdict in verdicts]
+    assert seqs == list(range(1, 25))
+
+
+def test_sigterm_drains_and_a_killed_agent_takes_its_worker_along(line: tuple[list[str], str, Path]) -> None:
+    run, _, folder = line
+    with (folder / "log").open("w+") as text:
+        agent = subprocess.Popen([*run, "--set", "cameras.top.loop=true", "--set", "cameras.top.fps=50"], stderr=text)
+        wait_for(folder / "log", "worker_ready")
+        time.sleep(0.5)
+        agent.send_signal(signal.SIGTERM)
+        assert agent.wait(20) == 0
+    with (folder / "log").open("w+") as text:
+        agent = subprocess.Popen(run, stderr=text)
+        wait_for(folder / "log", "worker_ready")
+        worker = int(json.loads(next(row for row in text_lines(folder / "log") if "worker_ready" in row))["pid"])
+        agent.kill()
+        agent.wait(10)
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and running(worker):
+        time.sleep(0.05)
+    assert not running(worker)
+
+
+def test_a_port_in_use_is_one_line_and_exit_2(line: tuple[list[str], str, Path]) -> None:
+    run, endpoint, _ = line
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", int(endpoint.rsplit(":", 1)[1])))
+        other.listen()
+        done = subprocess.run(run, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert endpoint in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def text_lines(file: Path) -> list[str]:
+    return file.read_text().splitlines()
+
+
+def wait_for(file: Path, word: str) -> None:
+    deadline = time.monotonic() + 30
+    while word not in file.read_text():
+        assert time.monotonic() < deadline, file.read_text()
+        time.sleep(0.05)
+
+
+def running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
