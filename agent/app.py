@@ -72,7 +72,7 @@ async def run_agent(settings: Settings, frames_limit: int | None = None) -> int:
                 grabbing = [services.create_task(pipeline.run_camera(camera, recipe)) for camera, recipe in cameras]
                 waits = [services.create_task(stop.wait()), services.create_task(pipeline.done.wait())]
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-                pipeline.stopping.set()
+                await pipeline.stop_intake()
                 for wait in waits:
                     wait.cancel()
                 await asyncio.wait(grabbing, timeout=5)

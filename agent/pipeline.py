@@ -54,6 +54,7 @@ class Pipeline:
         self._decided: asyncio.Queue[tuple[Job, dict[str, Any]]] = asyncio.Queue()
         self._room = asyncio.Condition()
         self._journal_fails = False
+        self._on_their_way: Counter[str] = Counter()
         self.accepted = 0
         self.counts: Counter[str] = Counter()
         self.stopping = asyncio.Event()
@@ -91,10 +92,8 @@ class Pipeline:
     async def _grab_all(self, camera: Camera, recipe: ActiveRecipe, thread: ThreadPoolExecutor) -> None:
         loop = asyncio.get_running_loop()
         while not self.stopping.is_set():
-            if camera.patient and self._queued(camera.name) >= self._settings.worker.queue_depth:
-                async with self._room:
-                    await self._room.wait()
-                continue
+            if camera.patient:
+                await self._wait_for_room(camera.name)
             job = Job(0, camera.name, recipe, 0, 0.0)
             frame, trouble = await loop.run_in_executor(thread, partial(self._grab, camera, job))
             if frame is None:
@@ -104,6 +103,12 @@ class Pipeline:
                 self.stopping.set()
                 return
             self._accept(job, frame, trouble)
+
+    async def _wait_for_room(self, camera: str) -> None:
+        """Until fewer of a patient camera's frames are on their way than may wait: then it never overruns."""
+        depth = self._settings.worker.queue_depth
+        async with self._room:
+            await self._room.wait_for(lambda: self._on_their_way[camera] < depth or self.stopping.is_set())
 
     def _grab(self, camera: Camera, job: Job) -> tuple[Frame | None, tuple[Reason, str] | None]:
         """On the camera's thread: the next frame, copied once, from the driver's buffer into its slot."""
@@ -129,6 +134,7 @@ class Pipeline:
     def _accept(self, job: Job, frame: Frame, trouble: tuple[Reason, str] | None) -> None:
         """From here on the frame is owed a verdict."""
         self.accepted += 1
+        self._on_their_way[job.camera] += 1
         job.number = next(self._numbers)
         job.frame_id, job.t_grab, job.t_trigger = frame.frame_id, frame.t_grab, frame.t_grab
         job.mono = job.queued_mono = time.monotonic()
@@ -220,6 +226,7 @@ class Pipeline:
             for job, header in batch:
                 await self._send_mask(job, header)
                 self._let_go(job)
+                self._on_their_way[job.camera] -= 1
             if self._limit is not None and self.counts.total() >= self._limit:
                 self.done.set()
             async with self._room:
@@ -259,6 +266,12 @@ class Pipeline:
         if job.slot is not None:
             self._ring.release(job.slot)
             job.slot = None
+
+    async def stop_intake(self) -> None:
+        """No camera grabs another frame."""
+        self.stopping.set()
+        async with self._room:
+            self._room.notify_all()
 
     async def drain(self, limit_s: float) -> None:
         """At a stop: judge what was accepted, for so long; answer the rest; publish it all."""

@@ -28,7 +28,7 @@ def line(tmp_path: Path) -> Iterator[tuple[list[str], str, Path]]:
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     rng = np.random.default_rng(1)
-    for number in range(12):
+    for number in range(60):
         cv2.imwrite(str(pictures / f"{number:02}.png"), rng.integers(0, 255, (48, 64, 3), np.uint8))
     (pictures / "05.png").write_bytes(b"broken")
     endpoint = f"tcp://127.0.0.1:{free_port()}"
@@ -54,17 +54,17 @@ def test_one_verdict_for_every_picture_gapless_over_a_restart(line: tuple[list[s
     run, endpoint, _ = line
     seqs: list[int] = []
     for _ in range(2):
-        receiver = subscriber(endpoint, 12)
-        done = subprocess.run([*run, "--frames", "12"], capture_output=True, text=True, timeout=60)
+        receiver = subscriber(endpoint, 60)
+        done = subprocess.run([*run, "--frames", "60"], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         verdicts = [json.loads(text) for text in receiver.communicate(timeout=20)[0].splitlines()]
         assert [verdict["frame_id"] for verdict in verdicts].count(5) == 1
-        assert sorted(verdict["frame_id"] for verdict in verdicts) == list(range(12))
+        assert sorted(verdict["frame_id"] for verdict in verdicts) == list(range(60))
         wrong = [verdict for verdict in verdicts if verdict["result"] == "error"]
         assert [(verdict["frame_id"], verdict["reason"]) for verdict in wrong] == [(5, "bad_frame")]
         assert "05.png" in wrong[0]["detail"]
         seqs += [verdict["seq"] for verdict in verdicts]
-    assert seqs == list(range(1, 25))
+    assert seqs == list(range(1, 121))
 
 
 def test_sigterm_drains_and_a_killed_agent_takes_its_worker_along(line: tuple[list[str], str, Path]) -> None:
