@@ -6,16 +6,19 @@ import os
 import secrets
 import signal
 import time
+from collections.abc import Callable
+from functools import partial
 
 import structlog
 import zmq.asyncio
 
 from flawline import __version__
+from flawline.agent.control import Control
 from flawline.agent.journal import Journal
 from flawline.agent.pipeline import Pipeline
 from flawline.agent.publisher import Publisher
 from flawline.agent.verdict import ActiveRecipe, VerdictWriter
-from flawline.agent.wire import STATUS_SCHEMA
+from flawline.agent.wire import STATUS_SCHEMA, Header
 from flawline.agent.worker_client import WorkerClient
 from flawline.camera.registry import make_camera
 from flawline.camera.ring import FrameRing
@@ -53,6 +56,8 @@ async def run_agent(settings: Settings, frames_limit: int | None = None) -> int:
             ring, settings.model, settings.worker, tables, pipeline.on_message, pipeline.on_worker_lost
         )
         pipeline.worker = worker
+        status = partial(station_status, pipeline, worker, journal, boot_id)
+        control = Control(context, settings.control, pipeline, status)
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -67,7 +72,8 @@ async def run_agent(settings: Settings, frames_limit: int | None = None) -> int:
                 tasks = [
                     services.create_task(worker.run()),
                     services.create_task(pipeline.publish_all()),
-                    services.create_task(_say_status(publisher, pipeline, worker, journal, boot_id)),
+                    services.create_task(_say_status(publisher, pipeline, worker, status)),
+                    services.create_task(control.serve()),
                 ]
                 grabbing = [services.create_task(pipeline.run_camera(camera, recipe)) for camera, recipe in cameras]
                 waits = [services.create_task(stop.wait()), services.create_task(pipeline.done.wait())]
@@ -83,11 +89,12 @@ async def run_agent(settings: Settings, frames_limit: int | None = None) -> int:
                     task.cancel()
         finally:
             await worker.stop()
+            control.close()
             pipeline.close()
             publisher.close()
         log.info("stopped", **pipeline.counts)
     finally:
-        context.term()
+        context.destroy(linger=2000)
         journal.close()
         if ring is not None:
             ring.close()
@@ -95,23 +102,26 @@ async def run_agent(settings: Settings, frames_limit: int | None = None) -> int:
 
 
 async def _say_status(
-    publisher: Publisher, pipeline: Pipeline, worker: WorkerClient, journal: Journal, boot_id: str
+    publisher: Publisher, pipeline: Pipeline, worker: WorkerClient, status: Callable[[], Header]
 ) -> None:
     """Once a second, so that silence means a fault."""
     while True:
         if not worker.healthy:
             pipeline.on_worker_unhealthy()
-        state = "stopping" if pipeline.stopping.is_set() else "running" if worker.ready else "degraded"
-        await publisher.status(
-            {
-                "schema": STATUS_SCHEMA,
-                "boot_id": boot_id,
-                "t": time.time_ns(),
-                "last_seq": journal.last_seq,
-                "seq_jump": list(journal.seq_jump) if journal.seq_jump else None,
-                "state": state,
-                "worker": {"ready": worker.ready, "healthy": worker.healthy, "restarts": worker.restarts},
-                **pipeline.status(),
-            }
-        )
+        await publisher.status(status())
         await asyncio.sleep(1.0)
+
+
+def station_status(pipeline: Pipeline, worker: WorkerClient, journal: Journal, boot_id: str) -> Header:
+    """What the station is doing, for subscribers and for the `status` command."""
+    state = "stopping" if pipeline.stopping.is_set() else "running" if worker.ready else "degraded"
+    return {
+        "schema": STATUS_SCHEMA,
+        "boot_id": boot_id,
+        "t": time.time_ns(),
+        "last_seq": journal.last_seq,
+        "seq_jump": list(journal.seq_jump) if journal.seq_jump else None,
+        "state": state,
+        "worker": {"pid": worker.pid, "ready": worker.ready, "healthy": worker.healthy, "restarts": worker.restarts},
+        **pipeline.status(),
+    }

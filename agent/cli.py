@@ -13,6 +13,7 @@ import zmq
 
 from flawline import __version__
 from flawline.agent.app import run_agent
+from flawline.agent.control import ask
 from flawline.agent.wire import unpack
 from flawline.config.errors import ConfigError, FlawlineError
 from flawline.config.logging import set_up_logging
@@ -66,6 +67,20 @@ def subscribe(endpoint: str, topic: str, count: int | None, as_json: bool) -> No
         pass
     finally:
         context.destroy(linger=0)
+
+
+@cli.command()
+@click.option("--from-seq", type=click.IntRange(min=1), required=True, help="the first verdict")
+@click.option("--to-seq", type=click.IntRange(min=1), help="the last verdict; left out: the newest")
+@click.option("--endpoint", default="tcp://127.0.0.1:5556", show_default=True, help="where an agent takes commands")
+def replay(from_seq: int, to_seq: int | None, endpoint: str) -> None:
+    """Fetch journalled verdicts from a running agent, one JSON object a line."""
+    done = False
+    while not done:
+        reply = ask(endpoint, {"cmd": "replay", "id": 1, "from_seq": from_seq, "to_seq": to_seq})
+        for verdict in reply["verdicts"]:
+            click.echo(json.dumps(verdict))
+        from_seq, done = reply["next_seq"], reply["done"]
 
 
 def _without_none(value: Any) -> Any:

@@ -4,9 +4,10 @@ import asyncio
 import itertools
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -24,6 +25,7 @@ from flawline.config.settings import Settings
 from flawline.models import protocol
 
 log = structlog.get_logger()
+T = TypeVar("T")
 _IN_FLIGHT = 2  # one that is judged and one that is ready to be
 
 
@@ -44,7 +46,7 @@ class Pipeline:
         self._ring = ring
         self._recipes = recipes
         self._writer = writer
-        self._journal = journal
+        self.journal = journal
         self._journal_thread = ThreadPoolExecutor(1, "journal")
         self._publisher = publisher
         self._limit = frames_limit
@@ -236,16 +238,16 @@ class Pipeline:
         """On the journal's thread. A disk that refuses does not stop the line: the verdict says so."""
         for header in headers:
             header["t_publish"] = time.time_ns()
-            self._journal.number(header)
+            self.journal.number(header)
         try:
-            self._journal.append([(header, None) for header in headers])
+            self.journal.append([(header, None) for header in headers])
         except JournalError as error:
             if not self._journal_fails:
                 log.error("journal_fails", error=str(error))
             self._journal_fails = True
             for header in headers:
                 header["journalled"] = False
-            self._journal.used_without_journal(headers[-1]["seq"])
+            self.journal.used_without_journal(headers[-1]["seq"])
         else:
             if self._journal_fails:
                 log.info("journal_back")
@@ -286,6 +288,10 @@ class Pipeline:
         async with self._room:
             await self._room.wait_for(lambda: self.counts.total() >= self.accepted)
 
+    async def on_journal(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Run one of the journal's methods on its thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._journal_thread, work, *arguments)
+
     def close(self) -> None:
         """End the journal's thread."""
         self._journal_thread.shutdown()
@@ -296,5 +302,5 @@ class Pipeline:
             "triggers": self.accepted,
             **{result: self.counts[result] for result in ("pass", "fail", "error")},
             "waiting": len(self._waiting),
-            "journal": {"ok": not self._journal_fails, "set_aside": str(self._journal.set_aside or "") or None},
+            "journal": {"ok": not self._journal_fails, "set_aside": str(self.journal.set_aside or "") or None},
         }

@@ -49,6 +49,11 @@ class WorkerClient:
         self._pong = 0.0
         self.busy_since: float | None = None
 
+    @property
+    def pid(self) -> int | None:
+        """The process that judges now."""
+        return self._process.pid if self._process is not None else None
+
     async def start(self) -> None:
         """Start the process and wait until its models are warm. Raises BundleError, WorkerError."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

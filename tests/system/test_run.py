@@ -9,10 +9,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+
+from flawline.agent.control import ask
 
 CLI = [sys.executable, "-c", "from flawline.agent.cli import main; main()"]
 
@@ -36,6 +39,7 @@ def line(tmp_path: Path) -> Iterator[tuple[list[str], str, Path]]:
     config.write_text(
         f'[[cameras]]\nname = "top"\nbackend = "folder"\npath = "pictures"\n'
         f'[publish]\nendpoint = "{endpoint}"\n[journal]\npath = "state"\n'
+        f'[control]\nendpoint = "tcp://127.0.0.1:{free_port()}"\n'
     )
     yield [*CLI, "run", "--config", str(config)], endpoint, tmp_path
     workers = subprocess.run(["pgrep", "-f", "flawline.models.worker"], capture_output=True, text=True).stdout
@@ -87,6 +91,34 @@ def test_sigterm_drains_and_a_killed_agent_takes_its_worker_along(line: tuple[li
     assert not running(worker)
 
 
+def test_a_killed_worker_costs_no_verdict_and_replay_gives_them_all(line: tuple[list[str], str, Path]) -> None:
+    run, _, folder = line
+    control = f"tcp://127.0.0.1:{free_port()}"
+    more = ["--set", "cameras.top.loop=true", "--set", "cameras.top.fps=100", "--set", f"control.endpoint={control}"]
+    with (folder / "log").open("w+") as text:
+        agent = subprocess.Popen([*run, *more], stderr=text)
+        for restarts in range(2):
+            status = wait_for_worker(control, restarts)
+            time.sleep(0.3)
+            os.kill(status["worker"]["pid"], signal.SIGKILL)
+        wait_for_worker(control, 2)
+        for request in ({"cmd": "nothing"}, {"cmd": "replay", "from_seq": "x"}, {"cmd": "replay", "from_seq": -1}):
+            with pytest.raises(ValueError, match=r"cmd|from_seq"):
+                ask(control, request)
+        status = ask(control, {"cmd": "status", "id": 1})
+        assert status["triggers"] - (status["pass"] + status["fail"] + status["error"]) <= 12
+        done = subprocess.run(
+            [*CLI, "replay", "--from-seq", "1", "--endpoint", control], capture_output=True, text=True, timeout=60
+        )
+        verdicts = [json.loads(row) for row in done.stdout.splitlines()]
+        agent.send_signal(signal.SIGTERM)
+        assert agent.wait(20) == 0
+    assert len(verdicts) >= status["last_seq"]
+    assert [verdict["seq"] for verdict in verdicts] == list(range(1, len(verdicts) + 1))
+    assert [verdict["frame_id"] for verdict in verdicts] == list(range(len(verdicts)))
+    assert {verdict["reason"] for verdict in verdicts} <= {None, "bad_frame", "worker_lost"}
+
+
 def test_a_port_in_use_is_one_line_and_exit_2(line: tuple[list[str], str, Path]) -> None:
     run, endpoint, _ = line
     with socket.socket() as other:
@@ -96,6 +128,17 @@ def test_a_port_in_use_is_one_line_and_exit_2(line: tuple[list[str], str, Path])
     assert done.returncode == 2
     assert endpoint in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def wait_for_worker(control: str, restarts: int) -> dict[str, Any]:
+    """The status once the worker that came after so many restarts is ready."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        status = ask(control, {"cmd": "status", "id": 1}, timeout_s=30)
+        if status["worker"]["ready"] and status["worker"]["restarts"] == restarts:
+            return status
+        time.sleep(0.05)
+    raise AssertionError(f"no worker after {restarts} restarts")
 
 
 def text_lines(file: Path) -> list[str]:
