@@ -62,7 +62,8 @@ def dilate(mask: Tensor, shape: str, size: int) -> Tensor:
     height, width = mask.shape[-2:]
     margin = size
     padded = torch.nn.functional.pad(mask, (margin + 1, margin, margin, margin))
-    counts = padded.cumsum(-1, dtype=torch.int32)  # counts[x + margin + 1]: marked pixels up to x
+    # counts[x + margin + 1]: marked pixels up to x; bytes may wrap, a run shorter than 256 still differs
+    counts = padded.cumsum(-1, dtype=torch.uint8 if size < 256 else torch.int32)
     dilated = torch.zeros_like(mask)
     for (first, last), offsets in structuring_rows(shape, size).items():
         before, end = margin + first, margin + 1 + last

@@ -165,7 +165,6 @@ def _spaced(score: Tensor, count: int, geometry: FrameGeometry, settings: Prompt
         return _every_nth(score, count, max(1, int(settings.spacing / (step_x * step_y) + 0.5)))
     limit = settings.spacing if settings.spacing_metric == "sq_euclid" else settings.spacing**2
     limit = max(limit, 1e-9)  # with no spacing at all, a place is still chosen only once
-    score = score.clone()
     axis = torch.arange(size, device=score.device)
     points, present = [], []
     for _ in range(count):
@@ -175,7 +174,8 @@ def _spaced(score: Tensor, count: int, geometry: FrameGeometry, settings: Prompt
         present.append(best > NOTHING)
         far_x = ((axis - x[:, None]) * step_x).square()
         far_y = ((axis - y[:, None]) * step_y).square()
-        score.masked_fill_(far_x[:, None, :] + far_y[:, :, None] < limit, NOTHING)
+        near = far_x[:, None, :] < limit - far_y[:, :, None]
+        score = torch.where(near, NOTHING, score)
     return Places(torch.stack(points, dim=1), torch.stack(present, dim=1))
 
 
