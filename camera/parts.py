@@ -52,10 +52,21 @@ FAMILIES: dict[str, Family] = {
     "perforated": _bare("perforated sheet", "perforated metal", "sheet with holes", kind="perforated"),
     "cloth": Family(("cloth", "fabric", "textile", "woven fabric"), ("weave",), surface=surfaces.cloth),
     "tile": Family(("tile", "tiled surface", "ceramic tile"), ("stone", "plastic", "paint"), surface=surfaces.tile),
-    "stripes": Family(("striped fabric", "fabric", "striped cloth"), ("weave", "knit", "paper"), surface=surfaces.stripes),
-    "pattern": Family(("printed fabric", "printed sheet", "patterned surface"), ("weave", "paper", "plastic", "carpet"), surface=surfaces.pattern),
+    "stripes": Family(
+        ("striped fabric", "fabric", "striped cloth"), ("weave", "knit", "paper"), surface=surfaces.stripes
+    ),
+    "pattern": Family(
+        ("printed fabric", "printed sheet", "patterned surface"),
+        ("weave", "paper", "plastic", "carpet"),
+        surface=surfaces.pattern,
+    ),
     "braid": Family(("braided rope", "rope", "wicker"), ("weave",), surface=surfaces.braid),
-    "thread": Family(("screw thread", "ball screw", "threaded rod", "spindle"), ("brushed",), surface=surfaces.thread, palette="metal"),
+    "thread": Family(
+        ("screw thread", "ball screw", "threaded rod", "spindle"),
+        ("brushed",),
+        surface=surfaces.thread,
+        palette="metal",
+    ),
     "ribs": Family(("ribbed plate", "heat sink", "corrugated sheet"), (*METAL, "plastic"), surface=surfaces.corrugated),
     "plate": Family(("metal plate", "plate", "sheet metal part"), METAL, shape=parts_metal.plate),
     "bracket": Family(("metal bracket", "bracket", "metal part"), METAL, shape=parts_metal.bracket),
@@ -65,9 +76,15 @@ FAMILIES: dict[str, Family] = {
     "gear": Family(("gear", "gear wheel", "cog"), (*METAL, "plastic"), shape=parts_metal.gear),
     "screw": Family(("screw", "bolt", "metal screw"), ("brushed",), shape=parts_metal.screw, palette="metal"),
     "tube": Family(("tube", "pipe", "metal tube"), (*METAL, "plastic"), shape=parts_metal.tube),
-    "casting": Family(("casting", "cast part", "cast metal part"), ("cast", "paint"), shape=parts_metal.casting, palette="metal"),
-    "component": Family(("transistor", "electronic component", "chip on a board"), ("plastic",), shape=parts_board.component),
-    "circuit": Family(("circuit board", "printed circuit board", "pcb"), ("plastic", "paint"), shape=parts_board.circuit),
+    "casting": Family(
+        ("casting", "cast part", "cast metal part"), ("cast", "paint"), shape=parts_metal.casting, palette="metal"
+    ),
+    "component": Family(
+        ("transistor", "electronic component", "chip on a board"), ("plastic",), shape=parts_board.component
+    ),
+    "circuit": Family(
+        ("circuit board", "printed circuit board", "pcb"), ("plastic", "paint"), shape=parts_board.circuit
+    ),
     "connector": Family(("connector", "plug", "pin connector"), ("plastic",), shape=parts_board.connector),
     "cable": Family(("cable", "cable cross-section", "wire bundle"), ("plastic",), shape=parts_board.cable),
     "box": Family(("carton", "package", "box with a label"), ("paper", "plastic", "paint"), shape=parts_pack.carton),
@@ -214,7 +231,9 @@ def _object_scene(
         if depth > 1.5:  # the shadow falls away from the light
             dx, dy = product.optics.direction
             move = np.float32([[1, 0, -dx * depth], [0, 1, -dy * depth]])
-            shadow = cv2.warpAffine(cv2.resize(cover, (w // 2, h // 2)), move * np.float32([[1, 1, 0.5]]), (w // 2, h // 2))
+            shadow = cv2.warpAffine(
+                cv2.resize(cover, (w // 2, h // 2)), move * np.float32([[1, 1, 0.5]]), (w // 2, h // 2)
+            )
             shadow = cv2.resize(cv2.GaussianBlur(shadow, (0, 0), depth * 0.4 + 0.3), (w, h))
             picture = picture * (1 - np.float32(0.45) * shadow)[:, :, None]
         picture = picture + (colour - picture) * cover[:, :, None]
@@ -225,6 +244,7 @@ def _object_scene(
 
 def _places(product: Product, rng: Rng, h: int, w: int, size: int) -> list[tuple[float, float, float]]:
     """Centre and angle of every object."""
+
     def angle() -> float:
         return float(rng.uniform(0, 6.28)) if product.loose else product.tilt + float(rng.normal(0, 0.03))
 

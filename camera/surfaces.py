@@ -38,13 +38,21 @@ def cloth(d: Draft) -> Picture:
     amount, fold = d.design.uniform(0.01, 0.08), d.design.uniform(0, 0.07)
     xs, ys = np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32)[:, None]
     slant = np.float32(d.design.choice([0.0, 0.0, 1.0]))
-    plane = 1 + np.float32(amount) * np.sin((xs + slant * ys) * np.float32(6.28 / pitch)) * np.sin(ys * np.float32(6.28 / pitch))
-    band = cv2.resize(rng.normal(0, d.design.uniform(0, 0.05), (1, int(d.design.integers(4, 40)))).astype(np.float32), (w, 1))
+    plane = 1 + np.float32(amount) * np.sin((xs + slant * ys) * np.float32(6.28 / pitch)) * np.sin(
+        ys * np.float32(6.28 / pitch)
+    )
+    band = cv2.resize(
+        rng.normal(0, d.design.uniform(0, 0.05), (1, int(d.design.integers(4, 40)))).astype(np.float32), (w, 1)
+    )
     plane = plane * (1 + band)
     ridge = cloud(rng, h, w, d.design.uniform(60, 160) * d.unit, 2, stretch=d.design.uniform(1, 4))
     plane = plane * (1 + np.float32(fold) * ridge)
     lines = cv2.blur(grain(rng, h, w), (max(3, int(50 * d.unit)), 1)) * 6
-    plane = plane + np.float32(d.design.uniform(0, 0.04)) * lines + np.float32(d.design.uniform(0.01, 0.06)) * grain(rng, h, w)
+    plane = (
+        plane
+        + np.float32(d.design.uniform(0, 0.04)) * lines
+        + np.float32(d.design.uniform(0.01, 0.06)) * grain(rng, h, w)
+    )
     picture = tint(plane.astype(np.float32), d.colours[0])
     return np.ascontiguousarray(picture.transpose(1, 0, 2)) if h == w and d.design.random() < 0.5 else picture
 
@@ -56,7 +64,13 @@ def tile(d: Draft) -> Picture:
     nx = int(d.design.integers(2, 8))
     ny = max(1, round(nx * h / w * d.design.uniform(0.5, 2)))
     rng = d.rng(1)
-    tones = cv2.resize(rng.normal(1, 0.04, (ny + 1, nx + 1)).astype(np.float32), (0, 0), fx=w / nx, fy=h / ny, interpolation=cv2.INTER_NEAREST)
+    tones = cv2.resize(
+        rng.normal(1, 0.04, (ny + 1, nx + 1)).astype(np.float32),
+        (0, 0),
+        fx=w / nx,
+        fy=h / ny,
+        interpolation=cv2.INTER_NEAREST,
+    )
     picture *= tones[:h, :w, None]
     grout = d.design.uniform(1.5, 7) * d.unit
     shape = np.zeros((h, w), np.float32)
@@ -171,7 +185,10 @@ def thread(d: Draft) -> Picture:
     gloss = d.design.uniform(0.3, 1.2)
     tilt = np.float32(0.55 * ly if abs(ly) > 0.3 else 0.5) * normal + np.float32(0.5 * lx) * round_
     shade = 0.75 + 0.35 * tilt - np.float32(0.5) * round_**4
-    for centre, width in ((d.design.uniform(-0.6, 0.6), d.design.uniform(0.06, 0.25)), (d.design.uniform(-0.9, 0.9), 0.08)):
+    for centre, width in (
+        (d.design.uniform(-0.6, 0.6), d.design.uniform(0.06, 0.25)),
+        (d.design.uniform(-0.9, 0.9), 0.08),
+    ):
         lit = np.exp(-((round_ + 0.25 * normal - np.float32(centre)) ** 2) / np.float32(2 * width * width))
         shade = shade + np.float32(gloss * d.design.uniform(-0.4, 1)) * lit
     marks = cv2.blur(grain(rng, h, w), (max(3, int(60 * d.unit)), 1)) * np.float32(6 * d.design.uniform(0.01, 0.06))

@@ -58,7 +58,13 @@ def choose_product(rng: Rng, family: str | None = None, *, families: tuple[str, 
 
 
 def draw_part(
-    rng: Rng, product: Product, height: int, width: int, *, defects: int | None = None, kinds: tuple[str, ...] | None = None
+    rng: Rng,
+    product: Product,
+    height: int,
+    width: int,
+    *,
+    defects: int | None = None,
+    kinds: tuple[str, ...] | None = None,
 ) -> Sample:
     """One part of the product, (height, width).
 
