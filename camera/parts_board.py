@@ -19,15 +19,16 @@ def _perfboard(d: Draft, pitch: float) -> None:
     d.canvas.fill([box(s / 2, s / 2, 1.1 * s, 1.1 * s)], tint(plane, COPPER * np.float32(0.85) if form == 1 else d.colours[1]))
     dark = d.colours[2] * np.float32(0.25)
     start = rng.uniform(0.2, 0.8) * pitch
+    ring = COPPER if rng.random() < 0.6 else TIN
     n = int(s / pitch) + 2
     if form == 1:
         for i in range(n):
             d.canvas.fill([box(start + (i - 0.5) * pitch, s / 2, 0.12 * pitch, 1.2 * s)], dark)
     for j in range(n):
         for i in range(n):
-            x, y = start + (i - (0.0 if form != 1 else 0.0)) * pitch, start + (j - 0.5) * pitch
+            x, y = start + i * pitch, start + (j - 0.5) * pitch
             if form == 0:
-                d.canvas.fill([circle(x, y, 0.36 * pitch)], COPPER if rng.random() < 2 else TIN)
+                d.canvas.fill([circle(x, y, 0.36 * pitch)], ring)
             d.canvas.fill([circle(x, y, 0.2 * pitch)], dark, bevel=0.8, strength=-1.5, mark=n < 9)
 
 
@@ -43,6 +44,10 @@ def component(d: Draft) -> None:
     height = rng.uniform(0.25, 0.45) * s
     part = d.rng(8)
     x0, y0 = s / 2 + part.normal(0, 0.012) * s, (0.5 if two_sided else 0.36) * s + part.normal(0, 0.012) * s
+    package = d.elements([Element(x0, y0, 0.16 * s)], 0.35) if on_board else [Element(x0, y0)]
+    if not package:
+        return
+    x0, y0 = package[0].x, package[0].y
     lead = rng.uniform(0.12, 0.32) * s
     thick = min(rng.uniform(0.018, 0.05) * s, width / n * 0.6)
     spread = rng.uniform(0.7, 1.5)

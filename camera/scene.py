@@ -32,6 +32,7 @@ class Fault:
     pick: float
     amount: float
     angle: float
+    group: float  # which group of elements, where a part has several
 
 
 @dataclass(frozen=True)
@@ -224,9 +225,12 @@ class Draft:
         h, w = h or self.canvas.h, w or self.canvas.w
         return self.materials[index].render(self.rng(900 + index), h, w, self.unit, self.canvas.light)
 
-    def elements(self, items: list[Element]) -> list[Element]:
-        """The elements with the part's fault, if it has one, applied to one of them."""
-        if self.fault is None or not items:
+    def elements(self, items: list[Element], share: float = 1.0) -> list[Element]:
+        """The elements with the part's fault, if it has one, applied to one of them.
+
+        A painter with several groups of elements says which `share` of the faults the first ones take.
+        """
+        if self.fault is None or not items or self.fault.group > share:
             return items
         fault, self.fault = self.fault, None
         index = int(fault.pick * len(items)) % len(items)

@@ -10,7 +10,7 @@ from flawline.camera import words
 from flawline.camera.defects import KINDS
 from flawline.camera.noise import Picture
 from flawline.camera.optics import Light, expose, record, shine
-from flawline.camera.parts import FAMILIES, TRAIN_FAMILIES, UNSEEN_FAMILIES, Product, design_product, draw_scene
+from flawline.camera.parts import FAMILIES, TRAIN_FAMILIES, UNSEEN_FAMILIES, Product, design_product, draw_scene, has_elements
 from flawline.camera.scene import Fault, Scene
 from flawline.camera.spot import Spot
 from flawline.camera.words import DEFECT_KINDS, STATE_WORDS, UNSEEN_DEFECT_KINDS
@@ -73,7 +73,7 @@ def draw_part(
         defects = 0 if defect_rng.random() < 0.5 else int(defect_rng.choice([1, 1, 1, 2, 2, 3, 4]))
     allowed = kinds if kinds is not None else tuple(k for k in DEFECT_KINDS if k not in UNSEEN_DEFECT_KINDS)
     scene = draw_scene(product, seed, height, width)
-    light = shine(light_rng, product.optics, height, width)
+    light = shine(light_rng, product.optics, height, width, float(scene.picture[::8, ::8].mean()))
     work = _Work(product, seed, scene, light, allowed)
     for _ in range(defects):
         for _ in range(_TRIES):
@@ -103,7 +103,7 @@ class _Work:
         weights = np.array([KINDS[k].weight if k in KINDS else 1.2 for k in self._allowed])
         self._chance = weights / weights.sum()
         self._whole = bool((scene.body > 0.5).all())
-        self._formless = False
+        self._formless = set() if has_elements(product.family) else set(FORM_KINDS)
 
     def add(self, rng: Rng) -> bool:
         """Try one more defect. True if it can be seen."""
@@ -158,26 +158,29 @@ class _Work:
 
     def _change_form(self, rng: Rng, kind: str) -> bool:
         """Draw the part again with one element missing, bent or misplaced. Only as the first defect."""
-        if self.defects or self._formless:
+        if self.defects or kind in self._formless:
             return False
-        fault = Fault(kind, float(rng.random()), float(rng.random()), float(rng.uniform(-3.14, 3.14)))
+        fault = Fault(kind, float(rng.random()), float(rng.random()), float(rng.uniform(-3.14, 3.14)), float(rng.random()))
         scene = draw_scene(self.product, self.seed, *self.kinds.shape, fault)
         everything: Window = np.s_[0 : self.kinds.shape[0], 0 : self.kinds.shape[1]]
         if self._accept(kind, self.picture, scene.picture, everything):
             self.scene = scene
             return True
-        self._formless = True
+        self._formless.add(kind)
         return False
 
     def _accept(self, kind: str, before: Picture, after: Picture, window: Window) -> bool:
         """Keep the change if the camera sees it: the label covers exactly where it does."""
         optics = self.product.optics
-        seen = np.abs(expose(after, self.light, optics, window) - expose(before, self.light, optics, window)).max(2)
+        plain = expose(before, self.light, optics, window)
+        seen = np.abs(expose(after, self.light, optics, window) - plain).max(2)
         changed = (seen > VISIBLE + 0.6 * optics.noise).astype(np.uint8)
         size = 3 + 2 * round(self._unit)
         changed = cv2.morphologyEx(changed, cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size)))
         h, w = self.kinds.shape
         area = int(changed.sum())
+        if not area or not _stands_out(plain, seen, changed, self.scene.body[window]):
+            return False
         if not max(8, 0.5 * SMALLEST * h * w) <= area <= 1.6 * LARGEST * h * w:
             return False
         if self.picture is self.scene.picture:
@@ -188,3 +191,11 @@ class _Work:
         x, y, bw, bh = cv2.boundingRect(changed)
         self.defects.append((kind, (window[1].start + x, window[0].start + y, bw, bh)))
         return True
+
+
+def _stands_out(plain: Picture, seen: NDArray[np.float32], changed: NDArray[np.uint8], body: NDArray[np.float32]) -> bool:
+    """True if the change is not lost in the surface's own texture. All arguments are those of one window."""
+    around = plain[:, :, 1][(changed == 0) & (body > 0.5)]
+    if around.size < 30:
+        return True
+    return float(seen[changed > 0].mean()) >= 0.4 * float(around[:: 1 + around.size // 4000].std())
