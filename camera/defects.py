@@ -94,12 +94,22 @@ def crack(rng: Rng, spot: Spot) -> Picture:
         steps = int(np.clip(reach / max(2.0, 3 * spot.unit), 4, 40))
         turns = direction + np.cumsum(rng.normal(0, 0.25, steps)) * 0.5 + rng.normal(0, 0.45, steps)
         stride = reach / steps
-        line = np.stack([x + np.cumsum(np.cos(turns)) * stride, y + np.cumsum(np.sin(turns)) * stride], 1).astype(np.float32)
+        line = np.stack([x + np.cumsum(np.cos(turns)) * stride, y + np.cumsum(np.sin(turns)) * stride], 1).astype(
+            np.float32
+        )
         total = np.maximum(total, line_mask(spot, line, thick, taper=True))
         for _ in range(int(rng.integers(0, 3))):
             at = int(rng.integers(steps))
             if thick > 0.8:
-                tips.append((line[at, 0], line[at, 1], turns[at] + rng.choice([-1, 1]) * rng.uniform(0.4, 1.1), reach * rng.uniform(0.2, 0.5), thick * 0.7))
+                tips.append(
+                    (
+                        line[at, 0],
+                        line[at, 1],
+                        turns[at] + rng.choice([-1, 1]) * rng.uniform(0.4, 1.1),
+                        reach * rng.uniform(0.2, 0.5),
+                        thick * 0.7,
+                    )
+                )
     dark = spot.mean * np.float32(1 - 0.9 * power)
     picture = spot.picture + (dark - spot.picture) * (total * np.float32(0.5 + 0.5 * power))[:, :, None]
     if rng.random() < 0.5:
@@ -111,7 +121,7 @@ def dent(rng: Rng, spot: Spot, sign: float = -1.0) -> Picture:
     """A pressed spot: one side in shade, the other lit; the surface's own texture stays."""
     mask = blob(rng, spot, rough=0.25, soft=0.9, stretch=rng.choice([1.0, 1.0, 2.0]))
     soft = cv2.GaussianBlur(mask, (0, 0), max(0.8, 0.22 * spot.r))
-    relief = emboss(sign * soft * np.float32(spot.r), spot.light, rng.uniform(1.0, 3.5))
+    relief = emboss(sign * soft * np.float32(spot.r), spot.light, float(np.exp(rng.uniform(-1.6, 0.8))))
     picture = spot.picture * relief[:, :, None]
     if rng.random() < 0.4:
         picture = picture + np.float32(rng.uniform(20, 90)) * (np.clip(soft - 0.8, 0, 0.2) * 5)[:, :, None]
@@ -167,7 +177,9 @@ def pitting(rng: Rng, spot: Spot) -> Picture:
     for outline in outlines:
         total = np.maximum(total, mask_of([outline], *total.shape))
     power = contrast(rng)
-    picture = spot.picture * emboss(cv2.GaussianBlur(-total, (0, 0), 1.0) * np.float32(2), spot.light, 2 * power)[:, :, None]
+    picture = (
+        spot.picture * emboss(cv2.GaussianBlur(-total, (0, 0), 1.0) * np.float32(2), spot.light, 2 * power)[:, :, None]
+    )
     inside = spot.mean * np.float32(1 - 0.85 * power)
     return picture + (inside - picture) * (total * np.float32(0.4 + 0.6 * power))[:, :, None]
 
@@ -181,7 +193,9 @@ def wrinkle(rng: Rng, spot: Spot) -> Picture:
         line = curve(rng, spot.cx, spot.cy, spot.r * rng.uniform(2.5, 4.5), angle + rng.normal(0, 0.4), 0.25)
         total = np.maximum(total, line_mask(spot, line, width, taper=True))
     soft = cv2.GaussianBlur(total, (0, 0), width * 0.5)
-    return spot.picture * emboss(soft * np.float32(width), spot.light, rng.uniform(1.2, 3.5))[:, :, None]
+    return (
+        spot.picture * emboss(soft * np.float32(width), spot.light, float(np.exp(rng.uniform(-1.2, 1.0))))[:, :, None]
+    )
 
 
 def distortion(rng: Rng, spot: Spot) -> Picture:
@@ -201,7 +215,9 @@ def distortion(rng: Rng, spot: Spot) -> Picture:
     else:
         angle, push = rng.uniform(0, 6.28), np.float32(rng.uniform(0.3, 0.8) * spot.r)
         mx, my = xs + fall * push * np.float32(np.cos(angle)), ys + fall * push * np.float32(np.sin(angle))
-    return cv2.remap(spot.picture, mx.astype(np.float32), my.astype(np.float32), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    return cv2.remap(
+        spot.picture, mx.astype(np.float32), my.astype(np.float32), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
+    )
 
 
 def fray(rng: Rng, spot: Spot) -> Picture:
@@ -210,7 +226,14 @@ def fray(rng: Rng, spot: Spot) -> Picture:
     picture = spot.picture * (1 - np.float32(rng.uniform(0.1, 0.75)) * gap)[:, :, None]
     base = rng.uniform(0, 6.28)
     for _ in range(int(rng.integers(4, 16))):
-        line = curve(rng, spot.cx + rng.normal(0, 0.4) * spot.r, spot.cy + rng.normal(0, 0.4) * spot.r, spot.r * rng.uniform(0.8, 2.2), base + rng.normal(0, 0.6), 0.6)
+        line = curve(
+            rng,
+            spot.cx + rng.normal(0, 0.4) * spot.r,
+            spot.cy + rng.normal(0, 0.4) * spot.r,
+            spot.r * rng.uniform(0.8, 2.2),
+            base + rng.normal(0, 0.6),
+            0.6,
+        )
         fibre = line_mask(spot, line, max(1.0, spot.r * rng.uniform(0.02, 0.07)))
         colour = np.clip(spot.mean * np.float32(rng.uniform(0.6, 1.7)) + np.float32(rng.uniform(0, 30)), 0, 255)
         picture = picture + (colour - picture) * (fibre * np.float32(0.9))[:, :, None]
@@ -225,7 +248,9 @@ def thread(rng: Rng, spot: Spot) -> Picture:
     line = curve(rng, spot.cx, spot.cy, length, 0.0 if along_x else 1.5708, 0.01)
     mask = line_mask(spot, line, width, taper=rng.random() < 0.5)
     power = contrast(rng)
-    picture = spot.picture + (tone(rng, spot, power) - spot.picture) * (mask * np.float32(0.3 + 0.6 * power))[:, :, None]
+    picture = (
+        spot.picture + (tone(rng, spot, power) - spot.picture) * (mask * np.float32(0.3 + 0.6 * power))[:, :, None]
+    )
     if rng.random() < 0.5:
         picture = picture * emboss(mask * np.float32(1.5), spot.light, 1.2)[:, :, None]
     return picture
@@ -256,4 +281,3 @@ KINDS: dict[str, Kind] = {
     "patch": Kind(blemishes.other_texture, 2.0, 1.4),
     "irregularity": Kind(blemishes.cut_paste, 2.2, 1.0),
 }
-

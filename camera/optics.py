@@ -27,6 +27,7 @@ class Optics:
     exposure: float
     contrast: float
     blur: float
+    sharpen: float  # the camera's own edge enhancement
     noise: float
     moire: float
     shadow: float  # depth of a shadow thrown into the picture from outside
@@ -53,6 +54,7 @@ def choose_optics(rng: Rng) -> Optics:
         exposure=float(np.exp(rng.normal(0.0, 0.16))),
         contrast=float(rng.uniform(0.65, 1.3)),
         blur=float(rng.uniform(0.3, 0.8) if pick[4] < 0.7 else rng.uniform(0.8, 1.8)),
+        sharpen=float(rng.uniform(0.3, 1.2) if rng.random() < 0.2 else 0.0),
         noise=float(rng.uniform(0.5, 3) if pick[5] < 0.75 else rng.uniform(3, 11)),
         moire=float(rng.uniform(0.005, 0.03) if rng.random() < 0.08 else 0.0),
         shadow=float(rng.uniform(0.1, 0.55) if rng.random() < 0.12 else 0.0),
@@ -83,8 +85,14 @@ def shine(rng: Rng, optics: Optics, h: int, w: int, level: float) -> Light:
     gain = gain * (1 + np.float32(optics.patchy) * cloud(rng, gh, gw, max(gh, gw) / 3, 2))
     gain *= np.float32(optics.exposure * np.exp(rng.normal(0, 0.03)) * np.clip(level, 55, 165) / max(level, 8))
     if optics.shadow:
-        edge = xs * optics.direction[1] - ys * optics.direction[0] - np.float32(2 * optics.place[0] - 1 + rng.normal(0, 0.03))
-        gain = gain * (1 - np.float32(optics.shadow) / (1 + np.exp(np.clip(edge * np.float32(40 * optics.place[1] + 8), -30, 30))))
+        edge = (
+            xs * optics.direction[1]
+            - ys * optics.direction[0]
+            - np.float32(2 * optics.place[0] - 1 + rng.normal(0, 0.03))
+        )
+        gain = gain * (
+            1 - np.float32(optics.shadow) / (1 + np.exp(np.clip(edge * np.float32(40 * optics.place[1] + 8), -30, 30)))
+        )
     cast = np.float32(optics.cast)
     coloured = cv2.resize(np.maximum(gain, 0.08)[:, :, None] * cast, (w, h), interpolation=cv2.INTER_LINEAR)
     if optics.moire:
@@ -123,6 +131,9 @@ def expose(picture: Picture, light: Light, optics: Optics, window: tuple[slice, 
     np.clip(seen, 0, 255, out=seen)
     if optics.blur > 0.35:
         seen = cv2.GaussianBlur(seen, (0, 0), optics.blur * max(1.0, min(light.gain.shape[:2]) / 512))
+    if optics.sharpen:
+        seen += np.float32(optics.sharpen) * (seen - cv2.GaussianBlur(seen, (0, 0), 1.2))
+        np.clip(seen, 0, 255, out=seen)
     exposed: Picture = seen
     return exposed
 

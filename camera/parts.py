@@ -13,7 +13,7 @@ from flawline.camera.scene import Canvas, Draft, Fault, Labels, Scene
 from flawline.camera.textures import Colour, Material, choose_material, grey, vivid
 
 Rng = np.random.Generator
-METAL = ("brushed", "cast", "ground", "paint")
+METAL = ("brushed", "ground", "cast", "paint", "brushed", "paint")
 SMOOTH = ("plastic", "paint", "brushed")
 ANY = ("plastic", "paint", "brushed", "cast", "ground", "wood", "leather", "foam", "paper", "stone", "weave")
 BACKGROUNDS = ("plastic", "plastic", "paint", "paper", "brushed", "cast", "wood", "weave", "carpet", "stone", "foam")
@@ -53,10 +53,21 @@ FAMILIES: dict[str, Family] = {
     "perforated": _bare("perforated sheet", "perforated metal", "sheet with holes", kind="perforated"),
     "cloth": Family(("cloth", "fabric", "textile", "woven fabric"), ("weave",), surface=surfaces.cloth),
     "tile": Family(("tile", "tiled surface", "ceramic tile"), ("stone", "plastic", "paint"), surface=surfaces.tile),
-    "stripes": Family(("striped fabric", "fabric", "striped cloth"), ("weave", "knit", "paper"), surface=surfaces.stripes),
-    "pattern": Family(("printed fabric", "printed sheet", "patterned surface"), ("weave", "paper", "plastic", "carpet"), surface=surfaces.pattern),
+    "stripes": Family(
+        ("striped fabric", "fabric", "striped cloth"), ("weave", "knit", "paper"), surface=surfaces.stripes
+    ),
+    "pattern": Family(
+        ("printed fabric", "printed sheet", "patterned surface"),
+        ("weave", "paper", "plastic", "carpet"),
+        surface=surfaces.pattern,
+    ),
     "braid": Family(("braided rope", "rope", "wicker"), ("weave",), surface=surfaces.braid),
-    "thread": Family(("screw thread", "ball screw", "threaded rod", "spindle"), ("brushed",), surface=surfaces.thread, palette="metal"),
+    "thread": Family(
+        ("screw thread", "ball screw", "threaded rod", "spindle"),
+        ("brushed",),
+        surface=surfaces.thread,
+        palette="metal",
+    ),
     "ribs": Family(("ribbed plate", "heat sink", "corrugated sheet"), (*METAL, "plastic"), surface=surfaces.corrugated),
     "solar": Family(("solar cell", "solar panel", "wafer"), ("plastic", "stone"), surface=surfaces_more.solar),
     "weld": Family(("weld seam", "welded plate", "weld"), METAL, surface=surfaces_more.weld, palette="metal"),
@@ -71,23 +82,33 @@ FAMILIES: dict[str, Family] = {
     "gear": Family(("gear", "gear wheel", "cog"), (*METAL, "plastic"), shape=parts_metal.gear),
     "screw": Family(("screw", "bolt", "metal screw"), ("brushed",), shape=parts_metal.screw, palette="metal"),
     "tube": Family(("tube", "pipe", "metal tube"), (*METAL, "plastic"), shape=parts_metal.tube, fills=0.4),
-    "casting": Family(("casting", "cast part", "cast metal part"), ("cast", "paint"), shape=parts_metal.casting, palette="metal"),
-    "component": Family(("transistor", "electronic component", "chip on a board"), ("plastic",), shape=parts_board.component, fills=0.6),
-    "circuit": Family(("circuit board", "printed circuit board", "pcb"), ("plastic", "paint"), shape=parts_board.circuit, fills=0.4),
+    "casting": Family(
+        ("casting", "cast part", "cast metal part"), ("cast", "paint"), shape=parts_metal.casting, palette="metal"
+    ),
+    "component": Family(
+        ("transistor", "electronic component", "chip on a board"), ("plastic",), shape=parts_board.component, fills=0.6
+    ),
+    "circuit": Family(
+        ("circuit board", "printed circuit board", "pcb"), ("plastic", "paint"), shape=parts_board.circuit, fills=0.4
+    ),
     "connector": Family(("connector", "plug", "pin connector"), ("plastic",), shape=parts_board.connector),
     "cable": Family(("cable", "cable cross-section", "wire bundle"), ("plastic",), shape=parts_board.cable),
     "spring": Family(("spring", "coil spring", "metal spring"), ("brushed",), shape=parts_more.spring, palette="metal"),
     "lens": Family(("lens", "glass disc", "glass cover"), ("plastic",), shape=parts_more.lens),
     "brush": Family(("toothbrush", "brush"), ("plastic",), shape=parts_more.brush),
     "clip": Family(("metal clip", "wire hook", "bent wire"), ("brushed",), shape=parts_more.clip, palette="metal"),
-    "keypad": Family(("keypad", "control panel", "button panel"), ("plastic", "paint"), shape=parts_more.keypad, fills=0.3),
+    "keypad": Family(
+        ("keypad", "control panel", "button panel"), ("plastic", "paint"), shape=parts_more.keypad, fills=0.3
+    ),
     "box": Family(("carton", "package", "box with a label"), ("paper", "plastic", "paint"), shape=parts_pack.carton),
     "bottle": Family(("bottle", "bottle mouth", "jar"), ("plastic",), shape=parts_pack.bottle),
     "pill": Family(("pill", "tablet"), ("plastic", "paper", "foam"), shape=parts_pack.pill),
     "capsule": Family(("capsule", "softgel"), ("plastic",), shape=parts_pack.capsule),
     "food": Family(("cookie", "nut", "piece of food"), ("foam", "stone", "leather", "wood"), shape=parts_pack.food),
     "zipper": Family(("zipper", "zip fastener"), ("weave",), shape=parts_pack.zipper, fills=0.5),
-    "label": Family(("printed label", "label", "name plate"), ("paper", "plastic", "brushed"), shape=parts_pack.label, fills=0.3),
+    "label": Family(
+        ("printed label", "label", "name plate"), ("paper", "plastic", "brushed"), shape=parts_pack.label, fills=0.3
+    ),
 }
 UNSEEN_FAMILIES = ("carpet", "mesh", "tile", "braid", "gear", "capsule", "connector", "zipper")
 TRAIN_FAMILIES = tuple(name for name in FAMILIES if name not in UNSEEN_FAMILIES)
@@ -185,7 +206,7 @@ def _surface_scene(
         labels = cv2.warpPerspective(labels, matrix, (w, h), flags=cv2.INTER_NEAREST)
     under = np.empty((h, w, 3), np.float32)
     under[:] = product.colours[2] * np.float32(0.3 if product.seed & 1 else 0.8)
-    return Scene(picture, body, under, labels)
+    return Scene(np.clip(picture, 0, 255), body, np.clip(under, 0, 255), labels)
 
 
 def _placed(
@@ -240,7 +261,7 @@ def _object_scene(
         spot += (colour - spot) * cover[:, :, None]
         np.maximum(body[window], cover, out=body[window])
         labels[window] = np.where(inner > 0, inner, labels[window])
-    return Scene(picture, body, under, labels)
+    return Scene(np.clip(picture, 0, 255), body, np.clip(under, 0, 255), labels)
 
 
 def _shadow(cover: Plane, depth: float, light: tuple[float, float]) -> Plane:
@@ -255,6 +276,7 @@ def _shadow(cover: Plane, depth: float, light: tuple[float, float]) -> Plane:
 
 def _places(product: Product, rng: Rng, h: int, w: int, size: int) -> list[tuple[float, float, float]]:
     """Centre and angle of every object."""
+
     def angle() -> float:
         return float(rng.uniform(0, 6.28)) if product.loose else product.tilt + float(rng.normal(0, 0.03))
 

@@ -52,17 +52,22 @@ def brush(d: Draft) -> None:
     columns, rows = int(rng.integers(3, 6)), int(rng.integers(6, 12))
     cell = min(0.82 * w / columns, 0.78 * h / rows)
     items = [
-        Element(s / 2 + (i - (columns - 1) / 2) * cell, s / 2 + (j - (rows - 1) / 2) * cell, 0.42 * cell, seed=j * 9 + i)
+        Element(
+            s / 2 + (i - (columns - 1) / 2) * cell, s / 2 + (j - (rows - 1) / 2) * cell, 0.42 * cell, seed=j * 9 + i
+        )
         for j in range(rows)
         for i in range(columns)
     ]
     tones = (d.colours[1], d.colours[2], np.full(3, 230, np.float32))
     for e in d.elements(items):
         jitter = d.rng(100 + e.seed)
-        tone = tones[(e.seed // 9) % 3 if rng.random() < 2 else 0]
+        tone = tones[e.seed // 9 % 3]
         for _ in range(7):
             x, y = e.x + jitter.normal(0, 0.35) * e.size, e.y + jitter.normal(0, 0.35) * e.size
-            tip = np.array([[x, y], [x + (jitter.normal(0, 0.4) + 2 * e.bend) * e.size, y + jitter.normal(0, 0.4) * e.size]], np.float32)
+            tip = np.array(
+                [[x, y], [x + (jitter.normal(0, 0.4) + 2 * e.bend) * e.size, y + jitter.normal(0, 0.4) * e.size]],
+                np.float32,
+            )
             d.canvas.stroke(tip, max(1.5, 0.55 * e.size), tone * np.float32(jitter.uniform(0.7, 1.1)), gloss=0.2)
         d.canvas.fill([circle(e.x, e.y, 0.3 * e.size)], tone, opacity=0.5, mark=True)
 
@@ -102,7 +107,9 @@ def keypad(d: Draft) -> None:
         for i in range(nx)
     ]
     for e in d.elements(items, 0.6):
-        outline = circle(e.x, e.y, e.size) if round_keys else box(e.x, e.y, 2 * e.size, 1.7 * e.size, e.angle, 0.3 * e.size)
+        outline = (
+            circle(e.x, e.y, e.size) if round_keys else box(e.x, e.y, 2 * e.size, 1.7 * e.size, e.angle, 0.3 * e.size)
+        )
         d.canvas.shade([outline + np.float32([2, 2])], 0.6, 2.0)
         d.canvas.fill([outline], d.colours[1], bevel=2, strength=2, mark=True)
     for k, e in enumerate(items):

@@ -87,7 +87,12 @@ def planks(d: Draft) -> Picture:
     for _ in range(int(d.design.integers(0, 4))):
         x, y, r = rng.uniform(0, w), rng.uniform(0, h), rng.uniform(5, 16) * d.unit
         for k in range(3):
-            d.canvas.fill([wavy(rng, x, y, r * (1 - 0.3 * k), 0.15, 1.3)], d.materials[0].second * np.float32(0.9 - 0.2 * k), 0.7, mark=k == 0)
+            d.canvas.fill(
+                [wavy(rng, x, y, r * (1 - 0.3 * k), 0.15, 1.3)],
+                d.materials[0].second * np.float32(0.9 - 0.2 * k),
+                0.7,
+                mark=k == 0,
+            )
     return cv2.GaussianBlur(d.canvas.colour, (3, 3), 0)
 
 
@@ -96,16 +101,18 @@ def grains(d: Draft) -> Picture:
     h, w = d.canvas.h, d.canvas.w
     rng = d.rng(1)
     d.canvas.colour[:] = d.colours[0] * np.float32(0.25)
-    r = d.design.uniform(12, 34) * d.unit
+    r = d.design.uniform(20, 50) * d.unit
     square = d.design.random() < 0.3
     rough = d.design.uniform(0, 0.25)
     stretch = d.design.uniform(1, 1.5)
-    n = int(min(350, 1.6 * h * w / (3.14 * r * r)))
+    n = int(min(160, 1.5 * h * w / (3.14 * r * r)))
     for _ in range(n):
         x, y, size = rng.uniform(0, w), rng.uniform(0, h), r * rng.uniform(0.8, 1.15)
         outline = box(x, y, 1.8 * size, 1.8 * size, rng.uniform(0, 3), 0.3 * size) if square else circle(x, y, size)
         if not square and rough > 0.05:
             outline = wavy(rng, x, y, size, rough, stretch, n=20)
-        d.canvas.shade([outline + np.float32([1.5, 1.5])], 0.6, 1.5)
-        d.canvas.fill([outline], d.colours[0] * np.float32(rng.uniform(0.85, 1.15)), bevel=0.3 * size, strength=1.2, mark=True)
+        d.canvas.fill([outline + np.float32([1.5, 1.5])], d.colours[0] * np.float32(0.2), 0.5)
+        d.canvas.fill(
+            [outline], d.colours[0] * np.float32(rng.uniform(0.85, 1.15)), bevel=0.3 * size, strength=1.2, mark=True
+        )
     return d.canvas.colour

@@ -10,7 +10,15 @@ from flawline.camera import words
 from flawline.camera.defects import KINDS
 from flawline.camera.noise import Picture
 from flawline.camera.optics import Light, expose, record, shine
-from flawline.camera.parts import FAMILIES, TRAIN_FAMILIES, UNSEEN_FAMILIES, Product, design_product, draw_scene, has_elements
+from flawline.camera.parts import (
+    FAMILIES,
+    TRAIN_FAMILIES,
+    UNSEEN_FAMILIES,
+    Product,
+    design_product,
+    draw_scene,
+    has_elements,
+)
 from flawline.camera.scene import Fault, Scene
 from flawline.camera.spot import Spot
 from flawline.camera.words import DEFECT_KINDS, STATE_WORDS, UNSEEN_DEFECT_KINDS
@@ -58,7 +66,13 @@ def choose_product(rng: Rng, family: str | None = None, *, families: tuple[str, 
 
 
 def draw_part(
-    rng: Rng, product: Product, height: int, width: int, *, defects: int | None = None, kinds: tuple[str, ...] | None = None
+    rng: Rng,
+    product: Product,
+    height: int,
+    width: int,
+    *,
+    defects: int | None = None,
+    kinds: tuple[str, ...] | None = None,
 ) -> Sample:
     """One part of the product, (height, width).
 
@@ -160,7 +174,9 @@ class _Work:
         """Draw the part again with one element missing, bent or misplaced. Only as the first defect."""
         if self.defects or kind in self._formless:
             return False
-        fault = Fault(kind, float(rng.random()), float(rng.random()), float(rng.uniform(-3.14, 3.14)), float(rng.random()))
+        fault = Fault(
+            kind, float(rng.random()), float(rng.random()), float(rng.uniform(-3.14, 3.14)), float(rng.random())
+        )
         scene = draw_scene(self.product, self.seed, *self.kinds.shape, fault)
         everything: Window = np.s_[0 : self.kinds.shape[0], 0 : self.kinds.shape[1]]
         if self._accept(kind, self.picture, scene.picture, everything):
@@ -193,7 +209,9 @@ class _Work:
         return True
 
 
-def _stands_out(plain: Picture, seen: NDArray[np.float32], changed: NDArray[np.uint8], body: NDArray[np.float32]) -> bool:
+def _stands_out(
+    plain: Picture, seen: NDArray[np.float32], changed: NDArray[np.uint8], body: NDArray[np.float32]
+) -> bool:
     """True if the change is not lost in the surface's own texture. All arguments are those of one window."""
     around = plain[:, :, 1][(changed == 0) & (body > 0.5)]
     if around.size < 30:

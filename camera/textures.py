@@ -37,7 +37,9 @@ def grey(rng: Rng, low: float = 60, high: float = 215, tone: float = 8) -> Colou
 def vivid(rng: Rng, dark: float = 20, bright: float = 230) -> Colour:
     """Any colour, often saturated."""
     level = rng.uniform(dark, bright)
-    colour: Colour = np.clip(level + rng.normal(0, 1, 3) * rng.choice([6, 25, 60], p=[0.5, 0.32, 0.18]), 5, 250).astype(np.float32)
+    colour: Colour = np.clip(level + rng.normal(0, 1, 3) * rng.choice([6, 25, 60], p=[0.5, 0.32, 0.18]), 5, 250).astype(
+        np.float32
+    )
     return colour
 
 
@@ -81,7 +83,7 @@ def _brushed(m: Material, rng: Rng, h: int, w: int, unit: float, light: tuple[fl
 
 def _cast(m: Material, rng: Rng, h: int, w: int, unit: float, light: tuple[float, float]) -> Picture:
     height = cloud(rng, h, w, (2 + 9 * m.scale**2) * unit, 2)
-    plane = emboss(height, light, 0.25 + 0.9 * m.strength) * (1 + 0.08 * cloud(rng, h, w, 120 * unit, 2))
+    plane = emboss(height, light, 0.12 + 0.7 * m.strength) * (1 + 0.08 * cloud(rng, h, w, 120 * unit, 2))
     plane += (0.02 + 0.05 * m.style) * grain(rng, h, w)
     return tint(plane, m.colour)
 
