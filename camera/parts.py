@@ -239,9 +239,14 @@ def _object_scene(
     picture = under.copy()
     depth = product.design.uniform(0, 16) * unit
     for number, (x, y, angle) in enumerate(places):
-        draft = _draft(product, seed + number, size, size, unit * product.zoom**0.5, fault if number == wrong else None)
+        own = fault if number == wrong else None
+        whole = own if own is not None and own.kind != "misplaced" and own.group > 0.65 else None
+        draft = _draft(product, seed + number, size, size, unit * product.zoom**0.5, None if whole else own)
         draft.canvas.count = int(labels.max())
         paint(draft)
+        whole = whole or draft.fault
+        if whole is not None:
+            draft.canvas.deform(whole)
         corners = _placed(size, size, x, y, angle, 1.0, product.skew, product.design)
         margin = int(3 * depth) + 2
         low, high = corners.min(0).astype(int) - margin, corners.max(0).astype(int) + margin

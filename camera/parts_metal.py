@@ -199,9 +199,12 @@ def washer(d: Draft) -> None:
 def nut(d: Draft) -> None:
     """A hexagon or square nut from above, with its thread."""
     s, rng = d.size, d.design
-    d.canvas.fill([circle(s / 2, s / 2, 0.47 * s, n=int(rng.choice([6, 6, 6, 4, 8])), angle=0.3)], d.surface(0))
-    d.canvas.fill([circle(s / 2, s / 2, rng.uniform(0.35, 0.39) * s)], d.surface(0) * np.float32(1.12), bevel=2)
-    bore = rng.uniform(0.18, 0.28) * s
+    sides = int(rng.choice([6, 6, 6, 4, 8]))
+    face = d.surface(0)
+    d.canvas.fill([circle(s / 2, s / 2, 0.47 * s, n=sides, angle=0.3)], face)
+    across = 0.47 * s * np.cos(np.pi / sides)
+    d.canvas.fill([circle(s / 2, s / 2, rng.uniform(0.88, 1.0) * across)], face * np.float32(1.12), bevel=2)
+    bore = rng.uniform(0.45, 0.68) * across
     for k in range(int(rng.integers(2, 6))):
         d.canvas.fill(
             [circle(s / 2, s / 2, bore * (1.12 - 0.05 * k))], d.colours[3] * np.float32(0.35 + 0.5 * (k % 2)), bevel=1

@@ -1,4 +1,4 @@
-"""The drawing board of shaped parts: a canvas with cover and labels, outlines, and what can be wrong with an element."""
+"""The drawing board of shaped parts: a canvas with cover and labels, outlines, faults of form."""
 
 from dataclasses import dataclass, field, replace
 
@@ -190,6 +190,25 @@ class Canvas:
         """Paint a coverage of one's own, (h, w) 0 to 1, with its corner at (x0, y0), as a labelled structure."""
         self._mark(mask, x0, y0)
         self._lay(paint, mask * np.float32(opacity), x0, y0, True)
+
+    def deform(self, fault: Fault) -> None:
+        """Bend one end of the object, or break it off along a jagged line."""
+        h, w = self.h, self.w
+        c, s = float(np.cos(fault.angle)), float(np.sin(fault.angle))
+        ys, xs = np.mgrid[:h, :w].astype(np.float32)
+        along = (xs - w / 2) * np.float32(c) + (ys - h / 2) * np.float32(s)
+        across = (ys - h / 2) * np.float32(c) - (xs - w / 2) * np.float32(s)
+        start = np.float32((0.1 + 0.3 * fault.pick) * w)
+        if fault.kind == "missing":
+            jag = np.sin(across * np.float32(20 / w) + 9 * fault.pick) + 0.5 * np.sin(across * np.float32(57 / w))
+            self.cover *= np.clip(start + np.float32(0.02 * w) * jag - along, 0, 1)
+            return
+        beyond = np.maximum(along - start, 0)
+        push = beyond * beyond / np.float32(w) * np.float32((0.8 + 2 * fault.amount) * (1 if fault.pick > 0.5 else -1))
+        mx, my = xs + push * np.float32(s), ys - push * np.float32(c)
+        self.colour = cv2.remap(self.colour, mx, my, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        self.cover = cv2.remap(self.cover, mx, my, cv2.INTER_LINEAR)
+        self.labels = cv2.remap(self.labels, mx, my, cv2.INTER_NEAREST)
 
     def _window(self, outlines: list[Outline], margin: float) -> tuple[int, int, int, int]:
         low = np.min([o.min(0) for o in outlines], 0) - margin

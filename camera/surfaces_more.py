@@ -44,7 +44,7 @@ def weld(d: Draft) -> Picture:
     across = (ys - axis) / np.float32(width)
     pitch = d.design.uniform(5, 16) * d.unit
     phase = xs / np.float32(pitch) + 1.6 * across**2 + np.float32(0.3) * cloud(rng, h, w, 20 * d.unit, 2)
-    height = np.sqrt(np.clip(1 - across**2, 0, 1)) * (1 + np.float32(0.12) * np.abs(np.sin(phase * np.float32(np.pi))))
+    height = np.sqrt(np.clip(1 - across**2, 0, 1)) * (1 + np.float32(d.design.uniform(0.01, 0.06)) * np.abs(np.sin(phase * np.float32(np.pi))))
     heat = np.exp(-(across**2) / np.float32(d.design.uniform(2, 9)))
     tone = np.array([[0.9, 0.72, 0.5], [0.6, 0.65, 0.9], [0.8, 0.8, 0.8]], np.float32)[int(d.design.integers(3))]
     picture = picture * (1 + (tone - 1) * np.float32(d.design.uniform(0.1, 0.8)) * heat[:, :, None])

@@ -37,7 +37,7 @@ def grey(rng: Rng, low: float = 60, high: float = 215, tone: float = 8) -> Colou
 def vivid(rng: Rng, dark: float = 20, bright: float = 230) -> Colour:
     """Any colour, often saturated."""
     level = rng.uniform(dark, bright)
-    colour: Colour = np.clip(level + rng.normal(0, 1, 3) * rng.choice([6, 25, 60], p=[0.5, 0.32, 0.18]), 5, 250).astype(
+    colour: Colour = np.clip(level + rng.normal(0, 1, 3) * rng.choice([6, 25, 60], p=[0.6, 0.22, 0.18]), 5, 250).astype(
         np.float32
     )
     return colour
