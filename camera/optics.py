@@ -93,7 +93,7 @@ def shine(rng: Rng, optics: Optics, h: int, w: int, level: float) -> Light:
         gain = gain * (
             1 - np.float32(optics.shadow) / (1 + np.exp(np.clip(edge * np.float32(40 * optics.place[1] + 8), -30, 30)))
         )
-    cast = np.float32(optics.cast)
+    cast = np.array(optics.cast, np.float32)
     coloured = cv2.resize(np.maximum(gain, 0.08)[:, :, None] * cast, (w, h), interpolation=cv2.INTER_LINEAR)
     if optics.moire:
         turn = rng.uniform(0, 3.14)

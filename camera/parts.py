@@ -9,7 +9,7 @@ import numpy as np
 from flawline.camera import parts_board, parts_metal, parts_more, parts_pack, surfaces, surfaces_more
 from flawline.camera.noise import Picture, Plane, cloud
 from flawline.camera.optics import Optics, choose_optics
-from flawline.camera.scene import Canvas, Draft, Fault, Labels, Scene
+from flawline.camera.scene import Canvas, Draft, Fault, Labels, Outline, Scene
 from flawline.camera.textures import Colour, Material, choose_material, grey, vivid
 
 Rng = np.random.Generator
@@ -200,7 +200,7 @@ def _surface_scene(
     if turned:
         angle = product.tilt % 0.6 - 0.3 + draft.rng(50).normal(0, 0.01)
         corners = _placed(gw, gh, w / 2, h / 2, angle, 1.0, product.skew, product.design)
-        matrix = cv2.getPerspectiveTransform(np.float32([[0, 0], [gw, 0], [gw, gh], [0, gh]]), corners)
+        matrix = cv2.getPerspectiveTransform(np.array([[0, 0], [gw, 0], [gw, gh], [0, gh]], np.float32), corners)
         picture = cv2.warpPerspective(picture, matrix, (w, h), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
         body = cv2.warpPerspective(body, matrix, (w, h), borderMode=cv2.BORDER_REFLECT)
         labels = cv2.warpPerspective(labels, matrix, (w, h), flags=cv2.INTER_NEAREST)
@@ -209,15 +209,14 @@ def _surface_scene(
     return Scene(np.clip(picture, 0, 255), body, np.clip(under, 0, 255), labels)
 
 
-def _placed(
-    w: float, h: float, x: float, y: float, angle: float, scale: float, skew: float, rng: Rng
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def _placed(w: float, h: float, x: float, y: float, angle: float, scale: float, skew: float, rng: Rng) -> Outline:
     """Where the corners of a (h, w) canvas come to lie, (4, 2)."""
     half = np.array([[-w, -h], [w, -h], [w, h], [-w, h]], np.float32) * np.float32(0.5 * scale)
     half = half * (1 + rng.uniform(-skew, skew, (4, 1)))
     c, s = np.cos(angle), np.sin(angle)
     corners = half @ np.array([[c, s], [-s, c]]) + [x, y]
-    return corners.astype(np.float32)
+    placed: Outline = corners.astype(np.float32)
+    return placed
 
 
 def _object_scene(
@@ -253,8 +252,8 @@ def _object_scene(
         x0, y0, x1, y1 = max(0, low[0]), max(0, low[1]), min(w, high[0]), min(h, high[1])
         if x1 - x0 < 2 or y1 - y0 < 2:
             continue
-        source = np.float32([[0, 0], [size, 0], [size, size], [0, size]])
-        matrix = cv2.getPerspectiveTransform(source, corners - np.float32([x0, y0]))
+        source = np.array([[0, 0], [size, 0], [size, size], [0, size]], np.float32)
+        matrix = cv2.getPerspectiveTransform(source, corners - np.array([x0, y0], np.float32))
         area = (x1 - x0, y1 - y0)
         cover = cv2.warpPerspective(draft.canvas.cover, matrix, area, flags=cv2.INTER_LINEAR)
         colour = cv2.warpPerspective(draft.canvas.colour, matrix, area, flags=cv2.INTER_LINEAR)
@@ -291,7 +290,7 @@ def _places(product: Product, rng: Rng, h: int, w: int, size: int) -> list[tuple
         return [(w / 2 + float(rng.normal(0, spread)), h / 2 + float(rng.normal(0, spread)), angle())]
     columns = max(1, min(product.count, round(w / size / 1.05)))
     rows = max(1, min(-(-product.count // columns), round(h / size / 1.05)))
-    places = []
+    places: list[tuple[float, float, float]] = []
     for j in range(rows):
         for i in range(columns):
             if len(places) < product.count:

@@ -128,19 +128,17 @@ def circuit(d: Draft) -> None:
             d.canvas.fill([circle(float(end[0]), float(end[1]), width * 0.7)], mask * np.float32(0.3), add=False)
     columns = int(rng.integers(2, 7))
     cell = 0.84 * s / columns
-    items = []
-    for j in range(columns):
-        for i in range(columns):
-            if rng.random() < 0.75:
-                items.append(
-                    Element(
-                        0.08 * s + (i + 0.5) * cell,
-                        0.08 * s + (j + 0.5) * cell,
-                        0.35 * cell,
-                        angle=float(rng.integers(2)) * 1.5708,
-                        seed=int(rng.integers(6)),
-                    )
-                )
+    cells = [(i, j) for j in range(columns) for i in range(columns) if rng.random() < 0.75]
+    items = [
+        Element(
+            0.08 * s + (i + 0.5) * cell,
+            0.08 * s + (j + 0.5) * cell,
+            0.35 * cell,
+            angle=float(rng.integers(2)) * 1.5708,
+            seed=int(rng.integers(6)),
+        )
+        for i, j in cells
+    ]
     colours = [
         np.array(c, np.float32)
         for c in ([30, 30, 32], [180, 150, 110], [25, 25, 28], [200, 200, 200], [60, 50, 45], [190, 170, 60])

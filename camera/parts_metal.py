@@ -336,7 +336,7 @@ def tube(d: Draft) -> None:
     for e in d.elements(rings):
         ring = box(e.x, e.y, 2.05 * r, e.size, e.angle * 0.3)
         d.canvas.shade([ring], 0.6, 0.6)
-        d.canvas.shade([ring + np.float32([0, -e.size * 0.5])], 1.3, 0.6)
+        d.canvas.shade([ring + np.array([0, -e.size * 0.5], np.float32)], 1.3, 0.6)
 
 
 def casting(d: Draft) -> None:

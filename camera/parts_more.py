@@ -110,7 +110,7 @@ def keypad(d: Draft) -> None:
         outline = (
             circle(e.x, e.y, e.size) if round_keys else box(e.x, e.y, 2 * e.size, 1.7 * e.size, e.angle, 0.3 * e.size)
         )
-        d.canvas.shade([outline + np.float32([2, 2])], 0.6, 2.0)
+        d.canvas.shade([outline + np.array([2, 2], np.float32)], 0.6, 2.0)
         d.canvas.fill([outline], d.colours[1], bevel=2, strength=2, mark=True)
     for k, e in enumerate(items):
         if k < 12 and rng.random() < 0.8:

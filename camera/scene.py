@@ -59,8 +59,7 @@ def box(x: float, y: float, w: float, h: float, angle: float = 0.0, corner: floa
     """A rectangle with round corners of radius `corner`."""
     corner = min(corner, w / 2, h / 2)
     if corner <= 0.5:
-        points = np.array([[-w, -h], [w, -h], [w, h], [-w, h]]) / 2
-        return rotate(points, x, y, angle)
+        return rotate(np.array([[-w, -h], [w, -h], [w, h], [-w, h]]) / 2, x, y, angle)
     turn = np.linspace(0, np.pi / 2, 7)
     arc = corner * np.stack([np.cos(turn), np.sin(turn)], 1)
     points = []
@@ -126,7 +125,7 @@ class Canvas:
         x0, y0, x1, y1 = self._window(outlines, 2 + 2 * bevel)
         if x1 <= x0 or y1 <= y0:
             return
-        mask = mask_of([o - np.float32([x0, y0]) for o in outlines], y1 - y0, x1 - x0)
+        mask = mask_of([o - np.array([x0, y0], np.float32) for o in outlines], y1 - y0, x1 - x0)
         if mark:
             self._mark(mask, x0, y0)
         source = paint[y0:y1, x0:x1] if paint.ndim == 3 else paint
@@ -150,7 +149,7 @@ class Canvas:
         x0, y0, x1, y1 = self._window(outlines, 3 * soft + 2)
         if x1 <= x0 or y1 <= y0:
             return
-        mask = mask_of([o - np.float32([x0, y0]) for o in outlines], y1 - y0, x1 - x0)
+        mask = mask_of([o - np.array([x0, y0], np.float32) for o in outlines], y1 - y0, x1 - x0)
         if soft > 0.3:
             mask = cv2.GaussianBlur(mask, (0, 0), soft)
         self.colour[y0:y1, x0:x1] *= (1 + (factor - 1) * mask)[:, :, None]
@@ -160,7 +159,7 @@ class Canvas:
         x0, y0, x1, y1 = self._window(outlines, 4 + 2 * rim)
         if x1 <= x0 or y1 <= y0:
             return
-        mask = mask_of([o - np.float32([x0, y0]) for o in outlines], y1 - y0, x1 - x0)
+        mask = mask_of([o - np.array([x0, y0], np.float32) for o in outlines], y1 - y0, x1 - x0)
         self._mark(mask, x0, y0)
         relief = emboss(cv2.GaussianBlur(-mask, (0, 0), rim) * np.float32(2 * rim), self.light, 1.5)
         self.colour[y0:y1, x0:x1] *= relief[:, :, None]
@@ -173,7 +172,7 @@ class Canvas:
         x0, y0, x1, y1 = self._window([points], width + 2)
         if x1 <= x0 or y1 <= y0:
             return
-        path = [np.round((points - np.float32([x0, y0])) * 16).astype(np.int32)]
+        path = [np.round((points - np.array([x0, y0], np.float32)) * 16).astype(np.int32)]
         whole: Plane | None = None
         for share, level in ((1.0, 0.55), (0.7, 0.95), (0.3, 1.0 + gloss)):
             mask8 = np.zeros((y1 - y0, x1 - x0), np.uint8)

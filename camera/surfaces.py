@@ -6,6 +6,7 @@ import numpy as np
 from flawline.camera.noise import Picture, cloud, emboss, grain, tint
 from flawline.camera.parts_metal import lettering
 from flawline.camera.scene import Draft, Element, box, circle, wavy
+from flawline.camera.spot import mix
 
 
 def material(d: Draft) -> Picture:
@@ -89,7 +90,7 @@ def tile(d: Draft) -> Picture:
         shape[max(0, y) : max(0, y + int(grout) + 1)] = 1
     soft = cv2.GaussianBlur(shape, (0, 0), 0.8 + d.unit)
     picture *= emboss(-soft, d.canvas.light, 1.5)[:, :, None]
-    return picture + (d.colours[1] * 0.8 - picture) * soft[:, :, None]
+    return mix(picture, d.colours[1] * np.float32(0.8), soft)
 
 
 def stripes(d: Draft) -> Picture:
@@ -203,7 +204,7 @@ def thread(d: Draft) -> Picture:
         shade = shade + np.float32(gloss * d.design.uniform(-0.4, 1)) * lit
     length = max(3, int(60 * d.unit))
     marks = cv2.blur(grain(rng, h, w), (length, 1)) * np.float32(length**0.5 * d.design.uniform(0.01, 0.07))
-    slant = np.float32([[1, 0, 0], [-float(lead) * pitch / w * 1.2, 1, 0]])
+    slant = np.array([[1, 0, 0], [-float(lead) * pitch / w * 1.2, 1, 0]], np.float32)
     marks = cv2.warpAffine(marks, slant, (w, h), borderMode=cv2.BORDER_REFLECT)
     shade = shade * (1 - groove) + marks + np.float32(0.05) * cloud(rng, h, w, 60 * d.unit, 3)
     edge = np.abs(across) > 0.99
@@ -217,7 +218,7 @@ def thread(d: Draft) -> Picture:
 
 def corrugated(d: Draft) -> Picture:
     """Ribs, slats or a heat sink: parallel raised bars."""
-    h, w = d.canvas.h, d.canvas.w
+    w = d.canvas.w
     picture = d.surface(0)
     pitch = d.design.uniform(14, 90) * d.unit
     share = d.design.uniform(0.3, 0.8)

@@ -5,6 +5,7 @@ import numpy as np
 
 from flawline.camera.noise import Picture, cloud, emboss, grain, tint
 from flawline.camera.scene import Draft, Element, box, circle, wavy
+from flawline.camera.spot import mix
 
 
 def solar(d: Draft) -> Picture:
@@ -44,14 +45,16 @@ def weld(d: Draft) -> Picture:
     across = (ys - axis) / np.float32(width)
     pitch = d.design.uniform(5, 16) * d.unit
     phase = xs / np.float32(pitch) + 1.6 * across**2 + np.float32(0.3) * cloud(rng, h, w, 20 * d.unit, 2)
-    height = np.sqrt(np.clip(1 - across**2, 0, 1)) * (1 + np.float32(d.design.uniform(0.01, 0.06)) * np.abs(np.sin(phase * np.float32(np.pi))))
+    height = np.sqrt(np.clip(1 - across**2, 0, 1)) * (
+        1 + np.float32(d.design.uniform(0.01, 0.06)) * np.abs(np.sin(phase * np.float32(np.pi)))
+    )
     heat = np.exp(-(across**2) / np.float32(d.design.uniform(2, 9)))
     tone = np.array([[0.9, 0.72, 0.5], [0.6, 0.65, 0.9], [0.8, 0.8, 0.8]], np.float32)[int(d.design.integers(3))]
     picture = picture * (1 + (tone - 1) * np.float32(d.design.uniform(0.1, 0.8)) * heat[:, :, None])
-    bead = np.clip((1 - np.abs(across)) * 6, 0, 1)[:, :, None]
+    bead = np.clip((1 - np.abs(across)) * 6, 0, 1).astype(np.float32)
     relief = emboss((height * width * 0.5).astype(np.float32), d.canvas.light, d.design.uniform(0.6, 1.5))
     shiny = relief[:, :, None] * d.colours[3] * (1 + np.float32(0.05) * grain(rng, h, w))[:, :, None]
-    return picture + (shiny - picture) * bead
+    return mix(picture, shiny, bead)
 
 
 def marble(d: Draft) -> Picture:
@@ -66,7 +69,7 @@ def marble(d: Draft) -> Picture:
         veins = np.maximum(veins, (0.9**k) * np.exp(-np.abs(cloud(rng, h, w, cell, 4)) * np.float32(sharp)))
     mottle = np.float32(d.design.uniform(0.02, 0.10)) * cloud(rng, h, w, 50 * d.unit, 3)
     picture = tint((1 + mottle + 0.01 * grain(rng, h, w)).astype(np.float32), base)
-    return picture + (d.colours[1] - picture) * (veins * np.float32(d.design.uniform(0.2, 0.8)))[:, :, None]
+    return mix(picture, d.colours[1], veins, d.design.uniform(0.2, 0.8))
 
 
 def planks(d: Draft) -> Picture:
@@ -93,7 +96,8 @@ def planks(d: Draft) -> Picture:
                 0.7,
                 mark=k == 0,
             )
-    return cv2.GaussianBlur(d.canvas.colour, (3, 3), 0)
+    softened: Picture = cv2.GaussianBlur(d.canvas.colour, (3, 3), 0)
+    return softened
 
 
 def grains(d: Draft) -> Picture:
@@ -111,7 +115,7 @@ def grains(d: Draft) -> Picture:
         outline = box(x, y, 1.8 * size, 1.8 * size, rng.uniform(0, 3), 0.3 * size) if square else circle(x, y, size)
         if not square and rough > 0.05:
             outline = wavy(rng, x, y, size, rough, stretch, n=20)
-        d.canvas.fill([outline + np.float32([1.5, 1.5])], d.colours[0] * np.float32(0.2), 0.5)
+        d.canvas.fill([outline + np.array([1.5, 1.5], np.float32)], d.colours[0] * np.float32(0.2), 0.5)
         d.canvas.fill(
             [outline], d.colours[0] * np.float32(rng.uniform(0.85, 1.15)), bevel=0.3 * size, strength=1.2, mark=True
         )

@@ -109,10 +109,10 @@ class _Work:
         self.scene = scene
         self.light = light
         self.picture = scene.picture
-        self.kinds = np.zeros(scene.body.shape, np.uint8)
+        self.kinds: NDArray[np.uint8] = np.zeros(scene.body.shape, np.uint8)
         self.defects: list[tuple[str, tuple[int, int, int, int]]] = []
-        h, w = scene.body.shape
-        self._unit = min(h, w) / 512
+        self._h, self._w = scene.picture.shape[0], scene.picture.shape[1]
+        self._unit = min(self._h, self._w) / 512
         self._allowed = [k for k in allowed if not (k in FORM_KINDS and self.defects)]
         weights = np.array([KINDS[k].weight if k in KINDS else 1.2 for k in self._allowed])
         self._chance = weights / weights.sum()
@@ -127,7 +127,7 @@ class _Work:
         recipe = KINDS[kind]
         if recipe.edge and self._whole and rng.random() < 0.5:
             return False
-        h, w = self.kinds.shape
+        h, w = self._h, self._w
         area = float(np.exp(rng.uniform(np.log(SMALLEST), np.log(recipe.largest))))
         r = max(1.3, (area * h * w / np.pi) ** 0.5)
         place = self._place(rng, recipe.edge, recipe.free)
@@ -149,8 +149,10 @@ class _Work:
             light=self.product.optics.direction,
         )
         after = np.clip(recipe.draw(rng, spot), 0, 255).astype(np.float32)
+        cover = _fade(window[0], h, 4 + 0.1 * reach)[:, None] * _fade(window[1], w, 4 + 0.1 * reach)[None, :]
         if not recipe.free:
-            after = before + (after - before) * spot.body[:, :, None]
+            cover = cover * spot.body
+        after = before + (after - before) * cover[:, :, None]
         return self._accept(kind, before, after, window)
 
     def _place(self, rng: Rng, edge: bool, free: bool) -> tuple[int, int] | None:
@@ -177,8 +179,8 @@ class _Work:
         fault = Fault(
             kind, float(rng.random()), float(rng.random()), float(rng.uniform(-3.14, 3.14)), float(rng.random())
         )
-        scene = draw_scene(self.product, self.seed, *self.kinds.shape, fault)
-        everything: Window = np.s_[0 : self.kinds.shape[0], 0 : self.kinds.shape[1]]
+        scene = draw_scene(self.product, self.seed, self._h, self._w, fault)
+        everything: Window = np.s_[0 : self._h, 0 : self._w]
         if self._accept(kind, self.picture, scene.picture, everything):
             self.scene = scene
             return True
@@ -193,7 +195,7 @@ class _Work:
         changed = (seen > VISIBLE + 0.6 * optics.noise).astype(np.uint8)
         size = 3 + 2 * round(self._unit)
         changed = cv2.morphologyEx(changed, cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size)))
-        h, w = self.kinds.shape
+        h, w = self._h, self._w
         area = int(changed.sum())
         if not area or not _stands_out(plain, seen, changed, self.scene.body[window]):
             return False
@@ -207,6 +209,17 @@ class _Work:
         x, y, bw, bh = cv2.boundingRect(changed)
         self.defects.append((kind, (window[1].start + x, window[0].start + y, bw, bh)))
         return True
+
+
+def _fade(span: slice, n: int, width: float) -> NDArray[np.float32]:
+    """Along one side of a window: 1 inside, down to 0 at its ends, so that no defect is cut off straight."""
+    place = np.arange(span.start, span.stop, dtype=np.float32)
+    ramp = np.ones_like(place)
+    if span.start > 0:
+        ramp = np.minimum(ramp, (place - span.start) / np.float32(width))
+    if span.stop < n:
+        ramp = np.minimum(ramp, (span.stop - 1 - place) / np.float32(width))
+    return ramp
 
 
 def _stands_out(
