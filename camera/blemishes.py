@@ -3,9 +3,9 @@
 import cv2
 import numpy as np
 
-from flawline.camera.noise import Picture, Plane, cloud, emboss, grain
+from flawline.camera.noise import Picture, cloud, emboss, grain
 from flawline.camera.scene import mask_of, wavy
-from flawline.camera.spot import Spot, blob, curve, line_mask
+from flawline.camera.spot import Spot, blob, contrast, curve, line_mask, mix
 from flawline.camera.textures import choose_material, vivid
 
 Rng = np.random.Generator
@@ -26,18 +26,9 @@ MATERIALS = (
 )
 
 
-def _power(rng: Rng) -> float:
-    return float(0.12 + 0.88 * rng.beta(1.4, 1.3))
-
-
-def _mix(picture: Picture, colour: Picture, cover: Plane) -> Picture:
-    mixed: Picture = picture + (colour - picture) * cover[:, :, None]
-    return mixed
-
-
 def stain(rng: Rng, spot: Spot) -> Picture:
     """A liquid's mark: oil, ink, or water with a darker rim; sometimes several drops."""
-    power = _power(rng)
+    power = contrast(rng)
     cover = blob(
         rng, spot, rough=rng.uniform(0.1, 0.8), soft=rng.choice([0.1, 0.4, 1.0]), stretch=rng.choice([1.0, 1.0, 2.2])
     )
@@ -45,7 +36,8 @@ def stain(rng: Rng, spot: Spot) -> Picture:
         for _ in range(int(rng.integers(1, 5))):
             x, y = spot.cx + rng.normal(0, 0.8) * spot.r, spot.cy + rng.normal(0, 0.8) * spot.r
             cover = np.maximum(
-                cover, mask_of([wavy(rng, x, y, spot.r * rng.uniform(0.08, 0.3), 0.2, n=20)], *cover.shape)
+                cover,
+                mask_of([wavy(rng, x, y, spot.r * rng.uniform(0.08, 0.3), 0.2, n=20)], cover.shape[0], cover.shape[1]),
             )
     if rng.random() < 0.3:  # water: only the rim is strong
         rim = np.clip(1 - np.abs(cover - 0.5) * 2.2, 0, 1)
@@ -58,7 +50,7 @@ def stain(rng: Rng, spot: Spot) -> Picture:
         np.array([245, 245, 240], np.float32),
     ]
     colour = tones[int(rng.choice(5, p=[0.3, 0.2, 0.2, 0.18, 0.12]))]
-    return _mix(spot.picture, colour.astype(np.float32), cover * np.float32(0.15 + 0.75 * power))
+    return mix(spot.picture, colour.astype(np.float32), cover * np.float32(0.15 + 0.75 * power))
 
 
 def discoloration(rng: Rng, spot: Spot) -> Picture:
@@ -74,25 +66,25 @@ def rust(rng: Rng, spot: Spot) -> Picture:
     cover = blob(rng, spot, rough=rng.uniform(0.4, 1.4), soft=rng.choice([0.12, 0.5]))
     tones = np.array([[150, 75, 30], [110, 60, 30], [175, 105, 45], [80, 50, 32], [120, 95, 55]], np.float32)
     first, second = tones[rng.integers(5)], tones[rng.integers(5)] * np.float32(rng.uniform(0.5, 0.9))
-    mix = np.clip(0.5 + 0.5 * cloud(rng, h, w, max(3.0, 0.4 * spot.r), 4), 0, 1)[:, :, None]
-    colour = (first * mix + second * (1 - mix)) * np.float32(
+    share = np.clip(0.5 + 0.5 * cloud(rng, h, w, max(3.0, 0.4 * spot.r), 4), 0, 1)[:, :, None]
+    colour = (first * share + second * (1 - share)) * np.float32(
         rng.uniform(0.6, 1.3) * np.clip(spot.mean.mean() / 120, 0.6, 1.4)
     )
     colour = colour * (1 + np.float32(0.15) * grain(rng, h, w))[:, :, None]
     colour = (
         colour * emboss(cloud(rng, h, w, max(2.0, 0.12 * spot.r), 2), spot.light, rng.uniform(0.1, 0.7))[:, :, None]
     )
-    power = 0.3 + 0.7 * _power(rng)
+    power = 0.3 + 0.7 * contrast(rng)
     if rng.random() < 0.3:  # speckles
         cover = cover * np.clip(cloud(rng, h, w, max(2.0, 0.15 * spot.r), 2) * 2.5, 0, 1)
-    return _mix(spot.picture, colour.astype(np.float32), cover * np.float32(power))
+    return mix(spot.picture, colour.astype(np.float32), cover * np.float32(power))
 
 
 def burn(rng: Rng, spot: Spot) -> Picture:
     """Charred in the middle, brown and soft towards the rim."""
     cover = blob(rng, spot, rough=0.4, soft=1.0)
-    brown = _mix(spot.picture, np.array([95, 60, 30], np.float32), np.clip(cover * 1.6, 0, 0.75))
-    return _mix(brown, np.array([18, 14, 12], np.float32), np.clip(cover * 1.8 - 0.6, 0, 0.95))
+    brown = mix(spot.picture, np.array([95, 60, 30], np.float32), np.clip(cover * 1.6, 0, 0.75))
+    return mix(brown, np.array([18, 14, 12], np.float32), np.clip(cover * 1.8 - 0.6, 0, 0.95))
 
 
 def faded(rng: Rng, spot: Spot) -> Picture:
@@ -100,19 +92,19 @@ def faded(rng: Rng, spot: Spot) -> Picture:
     cover = blob(rng, spot, rough=rng.uniform(0.3, 1.0), soft=0.3)
     smooth = cv2.GaussianBlur(spot.picture, (0, 0), max(2.0, 0.5 * spot.r))
     smooth = smooth * np.float32(rng.uniform(0.85, 1.25)) + np.float32(rng.uniform(-10, 25))
-    worn = np.clip(0.7 + cloud(rng, *cover.shape, max(2.0, 0.25 * spot.r), 2), 0, 1)
-    return _mix(spot.picture, smooth, cover * worn * np.float32(rng.uniform(0.5, 1)))
+    worn = np.clip(0.7 + cloud(rng, cover.shape[0], cover.shape[1], max(2.0, 0.25 * spot.r), 2), 0, 1)
+    return mix(spot.picture, smooth, cover * worn * np.float32(rng.uniform(0.5, 1)))
 
 
 def smear(rng: Rng, spot: Spot) -> Picture:
     """Drawn out along one direction: wiped paint, a grease streak, a glue trail."""
     cover = blob(rng, spot, rough=0.5, soft=0.5, stretch=rng.uniform(3, 9))
-    power = _power(rng)
+    power = contrast(rng)
     colour = spot.mean * np.float32(rng.uniform(0.3, 0.8)) if rng.random() < 0.5 else vivid(rng)
     if rng.random() < 0.3:
         colour = np.array([235, 235, 230], np.float32)
-    streaky = np.clip(0.6 + 0.5 * cloud(rng, *cover.shape, max(2.0, 0.2 * spot.r), 2), 0, 1)
-    return _mix(spot.picture, colour.astype(np.float32), cover * streaky * np.float32(0.2 + 0.7 * power))
+    streaky = np.clip(0.6 + 0.5 * cloud(rng, cover.shape[0], cover.shape[1], max(2.0, 0.2 * spot.r), 2), 0, 1)
+    return mix(spot.picture, colour.astype(np.float32), cover * streaky * np.float32(0.2 + 0.7 * power))
 
 
 def foreign(rng: Rng, spot: Spot) -> Picture:
@@ -159,7 +151,7 @@ def foreign(rng: Rng, spot: Spot) -> Picture:
         cv2.GaussianBlur(mask, (0, 0), max(0.8, 0.15 * spot.r)) * np.float32(max(1, 0.3 * spot.r)), spot.light, 1.5
     )
     relief = relief * (1 + np.float32(0.08) * cloud(rng, h, w, max(2.0, 0.3 * spot.r), 2))
-    return _mix(picture, relief[:, :, None] * colour, mask * np.float32(rng.uniform(0.75, 1)))
+    return mix(picture, relief[:, :, None] * colour, mask * np.float32(rng.uniform(0.75, 1)))
 
 
 def hair(rng: Rng, spot: Spot) -> Picture:
@@ -167,21 +159,22 @@ def hair(rng: Rng, spot: Spot) -> Picture:
     line = curve(rng, spot.cx, spot.cy, spot.r * rng.uniform(4, 7), rng.uniform(0, 6.28), rng.uniform(0.3, 1.3))
     mask = line_mask(spot, line, float(np.clip(0.3 * spot.r, 1, 3.5 * spot.unit + 1)))
     tones = [np.array([25, 20, 18], np.float32), np.array([225, 220, 210], np.float32), vivid(rng)]
-    return _mix(spot.picture, tones[int(rng.integers(3))], mask * np.float32(0.25 + 0.75 * _power(rng)))
+    return mix(spot.picture, tones[int(rng.integers(3))], mask * np.float32(0.25 + 0.75 * contrast(rng)))
 
 
 def glue(rng: Rng, spot: Spot) -> Picture:
     """A drop of glue, resin or solder: clear or milky, raised, glossy."""
     mask = blob(rng, spot, rough=rng.uniform(0.1, 0.5), soft=0.12, stretch=rng.choice([1.0, 1.8]))
     soft = cv2.GaussianBlur(mask, (0, 0), max(0.8, 0.2 * spot.r))
-    relief = emboss(soft * np.float32(0.6 * spot.r), spot.light, rng.uniform(0.8, 2.5))
+    relief = emboss(soft * np.float32(0.6 * spot.r), spot.light, float(np.exp(rng.uniform(-1.0, 0.8))))
     picture = spot.picture + (spot.picture * relief[:, :, None] - spot.picture) * mask[:, :, None]
     milk = np.clip(
         spot.mean * np.float32(0.4) + np.array([150, 148, 140], np.float32) * np.float32(rng.uniform(0.3, 1)), 0, 255
     )
-    picture = _mix(picture, milk.astype(np.float32), mask * np.float32(rng.uniform(0.08, 0.6)))
+    picture = mix(picture, milk.astype(np.float32), mask * np.float32(rng.uniform(0.08, 0.6)))
     shine = np.clip(relief - 1.15, 0, 1) * mask
-    return picture + np.float32(rng.uniform(40, 160)) * shine[:, :, None]
+    glossy: Picture = picture + np.float32(rng.uniform(40, 160)) * shine[:, :, None]
+    return glossy
 
 
 def other_texture(rng: Rng, spot: Spot) -> Picture:
@@ -192,7 +185,7 @@ def other_texture(rng: Rng, spot: Spot) -> Picture:
     if rng.random() < 0.5:  # keep the surface's tone, change only its structure
         texture = texture + (spot.mean * np.float32(rng.uniform(0.6, 1.4)) - texture.reshape(-1, 3).mean(0))
     cover = blob(rng, spot, rough=rng.uniform(0.3, 1.6), soft=rng.choice([0.06, 0.3]), stretch=rng.choice([1.0, 2.5]))
-    return _mix(spot.picture, np.clip(texture, 0, 255), cover * np.float32(rng.uniform(0.2, 1.0)))
+    return mix(spot.picture, np.clip(texture, 0, 255), cover * np.float32(rng.uniform(0.2, 1.0)))
 
 
 def cut_paste(rng: Rng, spot: Spot) -> Picture:
@@ -216,4 +209,4 @@ def cut_paste(rng: Rng, spot: Spot) -> Picture:
     )
     if rng.random() < 0.5:
         piece = piece * np.clip(1 + rng.normal(0, 0.15, 3), 0.6, 1.5).astype(np.float32)
-    return _mix(spot.picture, np.clip(piece, 0, 255), mask * np.float32(rng.uniform(0.6, 1)))
+    return mix(spot.picture, np.clip(piece, 0, 255), mask * np.float32(rng.uniform(0.6, 1)))

@@ -21,15 +21,16 @@ def _perfboard(d: Draft, pitch: float) -> None:
     )
     dark = d.colours[2] * np.float32(0.25)
     start = rng.uniform(0.2, 0.8) * pitch
+    ring = COPPER if rng.random() < 0.6 else TIN
     n = int(s / pitch) + 2
     if form == 1:
         for i in range(n):
             d.canvas.fill([box(start + (i - 0.5) * pitch, s / 2, 0.12 * pitch, 1.2 * s)], dark)
     for j in range(n):
         for i in range(n):
-            x, y = start + (i - (0.0 if form != 1 else 0.0)) * pitch, start + (j - 0.5) * pitch
+            x, y = start + i * pitch, start + (j - 0.5) * pitch
             if form == 0:
-                d.canvas.fill([circle(x, y, 0.36 * pitch)], COPPER if rng.random() < 2 else TIN)
+                d.canvas.fill([circle(x, y, 0.36 * pitch)], ring)
             d.canvas.fill([circle(x, y, 0.2 * pitch)], dark, bevel=0.8, strength=-1.5, mark=n < 9)
 
 
@@ -45,6 +46,10 @@ def component(d: Draft) -> None:
     height = rng.uniform(0.25, 0.45) * s
     part = d.rng(8)
     x0, y0 = s / 2 + part.normal(0, 0.012) * s, (0.5 if two_sided else 0.36) * s + part.normal(0, 0.012) * s
+    package = d.elements([Element(x0, y0, 0.16 * s)], 0.35) if on_board else [Element(x0, y0)]
+    if not package:
+        return
+    x0, y0 = package[0].x, package[0].y
     lead = rng.uniform(0.12, 0.32) * s
     thick = min(rng.uniform(0.018, 0.05) * s, width / n * 0.6)
     spread = rng.uniform(0.7, 1.5)
@@ -123,19 +128,17 @@ def circuit(d: Draft) -> None:
             d.canvas.fill([circle(float(end[0]), float(end[1]), width * 0.7)], mask * np.float32(0.3), add=False)
     columns = int(rng.integers(2, 7))
     cell = 0.84 * s / columns
-    items = []
-    for j in range(columns):
-        for i in range(columns):
-            if rng.random() < 0.75:
-                items.append(
-                    Element(
-                        0.08 * s + (i + 0.5) * cell,
-                        0.08 * s + (j + 0.5) * cell,
-                        0.35 * cell,
-                        angle=float(rng.integers(2)) * 1.5708,
-                        seed=int(rng.integers(6)),
-                    )
-                )
+    cells = [(i, j) for j in range(columns) for i in range(columns) if rng.random() < 0.75]
+    items = [
+        Element(
+            0.08 * s + (i + 0.5) * cell,
+            0.08 * s + (j + 0.5) * cell,
+            0.35 * cell,
+            angle=float(rng.integers(2)) * 1.5708,
+            seed=int(rng.integers(6)),
+        )
+        for i, j in cells
+    ]
     colours = [
         np.array(c, np.float32)
         for c in ([30, 30, 32], [180, 150, 110], [25, 25, 28], [200, 200, 200], [60, 50, 45], [190, 170, 60])

@@ -1,26 +1,21 @@
 """Painters of plates, rings, nuts, gears, screws, tubes and castings."""
 
+import cv2
 import numpy as np
 
-from flawline.camera.noise import Plane, cloud
+from flawline.camera.noise import Plane, cloud, emboss
 from flawline.camera.scene import Draft, Element, Outline, box, circle, mask_of, rotate, wavy
 
 
 def finish(d: Draft, strength: float = 1.0) -> None:
     """Round the object's outer edge with light and shade."""
-    import cv2
-
-    from flawline.camera.noise import emboss
-
     width = max(0.8, d.design.uniform(0.002, 0.012) * d.size)
     soft = cv2.GaussianBlur(d.canvas.cover, (0, 0), width) * np.float32(2 * width)
     d.canvas.colour *= emboss(soft, d.canvas.light, strength * d.design.uniform(0.4, 1.6))[:, :, None]
 
 
-def lettering(d: Draft, x: float, y: float, width: float, height: float, lines: int = 1, tag: int = 40) -> None:
+def lettering(d: Draft, x: float, y: float, width: float, height: float, lines: int = 1) -> None:
     """Printed or engraved signs in rows; each sign is an element."""
-    import cv2
-
     s = d.size
     ink = d.colours[int(d.design.integers(1, 3))]
     alphabet = "ABCDEFGHKLMNPRSTUVXYZ0123456789-/."
@@ -41,7 +36,6 @@ def lettering(d: Draft, x: float, y: float, width: float, height: float, lines: 
     scale = height * s / (12 if face == cv2.FONT_HERSHEY_PLAIN else 22)
     thick = max(1, round(height * s * d.design.uniform(0.05, 0.16)))
     for item in d.elements(items):
-        mask = np.zeros((d.canvas.h, d.canvas.w), np.uint8) if item.angle else None
         place = (int((item.x - 0.28 * height) * s), int((item.y + 0.45 * height) * s))
         x0, y0 = max(0, place[0] - 3), max(0, int(place[1] - height * s * 1.3))
         x1, y1 = min(d.canvas.w, int(place[0] + height * s + 4)), min(d.canvas.h, int(place[1] + height * s * 0.4))
@@ -205,9 +199,12 @@ def washer(d: Draft) -> None:
 def nut(d: Draft) -> None:
     """A hexagon or square nut from above, with its thread."""
     s, rng = d.size, d.design
-    d.canvas.fill([circle(s / 2, s / 2, 0.47 * s, n=int(rng.choice([6, 6, 6, 4, 8])), angle=0.3)], d.surface(0))
-    d.canvas.fill([circle(s / 2, s / 2, rng.uniform(0.36, 0.42) * s)], d.surface(0) * np.float32(1.12), bevel=2)
-    bore = rng.uniform(0.18, 0.28) * s
+    sides = int(rng.choice([6, 6, 6, 4, 8]))
+    face = d.surface(0)
+    d.canvas.fill([circle(s / 2, s / 2, 0.47 * s, n=sides, angle=0.3)], face)
+    across = 0.47 * s * np.cos(np.pi / sides)
+    d.canvas.fill([circle(s / 2, s / 2, rng.uniform(0.88, 1.0) * across)], face * np.float32(1.12), bevel=2)
+    bore = rng.uniform(0.45, 0.68) * across
     for k in range(int(rng.integers(2, 6))):
         d.canvas.fill(
             [circle(s / 2, s / 2, bore * (1.12 - 0.05 * k))], d.colours[3] * np.float32(0.35 + 0.5 * (k % 2)), bevel=1
@@ -339,7 +336,7 @@ def tube(d: Draft) -> None:
     for e in d.elements(rings):
         ring = box(e.x, e.y, 2.05 * r, e.size, e.angle * 0.3)
         d.canvas.shade([ring], 0.6, 0.6)
-        d.canvas.shade([ring + np.float32([0, -e.size * 0.5])], 1.3, 0.6)
+        d.canvas.shade([ring + np.array([0, -e.size * 0.5], np.float32)], 1.3, 0.6)
 
 
 def casting(d: Draft) -> None:

@@ -41,7 +41,15 @@ DEFECT_KINDS: tuple[str, ...] = tuple(STATE_WORDS)
 UNSEEN_DEFECT_KINDS: tuple[str, ...] = ("bubble", "burn")
 """Kinds that no training picture ever holds: what is said about them is said about unseen defects."""
 
-GOOD_WORDS = ("{}", "flawless {}", "perfect {}", "unblemished {}", "good {}", "intact {}", "{} without defect")
+GOOD_WORDS: tuple[str, ...] = (
+    "{}",
+    "flawless {}",
+    "perfect {}",
+    "unblemished {}",
+    "good {}",
+    "intact {}",
+    "{} without defect",
+)
 GOOD_WORDS += ("{} without flaw", "{} without damage", "normal {}", "clean {}", "undamaged {}", "{} in good condition")
 BAD_WORDS = (
     "damaged {}",
@@ -52,7 +60,13 @@ BAD_WORDS = (
     "defective {}",
     "faulty {}",
 )
-TEMPLATES = ("a photo of {}", "a close-up photo of {}", "a picture of {}", "an image of {}", "a cropped photo of {}")
+TEMPLATES: tuple[str, ...] = (
+    "a photo of {}",
+    "a close-up photo of {}",
+    "a picture of {}",
+    "an image of {}",
+    "a cropped photo of {}",
+)
 TEMPLATES += ("a blurry photo of {}", "an industrial photo of {}", "{}", "a photo of {} for inspection", "there is {}")
 
 MATERIAL_WORDS: dict[str, tuple[str, ...]] = {
