@@ -42,7 +42,8 @@ def scratch(rng: Rng, spot: Spot) -> Picture:
     power = contrast(rng)
     colour = tone(rng, spot, power)
     length = spot.r * rng.uniform(3.5, 6.5)
-    width = float(np.clip(spot.r**2 * 2.2 / length / many**0.5, 1, 9 * spot.unit + 1.5))
+    thickest = float(np.exp(rng.uniform(0, 2.2))) * spot.unit + 0.6
+    width = float(np.clip(spot.r**2 * 2.2 / length / many**0.5, 0.8, thickest))
     total: Plane = np.zeros(spot.body.shape, np.float32)
     bend = rng.choice([0.02, 0.1, 0.4])
     for _ in range(many):
@@ -78,7 +79,8 @@ def crack(rng: Rng, spot: Spot) -> Picture:
     """A jagged dark line with branches."""
     power = contrast(rng)
     length = spot.r * rng.uniform(3, 5.5)
-    width = float(np.clip(spot.r**2 * 1.5 / length, 1, 8 * spot.unit + 1.5))
+    thickest = float(np.exp(rng.uniform(0, 2.2))) * spot.unit + 0.6
+    width = float(np.clip(spot.r**2 * 1.5 / length, 0.8, thickest))
     angle = rng.uniform(0, 6.28)
     total: Plane = np.zeros(spot.body.shape, np.float32)
     tips = [(spot.cx - np.cos(angle) * length / 2, spot.cy - np.sin(angle) * length / 2, angle, length, width)]
