@@ -40,7 +40,7 @@ Window = tuple[slice, slice]
 FORM_KINDS = ("missing", "bent", "misplaced")  # drawn by the part's own painter
 SMALLEST, LARGEST = 0.0002, 0.25  # area of a defect against the picture
 VISIBLE = 6.0  # grey levels: less than that is not labelled
-_TRIES = 8
+_TRIES = 16
 
 
 @dataclass
@@ -114,8 +114,9 @@ class _Work:
         self.defects: list[tuple[str, tuple[int, int, int, int]]] = []
         self._h, self._w = scene.picture.shape[0], scene.picture.shape[1]
         self._unit = min(self._h, self._w) / 512
-        self._allowed = [k for k in allowed if not (k in FORM_KINDS and self.defects)]
-        weights = np.array([KINDS[k].weight if k in KINDS else 1.2 for k in self._allowed])
+        self._allowed = allowed
+        material = product.materials[0].kind
+        weights = np.array([KINDS[k].chance(material) if k in KINDS else 1.2 for k in self._allowed])
         self._chance = weights / weights.sum()
         self._whole = bool((scene.body > 0.5).all())
         self._formless = set() if has_elements(product.family) else set(FORM_KINDS)
