@@ -54,7 +54,7 @@ def choose_optics(rng: Rng) -> Optics:
         mono=bool(pick[3] < 0.2),
         exposure=float(np.exp(rng.normal(0.0, 0.16))),
         contrast=float(rng.uniform(0.65, 1.3)),
-        blur=float(rng.uniform(0.3, 0.8) if pick[4] < 0.7 else rng.uniform(0.8, 1.8)),
+        blur=float(rng.uniform(0.0, 0.65) if pick[4] < 0.75 else rng.uniform(0.65, 1.7)),
         specks=int(rng.integers(5, 60)) if rng.random() < 0.15 else 0,
         sharpen=float(rng.uniform(0.3, 1.2) if rng.random() < 0.2 else 0.0),
         noise=float(rng.uniform(0.5, 3) if pick[5] < 0.75 else rng.uniform(3, 11)),
