@@ -57,7 +57,7 @@ def test_parts_of_one_product_vary_but_look_alike() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_labels_are_where_the_picture_changed(family: str) -> None:
-    for seed in (1, 2, 3):
+    for seed in (1, 2):
         good, bad = part(seed, family, defects=0), part(seed, family)
         assert bad.defects, "a defect was asked for"
         noise = choose_product(np.random.default_rng(seed), family).optics.noise
