@@ -9,7 +9,7 @@ import numpy as np
 from flawline.camera import parts_board, parts_metal, parts_more, parts_pack, surfaces, surfaces_more
 from flawline.camera.noise import Picture, Plane, cloud
 from flawline.camera.optics import Optics, choose_optics
-from flawline.camera.scene import Canvas, Draft, Fault, Labels, Outline, Scene
+from flawline.camera.scene import Canvas, Draft, Fault, Labels, Outline, Scene, box, circle
 from flawline.camera.textures import Colour, Material, choose_material, grey, vivid
 
 Rng = np.random.Generator
@@ -152,6 +152,14 @@ def design_product(rng: Rng, family: str) -> Product:
     ground = choose_material(rng, str(rng.choice(BACKGROUNDS)))
     fills = rng.random() < entry.fills
     many = entry.shape is not None and not fills and rng.random() < 0.14
+    if many:
+        scale = float(rng.uniform(0.28, 0.42))
+    elif fills:
+        scale = 1.4
+    elif rng.random() < 0.08:  # a close look at some place of the part
+        scale = float(rng.uniform(1.4, 2.4))
+    else:
+        scale = float(np.exp(rng.uniform(-0.55, 0.3)))
     level = rng.choice([rng.uniform(8, 40), rng.uniform(90, 180), rng.uniform(200, 250)])
     if rng.random() < 0.6:
         tone = np.clip(level + rng.normal(0, 6, 3), 3, 252).astype(np.float32)
@@ -168,7 +176,7 @@ def design_product(rng: Rng, family: str) -> Product:
         tilt=float(rng.choice([0, 0, 0.5 * np.pi, rng.uniform(0, 6.28)])) * (0.0 if fills else 1.0),
         loose=bool(rng.random() < 0.3) and not fills,
         count=int(rng.integers(2, 7)) if many else 1,
-        scale=float(1.4 if fills else rng.uniform(0.28, 0.42) if many else np.exp(rng.uniform(-0.55, 0.3))),
+        scale=scale,
         skew=float(abs(rng.normal(0, 0.05)) if rng.random() < 0.5 else 0.0),
     )
 
@@ -235,6 +243,8 @@ def _object_scene(
     size = int(np.clip(product.scale * min(h, w), 40, 1.4 * min(h, w)))
     places = _places(product, rng, h, w, size)
     wrong = int(rng.integers(len(places)))
+    if product.seed % 7 == 0:
+        _fixture(product, under, unit)
     picture = under.copy()
     depth = product.design.uniform(0, 16) * unit
     for number, (x, y, angle) in enumerate(places):
@@ -246,7 +256,8 @@ def _object_scene(
         whole = whole or draft.fault
         if whole is not None:
             draft.canvas.deform(whole)
-        corners = _placed(size, size, x, y, angle, 1.0, product.skew, product.design)
+        zoom = max(1.0, product.scale * min(h, w) / size)
+        corners = _placed(size, size, x, y, angle, zoom, product.skew, product.design)
         margin = int(3 * depth) + 2
         low, high = corners.min(0).astype(int) - margin, corners.max(0).astype(int) + margin
         x0, y0, x1, y1 = max(0, low[0]), max(0, low[1]), min(w, high[0]), min(h, high[1])
@@ -268,6 +279,25 @@ def _object_scene(
     return Scene(np.clip(picture, 0, 255), body, np.clip(under, 0, 255), labels)
 
 
+def _fixture(product: Product, under: Picture, unit: float) -> None:
+    """What the part lies on or in: rails, a nest, a line on the belt; drawn into `under`."""
+    h, w = under.shape[0], under.shape[1]
+    rng = product.design
+    canvas = Canvas(h, w, product.optics.direction)
+    canvas.colour, canvas.cover = under, np.ones((h, w), np.float32)
+    tilt = float(rng.choice([0, 0, rng.uniform(-0.5, 0.5)]))
+    tone = product.background.colour * np.float32(rng.uniform(0.4, 1.6))
+    for _ in range(int(rng.integers(1, 4))):
+        x, y, thick = rng.uniform(0, w), rng.uniform(0, h), rng.uniform(2, 60) * unit
+        if rng.random() < 0.25:
+            r = rng.uniform(0.1, 0.5) * w
+            canvas.fill([circle(x, y, r), circle(x, y, max(1.0, r - thick))], tone, bevel=1.5)
+        elif rng.random() < 0.5:
+            canvas.fill([box(x, h / 2, thick, 2 * h, tilt)], tone, bevel=1.5)
+        else:
+            canvas.fill([box(w / 2, y, 2 * w, thick, tilt)], tone, bevel=1.5)
+
+
 def _shadow(cover: Plane, depth: float, light: tuple[float, float]) -> Plane:
     """Factor of brightness around an object that stands `depth` pixels high; the shadow falls away from the light."""
     half = cv2.resize(cover, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
@@ -287,6 +317,8 @@ def _places(product: Product, rng: Rng, h: int, w: int, size: int) -> list[tuple
     if product.count == 1:
         room = 0.25 if product.scale < 0.7 else 0.04
         spread = room * min(h, w) * (0.4 if product.loose else 0.12)
+        if product.scale > 1.4:
+            spread = 0.3 * (product.scale - 1) * min(h, w)
         return [(w / 2 + float(rng.normal(0, spread)), h / 2 + float(rng.normal(0, spread)), angle())]
     columns = max(1, min(product.count, round(w / size / 1.05)))
     rows = max(1, min(-(-product.count // columns), round(h / size / 1.05)))
