@@ -46,9 +46,9 @@ LITE0_MEAN, LITE0_STD = 127.0 / 255.0, 128.0 / 255.0
 class ClipSchedule:
     """How long and how fast. Sizes are edges of the training crop, px, drawn anew for every batch."""
 
-    steps: int = 3000
+    steps: int = 2300
     batch: int = 8
-    sizes: tuple[int, ...] = (288, 320, 384)
+    sizes: tuple[int, ...] = (256, 320, 384)
     rate: float = 1e-3  # of everything that starts at random
     backbone_rate: float = 1.5e-4
     seed: int = 7
