@@ -56,7 +56,7 @@ class Tally:
         positive = np.bincount(bins[mask], minlength=size)
         negative = np.bincount(bins[~mask], minlength=size)
         weights, count = region_weights(mask) if mask.ndim == 2 and mask.any() else (np.ones(int(mask.sum())), 0)
-        region = np.bincount(bins[mask], weights=weights, minlength=size)
+        region = np.bincount(bins[mask], weights=weights, minlength=size).astype(np.float64)
         self._rows.append((positive[::-1].astype(float), negative[::-1].astype(float), region[::-1], count))
 
     def tallies(self) -> Tallies:

@@ -51,12 +51,13 @@ def curve(positive: Scores, negative: Scores, weight: Reals | None = None) -> Cu
     negative.sort()  # NaN sorts last
     if not (np.isfinite(negative[0]) and np.isfinite(negative[-1]) and np.isfinite(positive).all()):
         raise ValueError("scores must be finite numbers")
+    gained: Reals
     if weight is None:
         distinct, count = np.unique(positive, return_counts=True)
         gained = count.astype(np.float64)
     else:
         distinct, inverse = np.unique(positive, return_inverse=True)
-        gained = np.bincount(inverse, weights=weight, minlength=len(distinct))
+        gained = np.bincount(inverse, weights=weight, minlength=len(distinct)).astype(np.float64)
     below = np.searchsorted(negative, distinct, side="left")
     not_above = np.searchsorted(negative, distinct, side="right")
     total = len(negative)
