@@ -26,7 +26,7 @@ from flawline.config.recipe import Recipe
 from flawline.models.adapter_losses import adapter_loss
 from flawline.models.bundle import Bundle
 from flawline.models.clip import DenseClip
-from flawline.models.datasets import Category, Kind
+from flawline.models.datasets import Category, Kind, object_words
 from flawline.models.feature_cache import FeatureCache
 from flawline.models.ground_truth import resize_mask, truth
 from flawline.models.localise import AdapterLocaliser
@@ -71,6 +71,7 @@ class AdapterTrainer:
     def __init__(
         self,
         bundle: Bundle,
+        kind: Kind,
         categories: Sequence[Category],
         plan: TrainingPlan,
         device: torch.device,
@@ -92,7 +93,7 @@ class AdapterTrainer:
         self.features = FeatureCache(self.clip, identity, cache)
         self._direction = {}
         for name in self._categories:
-            words = Words.of(Recipe(object=name), manifest.prompts)
+            words = Words.of(Recipe(object=object_words(kind, name)), manifest.prompts)
             pair = text_features(self.clip, words, identity)
             self._direction[name] = pair[:, 1] - pair[:, 0]
         settings = manifest.adapter
@@ -107,7 +108,7 @@ class AdapterTrainer:
         self.adapter.to(device).train()
         self.optimiser = torch.optim.Adam(self.adapter.parameters(), lr=plan.learning_rate, betas=plan.betas)
         self._device = device
-        self._done = 0
+        self.done = 0  # steps
         known = [asdict(plan), identity, [(name, str(sample.image)) for name, sample in self.samples]]
         self.signature = hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
@@ -119,17 +120,17 @@ class AdapterTrainer:
     def train(self, report: Callable[[Progress], None], save: Callable[[], None], save_every_s: float = 60.0) -> None:
         """Run to the end from wherever the run stands; `save` is called now and then and at the end."""
         total = self.plan.epochs * self.steps_per_epoch
-        started, first, saved = time.monotonic(), self._done, time.monotonic()
-        while self._done < total:
-            epoch, step = divmod(self._done, self.steps_per_epoch)
+        started, first, saved = time.monotonic(), self.done, time.monotonic()
+        while self.done < total:
+            epoch, step = divmod(self.done, self.steps_per_epoch)
             order = np.random.default_rng([self.plan.seed, epoch]).permutation(len(self.samples))
             chosen = order[step * self.plan.batch : (step + 1) * self.plan.batch]
             loss = self._step(epoch, [int(number) for number in chosen])
             if not math.isfinite(loss):
-                raise ConfigError(f"train-adapter: the loss is {loss} at step {self._done}: use a lower --lr")
-            self._done += 1
-            left = (time.monotonic() - started) / (self._done - first) * (total - self._done)
-            report(Progress(epoch + 1, self._done, total, loss, left))
+                raise ConfigError(f"train-adapter: the loss is {loss} at step {self.done}: use a lower --lr")
+            self.done += 1
+            left = (time.monotonic() - started) / (self.done - first) * (total - self.done)
+            report(Progress(epoch + 1, self.done, total, loss, left))
             if time.monotonic() - saved > save_every_s:
                 save()
                 saved = time.monotonic()
@@ -175,7 +176,7 @@ class AdapterTrainer:
         partial = path.with_suffix(".partial")
         state = {
             "signature": self.signature,
-            "done": self._done,
+            "done": self.done,
             "adapter": self.adapter.state_dict(),
             "optimiser": self.optimiser.state_dict(),
         }
@@ -194,7 +195,7 @@ class AdapterTrainer:
             return False
         self.adapter.load_state_dict(state["adapter"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self._done = int(state["done"])
+        self.done = int(state["done"])
         return True
 
     def write(self, safetensors: Path, april_gan: Path) -> None:

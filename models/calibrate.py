@@ -69,18 +69,24 @@ def samples_needed(target_fpr: float, confidence: float) -> int:
     return math.ceil(math.log(1.0 - confidence) / math.log1p(-target_fpr) - 1e-9)
 
 
-def calibrate(scores: Sequence[float], target_fpr: float, confidence: float) -> CalibratedThreshold:
-    """The lowest threshold whose false reject rate is at most `target_fpr` with probability `confidence`.
-
-    Raises ConfigError, saying how many parts are needed, where there are too few of them.
-    """
-    count, needed = len(scores), samples_needed(target_fpr, confidence)
+def require_enough(count: int, target_fpr: float, confidence: float) -> None:
+    """Raises ConfigError, saying how many parts are needed, where `count` of them are too few."""
+    needed = samples_needed(target_fpr, confidence)
     if count < needed:
         raise ConfigError(
             f"--good: {count} pictures are too few for a false reject rate of at most {target_fpr:g} with "
             f"confidence {confidence:g}: {needed} are needed (with {count}, at most "
             f"{clopper_pearson_upper(0, count, confidence):.3g} can be promised)"
         )
+
+
+def calibrate(scores: Sequence[float], target_fpr: float, confidence: float) -> CalibratedThreshold:
+    """The lowest threshold whose false reject rate is at most `target_fpr` with probability `confidence`.
+
+    Raises ConfigError, saying how many parts are needed, where there are too few of them.
+    """
+    count = len(scores)
+    require_enough(count, target_fpr, confidence)
     rejected = 0
     while clopper_pearson_upper(rejected + 1, count, confidence) <= target_fpr:
         rejected += 1

@@ -69,6 +69,12 @@ class Category:
         return sum(sample.defective for sample in self.test)
 
 
+def object_words(kind: Kind, name: str) -> str:
+    """What a class is called in the prompts: the published sets' names as they are, as the literature does it;
+    of other folders, the name with blanks."""
+    return name.replace("_", " ") if kind == "folder" else name
+
+
 def read_dataset(kind: Kind, root: Path, names: Sequence[str] = (), *, tolerate: bool = False) -> list[Category]:
     """The categories of a data set, sorted by name, or those called `names`, in that order.
 

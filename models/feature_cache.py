@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import platformdirs
 import structlog
 import torch
 from numpy.typing import NDArray
@@ -21,6 +22,11 @@ from flawline.models.ground_truth import read_rgb
 log = structlog.get_logger()
 
 SHARE_OF_DISK = 0.5  # of what is free when the cache is made
+
+
+def default_folder() -> Path:
+    """Where features are kept if nothing else is said."""
+    return platformdirs.user_cache_path("flawline") / "features"
 
 
 class FeatureCache:
