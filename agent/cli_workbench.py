@@ -1,6 +1,7 @@
 """The workbench on the command line: evaluate, train-adapter, calibrate. Torch is loaded only when one runs."""
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -177,7 +178,9 @@ def evaluate(
         run.clean_up()
     _show(results_report.CLASS_HEADINGS, results_report.class_lines(content))
     if len(rows) > 1:
-        _show(results_report.ROW_HEADINGS, results_report.row_lines(content))
+        _show(*results_report.row_table(content))
+        for note in results_report.row_notes(content):
+            click.echo(note)
     click.echo(f"{out / 'results.json'}, {out / 'results.md'}, {out / 'plots'}")
 
 
@@ -190,15 +193,15 @@ def _plots(out: Path, reports: dict[str, Any], progress: WorkProgress) -> None:
         progress.say(f"curves and histograms are left out: {error}")
 
 
-def _show(headings: tuple[str, ...], lines: list[list[str]]) -> None:
+def _show(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     table = rich.table.Table(box=None, pad_edge=False, header_style="bold")
     for number, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if number == 0 or heading == "note" else "right")
+        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
     for line in lines:
         table.add_row(*line)
     console = rich.console.Console()
-    # not on a terminal nothing is folded: whoever reads it has no width
-    console.print(table, width=None if console.is_terminal else 240, soft_wrap=not console.is_terminal)
+    # elsewhere than on a terminal nothing is cut off to fit a width that nobody has
+    (console if console.is_terminal else rich.console.Console(width=200)).print(table)
 
 
 @click.command("train-adapter")

@@ -23,7 +23,6 @@ from torch.nn import functional
 
 from flawline.config.errors import ConfigError
 from flawline.config.recipe import Recipe
-from flawline.models.adapter_losses import adapter_loss
 from flawline.models.bundle import Bundle
 from flawline.models.clip import DenseClip
 from flawline.models.datasets import Category, Kind, object_words
@@ -32,6 +31,7 @@ from flawline.models.ground_truth import resize_mask, truth
 from flawline.models.localise import AdapterLocaliser
 from flawline.models.mosaic import draw_four, mosaic
 from flawline.models.text import text_features
+from flawline.models.training.losses import segmentation_loss
 from flawline.models.words import Words
 
 
@@ -140,8 +140,8 @@ class AdapterTrainer:
         drawn = [self._draw(epoch, number) for number in numbers]
         taps = [torch.cat(group) for group in zip(*(taps for taps, _ in drawn), strict=True)]
         direction = torch.stack([self._direction[self.samples[number][0]] for number in numbers])  # (B, D)
-        marked = torch.from_numpy(np.stack([mask for _, mask in drawn])).to(self._device)
-        loss = adapter_loss(self._maps(taps, direction), marked)
+        marked = torch.from_numpy(np.stack([mask for _, mask in drawn])).to(self._device).float()
+        loss = torch.stack([segmentation_loss(one, marked) for one in self._maps(taps, direction)]).sum()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()

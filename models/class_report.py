@@ -93,15 +93,22 @@ def _pixel_intervals(
 
 
 def _points(of: Curve | None) -> dict[str, list[float]] | None:
-    """At most 400 points of the ROC and precision-recall curves."""
+    """At most 400 points of the ROC and precision-recall curves, from the highest threshold to the lowest."""
     if of is None:
         return None
     gained = of.true_positives
     at = np.unique(np.linspace(0, len(gained) - 1, min(CURVE_POINTS, len(gained))).astype(int))
+    # before a score's positives are gained, all negatives above it are passed: two points per score
+    before = np.stack([of.above, gained - of.gained], axis=1)[at]
+    after = np.stack([of.at_or_above, gained], axis=1)[at]
+    roc = np.stack([before, after], axis=1).reshape(-1, 2) / (of.negatives, of.positives)
+    roc = np.concatenate([[[0.0, 0.0]], roc, [[1.0, 1.0]]])
+    precision = (gained / (gained + of.at_or_above))[at]
     return {
-        "fpr": (of.at_or_above / of.negatives)[at].tolist(),
-        "recall": (gained / of.positives)[at].tolist(),
-        "precision": (gained / (gained + of.at_or_above))[at].tolist(),
+        "fpr": roc[:, 0].tolist(),
+        "tpr": roc[:, 1].tolist(),
+        "recall": [0.0, *(gained / of.positives)[at].tolist()],
+        "precision": [float(precision[0]), *precision.tolist()],
     }
 
 

@@ -26,7 +26,7 @@ def write_plots(folder: Path, reports: Mapping[str, Mapping[str, Any]]) -> None:
             if points is None:
                 continue
             auroc, ap = report[f"{kind}_auroc"], report[f"{kind}_ap"]
-            roc.plot([0, *points["fpr"], 1], [0, *points["recall"], 1], color=colour, label=f"{kind}: {auroc:.3f}")
+            roc.plot(points["fpr"], points["tpr"], color=colour, label=f"{kind}: {auroc:.3f}")
             pr.step(points["recall"], points["precision"], where="pre", color=colour, label=f"{kind}: {ap:.3f}")
         roc.plot([0, 1], [0, 1], color="0.8", linewidth=0.8)
         roc.set(xlabel="false positive rate", ylabel="true positive rate", title=f"{name}: ROC (AUROC)")

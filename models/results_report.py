@@ -24,6 +24,8 @@ def results(
     """
     by_row: dict[str, Any] = {}
     for row in rows:
+        if row.source is None and _printed(row, settings) is None:
+            continue  # nothing is known of it on this data set
         entry: dict[str, Any] = {"title": row.title, "note": row.note, "printed": _printed(row, settings)}
         if row.source is None:
             entry["note"] = "printed numbers only: this method cannot be rebuilt exactly here"
@@ -46,7 +48,7 @@ def _printed(row: Row, settings: Mapping[str, Any]) -> dict[str, float | None] |
     if numbers is None:
         return None
     names = ("pixel_auroc", "pixel_f1_max", "pixel_ap")
-    return {name: None if value is None else value / 100 for name, value in zip(names, numbers, strict=True)}
+    return {name: None if value is None else round(value / 100, 4) for name, value in zip(names, numbers, strict=True)}
 
 
 def percent(value: float | None) -> str:
@@ -66,24 +68,27 @@ def class_lines(content: Mapping[str, Any]) -> list[list[str]]:
     return lines
 
 
-def row_lines(content: Mapping[str, Any]) -> list[list[str]]:
-    """One line per row of the study: title, means of this run, printed numbers, note."""
+def row_table(content: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headings and one line per row of the study: title, means of this run, and the printed numbers where the
+    data set has some."""
+    rows = content["rows"].values()
+    with_printed = any(entry["printed"] for entry in rows)
+    headings = ["method", *HEADINGS[:5], *(f"{name} printed" for name in HEADINGS[:3] if with_printed)]
     lines = []
-    for entry in content["rows"].values():
+    for entry in rows:
         mean, printed = entry.get("mean") or {}, entry["printed"] or {}
-        lines.append(
-            [
-                entry["title"],
-                *(percent(mean.get(metric)) for metric in METRICS[:5]),
-                *(percent(printed.get(metric)) for metric in METRICS[:3]),
-                entry["note"],
-            ]
-        )
-    return lines
+        line = [entry["title"], *(percent(mean.get(metric)) for metric in METRICS[:5])]
+        line += [percent(printed.get(metric)) for metric in METRICS[:3] if with_printed]
+        lines.append(line)
+    return headings, lines
+
+
+def row_notes(content: Mapping[str, Any]) -> list[str]:
+    """What must be known of single rows."""
+    return [f"{entry['title']}: {entry['note']}" for entry in content["rows"].values() if entry["note"]]
 
 
 CLASS_HEADINGS = ("class", "pictures", "defective", *HEADINGS)
-ROW_HEADINGS = ("method", *HEADINGS[:5], "AUROC printed", "F1-max printed", "AP printed", "note")
 
 
 def write_results(out: Path, content: Mapping[str, Any]) -> None:
@@ -108,13 +113,14 @@ def markdown(content: Mapping[str, Any]) -> str:
     parts.append(_table(CLASS_HEADINGS, class_lines(content)))
     parts.append("95 % intervals by bootstrap over pictures stand in `results.json` (`ci95`).")
     if len(content["rows"]) > 1:
-        parts += ["## Side by side (means over classes)", _table(ROW_HEADINGS, row_lines(content))]
+        parts += ["## Side by side (means over classes)", _table(*row_table(content))]
+        parts += ["\n".join(f"* {note}" for note in row_notes(content))]
     if settings["problems"]:
         parts += [
             "## Pictures and masks that do not fit together",
             *(f"* {problem}" for problem in settings["problems"]),
         ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 from tiny_bundle import write_parts, write_tiny_bundle
 
 from flawline.config.errors import ConfigError
-from flawline.models.adapter_losses import adapter_loss, dice_loss, focal_loss
 from flawline.models.adapter_training import AdapterTrainer, TrainingPlan
 from flawline.models.bundle import read_bundle
 from flawline.models.checkpoints import read_state_dict
 from flawline.models.datasets import read_dataset
 from flawline.models.ground_truth import read_mask, read_rgb
 from flawline.models.mosaic import draw_four, mosaic
+from flawline.models.training.losses import dice_loss, focal_loss, segmentation_loss
 
 CPU = torch.device("cpu")
 torch.set_num_threads(1)
@@ -25,7 +25,7 @@ torch.set_num_threads(1)
 
 def test_focal_loss_is_its_formula_pixel_by_pixel() -> None:
     probability = torch.tensor([[[0.9, 0.2, 0.5]], [[0.01, 0.999, 0.7]]])
-    truth = torch.tensor([[[1, 0, 1]], [[0, 0, 1]]])
+    truth = torch.tensor([[[1.0, 0.0, 1.0]], [[0.0, 0.0, 1.0]]])
     total = 0.0
     for p_abnormal, g in zip(probability.flatten().tolist(), truth.flatten().tolist(), strict=True):
         hot = [1 - 1e-5, 1e-5] if g else [1e-5, 1 - 1e-5]  # abnormal, normal
@@ -36,13 +36,13 @@ def test_focal_loss_is_its_formula_pixel_by_pixel() -> None:
 
 def test_dice_loss_is_taken_per_picture() -> None:
     probability = torch.tensor([[[0.5, 0.5]], [[1.0, 0.0]]])
-    truth = torch.tensor([[[1, 0]], [[1, 1]]])
+    truth = torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]]])
     first = (2 * 0.5 + 1) / (1.0 + 1.0 + 1)
     second = (2 * 1.0 + 1) / (1.0 + 2.0 + 1)
     assert dice_loss(probability, truth).item() == pytest.approx(1 - (first + second) / 2, rel=1e-6)
     assert dice_loss(torch.zeros(1, 3, 3), torch.zeros(1, 3, 3)).item() == pytest.approx(0.0)
-    both = adapter_loss([probability, probability], truth)
-    assert both.item() == pytest.approx(2 * (focal_loss(probability, truth) + dice_loss(probability, truth)).item())
+    both = focal_loss(probability, truth) + dice_loss(probability, truth)
+    assert segmentation_loss(probability, truth).item() == pytest.approx(both.item())
 
 
 def trainer(
