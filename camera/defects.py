@@ -9,7 +9,7 @@ import numpy as np
 from flawline.camera import blemishes
 from flawline.camera.noise import Picture, Plane, cloud, emboss, grain
 from flawline.camera.scene import Outline, mask_of, wavy
-from flawline.camera.spot import Spot, blob, curve, line_mask
+from flawline.camera.spot import Spot, blob, contrast, curve, line_mask, mix
 
 Rng = np.random.Generator
 
@@ -24,11 +24,6 @@ class Kind:
     largest: float = 0.25
     edge: bool = False  # sits on the part's outline
     free: bool = False  # may lie beside the part as well
-
-
-def contrast(rng: Rng) -> float:
-    """Strength of a defect, 0.12 (barely visible) to 1."""
-    return float(0.12 + 0.88 * rng.beta(1.4, 1.3))
 
 
 def tone(rng: Rng, spot: Spot, power: float) -> Picture:
@@ -48,7 +43,7 @@ def scratch(rng: Rng, spot: Spot) -> Picture:
     colour = tone(rng, spot, power)
     length = spot.r * rng.uniform(3.5, 6.5)
     width = float(np.clip(spot.r**2 * 2.2 / length / many**0.5, 1, 9 * spot.unit + 1.5))
-    total = np.zeros(spot.body.shape, np.float32)
+    total: Plane = np.zeros(spot.body.shape, np.float32)
     bend = rng.choice([0.02, 0.1, 0.4])
     for _ in range(many):
         angle = base + rng.normal(0, rng.choice([0.05, 0.5]))
@@ -57,8 +52,8 @@ def scratch(rng: Rng, spot: Spot) -> Picture:
         line = curve(rng, spot.cx + offset[0], spot.cy + offset[1], own, angle, bend)
         total = np.maximum(total, line_mask(spot, line, width * rng.uniform(0.6, 1.2), taper=rng.random() < 0.7))
     if rng.random() < 0.3:  # broken where it lost contact
-        total = total * np.clip(0.6 + cloud(rng, *total.shape, max(3, spot.r * 0.4)), 0, 1)
-    picture = picture + (colour - picture) * (total * np.float32(0.4 + 0.6 * power))[:, :, None]
+        total = total * np.clip(0.6 + cloud(rng, total.shape[0], total.shape[1], max(3, spot.r * 0.4)), 0, 1)
+    picture = mix(picture, colour, total, 0.4 + 0.6 * power)
     if rng.random() < 0.5:
         relief = emboss(cv2.GaussianBlur(-total, (0, 0), max(0.7, width * 0.4)), spot.light, 2.5 * power)
         picture = picture * relief[:, :, None]
@@ -76,7 +71,7 @@ def abrasion(rng: Rng, spot: Spot) -> Picture:
     lines = cv2.warpAffine(lines, turn, (side, side))[(side - h) // 2 :, (side - w) // 2 :][:h, :w]
     cover = mask * np.clip((lines - rng.uniform(-0.3, 0.8)) * 0.9, 0, 1)
     power = contrast(rng)
-    return spot.picture + (tone(rng, spot, power) - spot.picture) * (cover * np.float32(power))[:, :, None]
+    return mix(spot.picture, tone(rng, spot, power), cover, power)
 
 
 def crack(rng: Rng, spot: Spot) -> Picture:
@@ -85,7 +80,7 @@ def crack(rng: Rng, spot: Spot) -> Picture:
     length = spot.r * rng.uniform(3, 5.5)
     width = float(np.clip(spot.r**2 * 1.5 / length, 1, 8 * spot.unit + 1.5))
     angle = rng.uniform(0, 6.28)
-    total = np.zeros(spot.body.shape, np.float32)
+    total: Plane = np.zeros(spot.body.shape, np.float32)
     tips = [(spot.cx - np.cos(angle) * length / 2, spot.cy - np.sin(angle) * length / 2, angle, length, width)]
     for _ in range(10):
         if not tips:
@@ -94,14 +89,24 @@ def crack(rng: Rng, spot: Spot) -> Picture:
         steps = int(np.clip(reach / max(2.0, 3 * spot.unit), 4, 40))
         turns = direction + np.cumsum(rng.normal(0, 0.25, steps)) * 0.5 + rng.normal(0, 0.45, steps)
         stride = reach / steps
-        line = np.stack([x + np.cumsum(np.cos(turns)) * stride, y + np.cumsum(np.sin(turns)) * stride], 1).astype(np.float32)
+        line = np.stack([x + np.cumsum(np.cos(turns)) * stride, y + np.cumsum(np.sin(turns)) * stride], 1).astype(
+            np.float32
+        )
         total = np.maximum(total, line_mask(spot, line, thick, taper=True))
         for _ in range(int(rng.integers(0, 3))):
             at = int(rng.integers(steps))
             if thick > 0.8:
-                tips.append((line[at, 0], line[at, 1], turns[at] + rng.choice([-1, 1]) * rng.uniform(0.4, 1.1), reach * rng.uniform(0.2, 0.5), thick * 0.7))
+                tips.append(
+                    (
+                        line[at, 0],
+                        line[at, 1],
+                        turns[at] + rng.choice([-1, 1]) * rng.uniform(0.4, 1.1),
+                        reach * rng.uniform(0.2, 0.5),
+                        thick * 0.7,
+                    )
+                )
     dark = spot.mean * np.float32(1 - 0.9 * power)
-    picture = spot.picture + (dark - spot.picture) * (total * np.float32(0.5 + 0.5 * power))[:, :, None]
+    picture = mix(spot.picture, dark, total, 0.5 + 0.5 * power)
     if rng.random() < 0.5:
         picture = picture * emboss(cv2.GaussianBlur(-total, (0, 0), max(0.8, width * 0.6)), spot.light, 1.5)[:, :, None]
     return picture
@@ -111,7 +116,7 @@ def dent(rng: Rng, spot: Spot, sign: float = -1.0) -> Picture:
     """A pressed spot: one side in shade, the other lit; the surface's own texture stays."""
     mask = blob(rng, spot, rough=0.25, soft=0.9, stretch=rng.choice([1.0, 1.0, 2.0]))
     soft = cv2.GaussianBlur(mask, (0, 0), max(0.8, 0.22 * spot.r))
-    relief = emboss(sign * soft * np.float32(spot.r), spot.light, rng.uniform(1.0, 3.5))
+    relief = emboss(sign * soft * np.float32(spot.r), spot.light, float(np.exp(rng.uniform(-1.6, 0.8))))
     picture = spot.picture * relief[:, :, None]
     if rng.random() < 0.4:
         picture = picture + np.float32(rng.uniform(20, 90)) * (np.clip(soft - 0.8, 0, 0.2) * 5)[:, :, None]
@@ -124,7 +129,7 @@ def bubble(rng: Rng, spot: Spot) -> Picture:
     x, y = spot.cx + spot.light[0] * -0.35 * spot.r, spot.cy + spot.light[1] * -0.35 * spot.r
     ys, xs = np.mgrid[: spot.body.shape[0], : spot.body.shape[1]].astype(np.float32)
     glint = np.exp(-((xs - x) ** 2 + (ys - y) ** 2) / np.float32(2 * (0.15 * spot.r + 0.5) ** 2))
-    return picture + np.float32(rng.uniform(40, 130)) * glint[:, :, None]
+    return mix(picture, np.full(3, 255, np.float32), glint, rng.uniform(0.2, 0.7))
 
 
 def _polygon(rng: Rng, spot: Spot, spike: float) -> Plane:
@@ -132,7 +137,7 @@ def _polygon(rng: Rng, spot: Spot, spike: float) -> Plane:
     turn = np.sort(rng.uniform(0, 6.28, n))
     radius = spot.r * rng.uniform(1 - spike, 1 + spike, n)
     outline = np.stack([spot.cx + radius * np.cos(turn), spot.cy + radius * np.sin(turn)], 1).astype(np.float32)
-    return mask_of([outline], *spot.body.shape)
+    return mask_of([outline], spot.body.shape[0], spot.body.shape[1])
 
 
 def chip(rng: Rng, spot: Spot) -> Picture:
@@ -141,10 +146,12 @@ def chip(rng: Rng, spot: Spot) -> Picture:
     if rng.random() < 0.55:
         inside = spot.under
         edge = emboss(cv2.GaussianBlur(-mask, (0, 0), 1.2), spot.light, 2.0)
-        return (spot.picture * edge[:, :, None]) * (1 - mask)[:, :, None] + inside * mask[:, :, None]
-    rough = emboss(cloud(rng, *mask.shape, max(2, 0.25 * spot.r), 3), spot.light, rng.uniform(0.5, 1.5))
+        return mix(spot.picture * edge[:, :, None], inside, mask)
+    rough = emboss(
+        cloud(rng, mask.shape[0], mask.shape[1], max(2, 0.25 * spot.r), 3), spot.light, rng.uniform(0.5, 1.5)
+    )
     face = tone(rng, spot, contrast(rng)) * rough[:, :, None]
-    return spot.picture + (face - spot.picture) * mask[:, :, None]
+    return mix(spot.picture, face, mask)
 
 
 def hole(rng: Rng, spot: Spot) -> Picture:
@@ -153,35 +160,39 @@ def hole(rng: Rng, spot: Spot) -> Picture:
     inside = spot.under if rng.random() < 0.4 else spot.mean * np.float32(rng.uniform(0.03, 0.35))
     rim = emboss(cv2.GaussianBlur(-mask, (0, 0), max(0.8, 0.12 * spot.r)) * np.float32(2), spot.light, 1.5)
     picture = spot.picture * rim[:, :, None]
-    return picture + (inside - picture) * mask[:, :, None]
+    return mix(picture, inside, mask)
 
 
 def pitting(rng: Rng, spot: Spot) -> Picture:
     """A cluster of small pits, each dark with a lit rim."""
-    total = np.zeros(spot.body.shape, np.float32)
+    total: Plane = np.zeros(spot.body.shape, np.float32)
     n = int(rng.integers(4, 40))
     outlines: list[Outline] = []
     for _ in range(n):
         x, y = spot.cx + rng.normal(0, 0.5) * spot.r, spot.cy + rng.normal(0, 0.35) * spot.r
         outlines.append(wavy(rng, x, y, max(0.8, spot.r * rng.uniform(0.05, 0.25)), 0.4, n=14))
     for outline in outlines:
-        total = np.maximum(total, mask_of([outline], *total.shape))
+        total = np.maximum(total, mask_of([outline], total.shape[0], total.shape[1]))
     power = contrast(rng)
-    picture = spot.picture * emboss(cv2.GaussianBlur(-total, (0, 0), 1.0) * np.float32(2), spot.light, 2 * power)[:, :, None]
+    picture = (
+        spot.picture * emboss(cv2.GaussianBlur(-total, (0, 0), 1.0) * np.float32(2), spot.light, 2 * power)[:, :, None]
+    )
     inside = spot.mean * np.float32(1 - 0.85 * power)
-    return picture + (inside - picture) * (total * np.float32(0.4 + 0.6 * power))[:, :, None]
+    return mix(picture, inside, total, 0.4 + 0.6 * power)
 
 
 def wrinkle(rng: Rng, spot: Spot) -> Picture:
     """A fold: a lit and a shaded line side by side, sometimes branching."""
-    total = np.zeros(spot.body.shape, np.float32)
+    total: Plane = np.zeros(spot.body.shape, np.float32)
     width = max(1.5, spot.r * rng.uniform(0.2, 0.5))
     angle = rng.uniform(0, 6.28)
     for _ in range(int(rng.choice([1, 1, 2, 3]))):
         line = curve(rng, spot.cx, spot.cy, spot.r * rng.uniform(2.5, 4.5), angle + rng.normal(0, 0.4), 0.25)
         total = np.maximum(total, line_mask(spot, line, width, taper=True))
     soft = cv2.GaussianBlur(total, (0, 0), width * 0.5)
-    return spot.picture * emboss(soft * np.float32(width), spot.light, rng.uniform(1.2, 3.5))[:, :, None]
+    return (
+        spot.picture * emboss(soft * np.float32(width), spot.light, float(np.exp(rng.uniform(-1.2, 1.0))))[:, :, None]
+    )
 
 
 def distortion(rng: Rng, spot: Spot) -> Picture:
@@ -201,7 +212,10 @@ def distortion(rng: Rng, spot: Spot) -> Picture:
     else:
         angle, push = rng.uniform(0, 6.28), np.float32(rng.uniform(0.3, 0.8) * spot.r)
         mx, my = xs + fall * push * np.float32(np.cos(angle)), ys + fall * push * np.float32(np.sin(angle))
-    return cv2.remap(spot.picture, mx.astype(np.float32), my.astype(np.float32), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    drawn: Picture = cv2.remap(
+        spot.picture, mx.astype(np.float32), my.astype(np.float32), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
+    )
+    return drawn
 
 
 def fray(rng: Rng, spot: Spot) -> Picture:
@@ -210,10 +224,17 @@ def fray(rng: Rng, spot: Spot) -> Picture:
     picture = spot.picture * (1 - np.float32(rng.uniform(0.1, 0.75)) * gap)[:, :, None]
     base = rng.uniform(0, 6.28)
     for _ in range(int(rng.integers(4, 16))):
-        line = curve(rng, spot.cx + rng.normal(0, 0.4) * spot.r, spot.cy + rng.normal(0, 0.4) * spot.r, spot.r * rng.uniform(0.8, 2.2), base + rng.normal(0, 0.6), 0.6)
+        line = curve(
+            rng,
+            spot.cx + rng.normal(0, 0.4) * spot.r,
+            spot.cy + rng.normal(0, 0.4) * spot.r,
+            spot.r * rng.uniform(0.8, 2.2),
+            base + rng.normal(0, 0.6),
+            0.6,
+        )
         fibre = line_mask(spot, line, max(1.0, spot.r * rng.uniform(0.02, 0.07)))
         colour = np.clip(spot.mean * np.float32(rng.uniform(0.6, 1.7)) + np.float32(rng.uniform(0, 30)), 0, 255)
-        picture = picture + (colour - picture) * (fibre * np.float32(0.9))[:, :, None]
+        picture = mix(picture, colour, fibre, 0.9)
     return picture
 
 
@@ -225,7 +246,9 @@ def thread(rng: Rng, spot: Spot) -> Picture:
     line = curve(rng, spot.cx, spot.cy, length, 0.0 if along_x else 1.5708, 0.01)
     mask = line_mask(spot, line, width, taper=rng.random() < 0.5)
     power = contrast(rng)
-    picture = spot.picture + (tone(rng, spot, power) - spot.picture) * (mask * np.float32(0.3 + 0.6 * power))[:, :, None]
+    picture = (
+        spot.picture + (tone(rng, spot, power) - spot.picture) * (mask * np.float32(0.3 + 0.6 * power))[:, :, None]
+    )
     if rng.random() < 0.5:
         picture = picture * emboss(mask * np.float32(1.5), spot.light, 1.2)[:, :, None]
     return picture
@@ -256,4 +279,3 @@ KINDS: dict[str, Kind] = {
     "patch": Kind(blemishes.other_texture, 2.0, 1.4),
     "irregularity": Kind(blemishes.cut_paste, 2.2, 1.0),
 }
-

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from flawline.camera import parts_board, parts_metal, parts_pack, surfaces
-from flawline.camera.noise import Picture, cloud
+from flawline.camera import parts_board, parts_metal, parts_more, parts_pack, surfaces, surfaces_more
+from flawline.camera.noise import Picture, Plane, cloud
 from flawline.camera.optics import Optics, choose_optics
-from flawline.camera.scene import Canvas, Draft, Fault, Labels, Scene
+from flawline.camera.scene import Canvas, Draft, Fault, Labels, Outline, Scene
 from flawline.camera.textures import Colour, Material, choose_material, grey, vivid
 
 Rng = np.random.Generator
-METAL = ("brushed", "cast", "ground", "paint")
+METAL = ("brushed", "ground", "cast", "paint", "brushed", "paint")
 SMOOTH = ("plastic", "paint", "brushed")
 ANY = ("plastic", "paint", "brushed", "cast", "ground", "wood", "leather", "foam", "paper", "stone", "weave")
 BACKGROUNDS = ("plastic", "plastic", "paint", "paper", "brushed", "cast", "wood", "weave", "carpet", "stone", "foam")
@@ -28,6 +28,7 @@ class Family:
     surface: Callable[[Draft], Picture] | None = None  # fills the frame
     shape: Callable[[Draft], None] | None = None  # lies on a background
     palette: str = "any"  # colours: any, metal
+    fills: float = 0.0  # share of the designs that fill the picture with one object
 
 
 def _bare(*words: str, kind: str) -> Family:
@@ -52,11 +53,27 @@ FAMILIES: dict[str, Family] = {
     "perforated": _bare("perforated sheet", "perforated metal", "sheet with holes", kind="perforated"),
     "cloth": Family(("cloth", "fabric", "textile", "woven fabric"), ("weave",), surface=surfaces.cloth),
     "tile": Family(("tile", "tiled surface", "ceramic tile"), ("stone", "plastic", "paint"), surface=surfaces.tile),
-    "stripes": Family(("striped fabric", "fabric", "striped cloth"), ("weave", "knit", "paper"), surface=surfaces.stripes),
-    "pattern": Family(("printed fabric", "printed sheet", "patterned surface"), ("weave", "paper", "plastic", "carpet"), surface=surfaces.pattern),
+    "stripes": Family(
+        ("striped fabric", "fabric", "striped cloth"), ("weave", "knit", "paper"), surface=surfaces.stripes
+    ),
+    "pattern": Family(
+        ("printed fabric", "printed sheet", "patterned surface"),
+        ("weave", "paper", "plastic", "carpet"),
+        surface=surfaces.pattern,
+    ),
     "braid": Family(("braided rope", "rope", "wicker"), ("weave",), surface=surfaces.braid),
-    "thread": Family(("screw thread", "ball screw", "threaded rod", "spindle"), ("brushed",), surface=surfaces.thread, palette="metal"),
+    "thread": Family(
+        ("screw thread", "ball screw", "threaded rod", "spindle"),
+        ("brushed",),
+        surface=surfaces.thread,
+        palette="metal",
+    ),
     "ribs": Family(("ribbed plate", "heat sink", "corrugated sheet"), (*METAL, "plastic"), surface=surfaces.corrugated),
+    "solar": Family(("solar cell", "solar panel", "wafer"), ("plastic", "stone"), surface=surfaces_more.solar),
+    "weld": Family(("weld seam", "welded plate", "weld"), METAL, surface=surfaces_more.weld, palette="metal"),
+    "marble": Family(("marble slab", "marble", "stone tile"), ("stone",), surface=surfaces_more.marble),
+    "planks": Family(("wooden floor", "planks", "parquet"), ("wood",), surface=surfaces_more.planks),
+    "grains": Family(("granules", "pellets", "gravel"), ("plastic",), surface=surfaces_more.grains),
     "plate": Family(("metal plate", "plate", "sheet metal part"), METAL, shape=parts_metal.plate),
     "bracket": Family(("metal bracket", "bracket", "metal part"), METAL, shape=parts_metal.bracket),
     "disc": Family(("disc", "metal disc", "round part"), (*METAL, "plastic"), shape=parts_metal.disc),
@@ -64,22 +81,42 @@ FAMILIES: dict[str, Family] = {
     "nut": Family(("metal nut", "nut", "hexagon nut"), METAL, shape=parts_metal.nut),
     "gear": Family(("gear", "gear wheel", "cog"), (*METAL, "plastic"), shape=parts_metal.gear),
     "screw": Family(("screw", "bolt", "metal screw"), ("brushed",), shape=parts_metal.screw, palette="metal"),
-    "tube": Family(("tube", "pipe", "metal tube"), (*METAL, "plastic"), shape=parts_metal.tube),
-    "casting": Family(("casting", "cast part", "cast metal part"), ("cast", "paint"), shape=parts_metal.casting, palette="metal"),
-    "component": Family(("transistor", "electronic component", "chip on a board"), ("plastic",), shape=parts_board.component),
-    "circuit": Family(("circuit board", "printed circuit board", "pcb"), ("plastic", "paint"), shape=parts_board.circuit),
+    "tube": Family(("tube", "pipe", "metal tube"), (*METAL, "plastic"), shape=parts_metal.tube, fills=0.4),
+    "casting": Family(
+        ("casting", "cast part", "cast metal part"), ("cast", "paint"), shape=parts_metal.casting, palette="metal"
+    ),
+    "component": Family(
+        ("transistor", "electronic component", "chip on a board"), ("plastic",), shape=parts_board.component, fills=0.6
+    ),
+    "circuit": Family(
+        ("circuit board", "printed circuit board", "pcb"), ("plastic", "paint"), shape=parts_board.circuit, fills=0.4
+    ),
     "connector": Family(("connector", "plug", "pin connector"), ("plastic",), shape=parts_board.connector),
     "cable": Family(("cable", "cable cross-section", "wire bundle"), ("plastic",), shape=parts_board.cable),
+    "spring": Family(("spring", "coil spring", "metal spring"), ("brushed",), shape=parts_more.spring, palette="metal"),
+    "lens": Family(("lens", "glass disc", "glass cover"), ("plastic",), shape=parts_more.lens),
+    "brush": Family(("toothbrush", "brush"), ("plastic",), shape=parts_more.brush),
+    "clip": Family(("metal clip", "wire hook", "bent wire"), ("brushed",), shape=parts_more.clip, palette="metal"),
+    "keypad": Family(
+        ("keypad", "control panel", "button panel"), ("plastic", "paint"), shape=parts_more.keypad, fills=0.3
+    ),
     "box": Family(("carton", "package", "box with a label"), ("paper", "plastic", "paint"), shape=parts_pack.carton),
     "bottle": Family(("bottle", "bottle mouth", "jar"), ("plastic",), shape=parts_pack.bottle),
     "pill": Family(("pill", "tablet"), ("plastic", "paper", "foam"), shape=parts_pack.pill),
     "capsule": Family(("capsule", "softgel"), ("plastic",), shape=parts_pack.capsule),
     "food": Family(("cookie", "nut", "piece of food"), ("foam", "stone", "leather", "wood"), shape=parts_pack.food),
-    "zipper": Family(("zipper", "zip fastener"), ("weave",), shape=parts_pack.zipper),
-    "label": Family(("printed label", "label", "name plate"), ("paper", "plastic", "brushed"), shape=parts_pack.label),
+    "zipper": Family(("zipper", "zip fastener"), ("weave",), shape=parts_pack.zipper, fills=0.5),
+    "label": Family(
+        ("printed label", "label", "name plate"), ("paper", "plastic", "brushed"), shape=parts_pack.label, fills=0.3
+    ),
 }
 UNSEEN_FAMILIES = ("carpet", "mesh", "tile", "braid", "gear", "capsule", "connector", "zipper")
 TRAIN_FAMILIES = tuple(name for name in FAMILIES if name not in UNSEEN_FAMILIES)
+
+
+def has_elements(family: str) -> bool:
+    """True if parts of the family have elements that can be missing, bent or misplaced."""
+    return FAMILIES[family].shape is not None or family in ("pattern", "solar")
 
 
 @dataclass(frozen=True)
@@ -113,7 +150,8 @@ def design_product(rng: Rng, family: str) -> Product:
     metal = entry.palette == "metal" or kinds[0] in METAL[:3]
     first = grey(rng) if metal else vivid(rng)
     ground = choose_material(rng, str(rng.choice(BACKGROUNDS)))
-    many = entry.shape is not None and rng.random() < 0.12
+    fills = rng.random() < entry.fills
+    many = entry.shape is not None and not fills and rng.random() < 0.14
     level = rng.choice([rng.uniform(8, 40), rng.uniform(90, 180), rng.uniform(200, 250)])
     if rng.random() < 0.6:
         tone = np.clip(level + rng.normal(0, 6, 3), 3, 252).astype(np.float32)
@@ -127,10 +165,10 @@ def design_product(rng: Rng, family: str) -> Product:
         background=ground,
         plain=float(rng.choice([1.0, 0.7, 0.0])),
         zoom=float(np.exp(rng.uniform(-0.6, 0.7))),
-        tilt=float(rng.choice([0, 0, 0.5 * np.pi, rng.uniform(0, 6.28)])),
-        loose=bool(rng.random() < 0.3),
+        tilt=float(rng.choice([0, 0, 0.5 * np.pi, rng.uniform(0, 6.28)])) * (0.0 if fills else 1.0),
+        loose=bool(rng.random() < 0.3) and not fills,
         count=int(rng.integers(2, 7)) if many else 1,
-        scale=float(rng.uniform(0.28, 0.42) if many else np.exp(rng.uniform(-0.55, 0.3))),
+        scale=float(1.4 if fills else rng.uniform(0.28, 0.42) if many else np.exp(rng.uniform(-0.55, 0.3))),
         skew=float(abs(rng.normal(0, 0.05)) if rng.random() < 0.5 else 0.0),
     )
 
@@ -162,24 +200,23 @@ def _surface_scene(
     if turned:
         angle = product.tilt % 0.6 - 0.3 + draft.rng(50).normal(0, 0.01)
         corners = _placed(gw, gh, w / 2, h / 2, angle, 1.0, product.skew, product.design)
-        matrix = cv2.getPerspectiveTransform(np.float32([[0, 0], [gw, 0], [gw, gh], [0, gh]]), corners)
+        matrix = cv2.getPerspectiveTransform(np.array([[0, 0], [gw, 0], [gw, gh], [0, gh]], np.float32), corners)
         picture = cv2.warpPerspective(picture, matrix, (w, h), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
         body = cv2.warpPerspective(body, matrix, (w, h), borderMode=cv2.BORDER_REFLECT)
         labels = cv2.warpPerspective(labels, matrix, (w, h), flags=cv2.INTER_NEAREST)
     under = np.empty((h, w, 3), np.float32)
     under[:] = product.colours[2] * np.float32(0.3 if product.seed & 1 else 0.8)
-    return Scene(picture, body, under, labels)
+    return Scene(np.clip(picture, 0, 255), body, np.clip(under, 0, 255), labels)
 
 
-def _placed(
-    w: float, h: float, x: float, y: float, angle: float, scale: float, skew: float, rng: Rng
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def _placed(w: float, h: float, x: float, y: float, angle: float, scale: float, skew: float, rng: Rng) -> Outline:
     """Where the corners of a (h, w) canvas come to lie, (4, 2)."""
     half = np.array([[-w, -h], [w, -h], [w, h], [-w, h]], np.float32) * np.float32(0.5 * scale)
     half = half * (1 + rng.uniform(-skew, skew, (4, 1)))
     c, s = np.cos(angle), np.sin(angle)
     corners = half @ np.array([[c, s], [-s, c]]) + [x, y]
-    return corners.astype(np.float32)
+    placed: Outline = corners.astype(np.float32)
+    return placed
 
 
 def _object_scene(
@@ -193,38 +230,57 @@ def _object_scene(
     else:
         under = product.background.render(rng, h, w, unit, product.optics.direction)
         under += (product.background.colour - under) * np.float32(product.plain)
-    picture = under
     body = np.zeros((h, w), np.float32)
     labels: Labels = np.zeros((h, w), np.uint8)
     size = int(np.clip(product.scale * min(h, w), 40, 1.4 * min(h, w)))
     places = _places(product, rng, h, w, size)
     wrong = int(rng.integers(len(places)))
+    picture = under.copy()
+    depth = product.design.uniform(0, 16) * unit
     for number, (x, y, angle) in enumerate(places):
-        draft = _draft(product, seed + number, size, size, unit * product.zoom**0.5, fault if number == wrong else None)
+        own = fault if number == wrong else None
+        whole = own if own is not None and own.kind != "misplaced" and own.group > 0.65 else None
+        draft = _draft(product, seed + number, size, size, unit * product.zoom**0.5, None if whole else own)
         draft.canvas.count = int(labels.max())
         paint(draft)
-        canvas = draft.canvas
+        whole = whole or draft.fault
+        if whole is not None:
+            draft.canvas.deform(whole)
         corners = _placed(size, size, x, y, angle, 1.0, product.skew, product.design)
-        source = np.float32([[0, 0], [size, 0], [size, size], [0, size]])
-        matrix = cv2.getPerspectiveTransform(source, corners)
-        cover = cv2.warpPerspective(canvas.cover, matrix, (w, h), flags=cv2.INTER_LINEAR)
-        colour = cv2.warpPerspective(canvas.colour, matrix, (w, h), flags=cv2.INTER_LINEAR)
-        inner = cv2.warpPerspective(canvas.labels, matrix, (w, h), flags=cv2.INTER_NEAREST)
-        depth = product.design.uniform(0, 8) * unit * 2
-        if depth > 1.5:  # the shadow falls away from the light
-            dx, dy = product.optics.direction
-            move = np.float32([[1, 0, -dx * depth], [0, 1, -dy * depth]])
-            shadow = cv2.warpAffine(cv2.resize(cover, (w // 2, h // 2)), move * np.float32([[1, 1, 0.5]]), (w // 2, h // 2))
-            shadow = cv2.resize(cv2.GaussianBlur(shadow, (0, 0), depth * 0.4 + 0.3), (w, h))
-            picture = picture * (1 - np.float32(0.45) * shadow)[:, :, None]
-        picture = picture + (colour - picture) * cover[:, :, None]
-        body = np.maximum(body, cover)
-        labels = np.where(inner > 0, inner, labels)
-    return Scene(picture, body, under, labels)
+        margin = int(3 * depth) + 2
+        low, high = corners.min(0).astype(int) - margin, corners.max(0).astype(int) + margin
+        x0, y0, x1, y1 = max(0, low[0]), max(0, low[1]), min(w, high[0]), min(h, high[1])
+        if x1 - x0 < 2 or y1 - y0 < 2:
+            continue
+        source = np.array([[0, 0], [size, 0], [size, size], [0, size]], np.float32)
+        matrix = cv2.getPerspectiveTransform(source, corners - np.array([x0, y0], np.float32))
+        area = (x1 - x0, y1 - y0)
+        cover = cv2.warpPerspective(draft.canvas.cover, matrix, area, flags=cv2.INTER_LINEAR)
+        colour = cv2.warpPerspective(draft.canvas.colour, matrix, area, flags=cv2.INTER_LINEAR)
+        inner = cv2.warpPerspective(draft.canvas.labels, matrix, area, flags=cv2.INTER_NEAREST)
+        window = np.s_[y0:y1, x0:x1]
+        spot = picture[window]
+        if depth > 1.5:
+            spot *= _shadow(cover, depth, product.optics.direction)[:, :, None]
+        spot += (colour - spot) * cover[:, :, None]
+        np.maximum(body[window], cover, out=body[window])
+        labels[window] = np.where(inner > 0, inner, labels[window])
+    return Scene(np.clip(picture, 0, 255), body, np.clip(under, 0, 255), labels)
+
+
+def _shadow(cover: Plane, depth: float, light: tuple[float, float]) -> Plane:
+    """Factor of brightness around an object that stands `depth` pixels high; the shadow falls away from the light."""
+    half = cv2.resize(cover, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    move = np.array([[1, 0, -light[0] * depth / 2], [0, 1, -light[1] * depth / 2]], np.float32)
+    shadow = cv2.warpAffine(half, move, half.shape[::-1])
+    shadow = cv2.GaussianBlur(shadow, (0, 0), depth * 0.2 + 0.3)
+    factor: Plane = 1 - np.float32(0.45) * cv2.resize(shadow, cover.shape[::-1])
+    return factor
 
 
 def _places(product: Product, rng: Rng, h: int, w: int, size: int) -> list[tuple[float, float, float]]:
     """Centre and angle of every object."""
+
     def angle() -> float:
         return float(rng.uniform(0, 6.28)) if product.loose else product.tilt + float(rng.normal(0, 0.03))
 
@@ -234,7 +290,7 @@ def _places(product: Product, rng: Rng, h: int, w: int, size: int) -> list[tuple
         return [(w / 2 + float(rng.normal(0, spread)), h / 2 + float(rng.normal(0, spread)), angle())]
     columns = max(1, min(product.count, round(w / size / 1.05)))
     rows = max(1, min(-(-product.count // columns), round(h / size / 1.05)))
-    places = []
+    places: list[tuple[float, float, float]] = []
     for j in range(rows):
         for i in range(columns):
             if len(places) < product.count:

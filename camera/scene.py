@@ -1,4 +1,4 @@
-"""The drawing board of shaped parts: a canvas with cover and labels, outlines, and what can be wrong with an element."""
+"""The drawing board of shaped parts: a canvas with cover and labels, outlines, faults of form."""
 
 from dataclasses import dataclass, field, replace
 
@@ -32,6 +32,7 @@ class Fault:
     pick: float
     amount: float
     angle: float
+    group: float  # which group of elements, where a part has several
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,7 @@ def box(x: float, y: float, w: float, h: float, angle: float = 0.0, corner: floa
     """A rectangle with round corners of radius `corner`."""
     corner = min(corner, w / 2, h / 2)
     if corner <= 0.5:
-        points = np.array([[-w, -h], [w, -h], [w, h], [-w, h]]) / 2
-        return rotate(points, x, y, angle)
+        return rotate(np.array([[-w, -h], [w, -h], [w, h], [-w, h]]) / 2, x, y, angle)
     turn = np.linspace(0, np.pi / 2, 7)
     arc = corner * np.stack([np.cos(turn), np.sin(turn)], 1)
     points = []
@@ -125,7 +125,7 @@ class Canvas:
         x0, y0, x1, y1 = self._window(outlines, 2 + 2 * bevel)
         if x1 <= x0 or y1 <= y0:
             return
-        mask = mask_of([o - np.float32([x0, y0]) for o in outlines], y1 - y0, x1 - x0)
+        mask = mask_of([o - np.array([x0, y0], np.float32) for o in outlines], y1 - y0, x1 - x0)
         if mark:
             self._mark(mask, x0, y0)
         source = paint[y0:y1, x0:x1] if paint.ndim == 3 else paint
@@ -149,7 +149,7 @@ class Canvas:
         x0, y0, x1, y1 = self._window(outlines, 3 * soft + 2)
         if x1 <= x0 or y1 <= y0:
             return
-        mask = mask_of([o - np.float32([x0, y0]) for o in outlines], y1 - y0, x1 - x0)
+        mask = mask_of([o - np.array([x0, y0], np.float32) for o in outlines], y1 - y0, x1 - x0)
         if soft > 0.3:
             mask = cv2.GaussianBlur(mask, (0, 0), soft)
         self.colour[y0:y1, x0:x1] *= (1 + (factor - 1) * mask)[:, :, None]
@@ -159,7 +159,7 @@ class Canvas:
         x0, y0, x1, y1 = self._window(outlines, 4 + 2 * rim)
         if x1 <= x0 or y1 <= y0:
             return
-        mask = mask_of([o - np.float32([x0, y0]) for o in outlines], y1 - y0, x1 - x0)
+        mask = mask_of([o - np.array([x0, y0], np.float32) for o in outlines], y1 - y0, x1 - x0)
         self._mark(mask, x0, y0)
         relief = emboss(cv2.GaussianBlur(-mask, (0, 0), rim) * np.float32(2 * rim), self.light, 1.5)
         self.colour[y0:y1, x0:x1] *= relief[:, :, None]
@@ -172,7 +172,7 @@ class Canvas:
         x0, y0, x1, y1 = self._window([points], width + 2)
         if x1 <= x0 or y1 <= y0:
             return
-        path = [np.round((points - np.float32([x0, y0])) * 16).astype(np.int32)]
+        path = [np.round((points - np.array([x0, y0], np.float32)) * 16).astype(np.int32)]
         whole: Plane | None = None
         for share, level in ((1.0, 0.55), (0.7, 0.95), (0.3, 1.0 + gloss)):
             mask8 = np.zeros((y1 - y0, x1 - x0), np.uint8)
@@ -189,6 +189,25 @@ class Canvas:
         """Paint a coverage of one's own, (h, w) 0 to 1, with its corner at (x0, y0), as a labelled structure."""
         self._mark(mask, x0, y0)
         self._lay(paint, mask * np.float32(opacity), x0, y0, True)
+
+    def deform(self, fault: Fault) -> None:
+        """Bend one end of the object, or break it off along a jagged line."""
+        h, w = self.h, self.w
+        c, s = float(np.cos(fault.angle)), float(np.sin(fault.angle))
+        ys, xs = np.mgrid[:h, :w].astype(np.float32)
+        along = (xs - w / 2) * np.float32(c) + (ys - h / 2) * np.float32(s)
+        across = (ys - h / 2) * np.float32(c) - (xs - w / 2) * np.float32(s)
+        start = np.float32((0.1 + 0.3 * fault.pick) * w)
+        if fault.kind == "missing":
+            jag = np.sin(across * np.float32(20 / w) + 9 * fault.pick) + 0.5 * np.sin(across * np.float32(57 / w))
+            self.cover *= np.clip(start + np.float32(0.02 * w) * jag - along, 0, 1)
+            return
+        beyond = np.maximum(along - start, 0)
+        push = beyond * beyond / np.float32(w) * np.float32((0.8 + 2 * fault.amount) * (1 if fault.pick > 0.5 else -1))
+        mx, my = xs + push * np.float32(s), ys - push * np.float32(c)
+        self.colour = cv2.remap(self.colour, mx, my, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        self.cover = cv2.remap(self.cover, mx, my, cv2.INTER_LINEAR)
+        self.labels = cv2.remap(self.labels, mx, my, cv2.INTER_NEAREST)
 
     def _window(self, outlines: list[Outline], margin: float) -> tuple[int, int, int, int]:
         low = np.min([o.min(0) for o in outlines], 0) - margin
@@ -224,9 +243,12 @@ class Draft:
         h, w = h or self.canvas.h, w or self.canvas.w
         return self.materials[index].render(self.rng(900 + index), h, w, self.unit, self.canvas.light)
 
-    def elements(self, items: list[Element]) -> list[Element]:
-        """The elements with the part's fault, if it has one, applied to one of them."""
-        if self.fault is None or not items:
+    def elements(self, items: list[Element], share: float = 1.0) -> list[Element]:
+        """The elements with the part's fault, if it has one, applied to one of them.
+
+        A painter with several groups of elements says which `share` of the faults the first ones take.
+        """
+        if self.fault is None or not items or self.fault.group > share:
             return items
         fault, self.fault = self.fault, None
         index = int(fault.pick * len(items)) % len(items)

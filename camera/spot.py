@@ -1,6 +1,7 @@
 """The place of a defect: a window of the picture, and the outlines that defects are drawn with."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -31,7 +32,18 @@ class Spot:
         reach = max(2, int(self.r))
         y, x = int(self.cy), int(self.cx)
         near = self.picture[max(0, y - reach) : y + reach + 1, max(0, x - reach) : x + reach + 1]
-        return near.reshape(-1, 3).mean(0).astype(np.float32)
+        return np.asarray(near.reshape(-1, 3).mean(0), np.float32)
+
+
+def contrast(rng: Rng) -> float:
+    """Strength of a defect, 0.12 (barely visible) to 1."""
+    return float(0.12 + 0.88 * rng.beta(1.4, 1.3))
+
+
+def mix(picture: Picture, colour: Picture, cover: Plane, opacity: float = 1.0) -> Picture:
+    """`colour`, (3,) or (h, w, 3), laid over the picture where `cover`, 0 to 1, says so."""
+    mixed: Picture = picture + (colour - picture) * (cover * np.float32(opacity))[:, :, None]
+    return mixed
 
 
 def blob(rng: Rng, spot: Spot, rough: float, soft: float, stretch: float = 1.0, scale: float = 1.0) -> Plane:
@@ -69,7 +81,7 @@ def line_mask(spot: Spot, line: Outline, width: float, taper: bool = False) -> P
     else:
         n = len(points)
         cuts = np.linspace(0, n - 1, 9).astype(int)
-        for k, (a, b) in enumerate(zip(cuts[:-1], cuts[1:], strict=True)):
+        for k, (a, b) in enumerate(pairwise(cuts)):
             share = 1 - abs((k + 0.5) / 8 * 2 - 1) ** 2
             thick = max(1, round(width * (0.3 + 0.9 * share)))
             cv2.polylines(mask, [points[a : b + 1]], False, int(90 + 165 * share), thick, cv2.LINE_AA, 4)

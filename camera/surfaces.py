@@ -4,7 +4,9 @@ import cv2
 import numpy as np
 
 from flawline.camera.noise import Picture, cloud, emboss, grain, tint
+from flawline.camera.parts_metal import lettering
 from flawline.camera.scene import Draft, Element, box, circle, wavy
+from flawline.camera.spot import mix
 
 
 def material(d: Draft) -> Picture:
@@ -12,6 +14,11 @@ def material(d: Draft) -> Picture:
     picture = d.surface(0)
     if d.design.random() < 0.15:
         _seam(d, picture)
+    if d.design.random() < 0.08:
+        d.canvas.colour[:] = picture
+        height = d.design.uniform(0.03, 0.1)
+        lettering(d, d.design.uniform(0.3, 0.7), d.design.uniform(0.2, 0.8), d.design.uniform(0.2, 0.5), height)
+        return d.canvas.colour
     return picture
 
 
@@ -38,13 +45,21 @@ def cloth(d: Draft) -> Picture:
     amount, fold = d.design.uniform(0.01, 0.08), d.design.uniform(0, 0.07)
     xs, ys = np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32)[:, None]
     slant = np.float32(d.design.choice([0.0, 0.0, 1.0]))
-    plane = 1 + np.float32(amount) * np.sin((xs + slant * ys) * np.float32(6.28 / pitch)) * np.sin(ys * np.float32(6.28 / pitch))
-    band = cv2.resize(rng.normal(0, d.design.uniform(0, 0.05), (1, int(d.design.integers(4, 40)))).astype(np.float32), (w, 1))
+    plane = 1 + np.float32(amount) * np.sin((xs + slant * ys) * np.float32(6.28 / pitch)) * np.sin(
+        ys * np.float32(6.28 / pitch)
+    )
+    band = cv2.resize(
+        rng.normal(0, d.design.uniform(0, 0.05), (1, int(d.design.integers(4, 40)))).astype(np.float32), (w, 1)
+    )
     plane = plane * (1 + band)
     ridge = cloud(rng, h, w, d.design.uniform(60, 160) * d.unit, 2, stretch=d.design.uniform(1, 4))
     plane = plane * (1 + np.float32(fold) * ridge)
-    lines = cv2.blur(grain(rng, h, w), (max(3, int(50 * d.unit)), 1)) * 6
-    plane = plane + np.float32(d.design.uniform(0, 0.04)) * lines + np.float32(d.design.uniform(0.01, 0.06)) * grain(rng, h, w)
+    lines = cv2.blur(grain(rng, h, w), (max(3, int(50 * d.unit)), 1)) * 5
+    plane = (
+        plane
+        + np.float32(d.design.uniform(0, 0.04)) * lines
+        + np.float32(d.design.uniform(0.01, 0.06)) * grain(rng, h, w)
+    )
     picture = tint(plane.astype(np.float32), d.colours[0])
     return np.ascontiguousarray(picture.transpose(1, 0, 2)) if h == w and d.design.random() < 0.5 else picture
 
@@ -56,7 +71,13 @@ def tile(d: Draft) -> Picture:
     nx = int(d.design.integers(2, 8))
     ny = max(1, round(nx * h / w * d.design.uniform(0.5, 2)))
     rng = d.rng(1)
-    tones = cv2.resize(rng.normal(1, 0.04, (ny + 1, nx + 1)).astype(np.float32), (0, 0), fx=w / nx, fy=h / ny, interpolation=cv2.INTER_NEAREST)
+    tones = cv2.resize(
+        rng.normal(1, 0.04, (ny + 1, nx + 1)).astype(np.float32),
+        (0, 0),
+        fx=w / nx,
+        fy=h / ny,
+        interpolation=cv2.INTER_NEAREST,
+    )
     picture *= tones[:h, :w, None]
     grout = d.design.uniform(1.5, 7) * d.unit
     shape = np.zeros((h, w), np.float32)
@@ -69,7 +90,7 @@ def tile(d: Draft) -> Picture:
         shape[max(0, y) : max(0, y + int(grout) + 1)] = 1
     soft = cv2.GaussianBlur(shape, (0, 0), 0.8 + d.unit)
     picture *= emboss(-soft, d.canvas.light, 1.5)[:, :, None]
-    return picture + (d.colours[1] * 0.8 - picture) * soft[:, :, None]
+    return mix(picture, d.colours[1] * np.float32(0.8), soft)
 
 
 def stripes(d: Draft) -> Picture:
@@ -153,7 +174,7 @@ def thread(d: Draft) -> Picture:
     across = np.linspace(-1, 1, w, dtype=np.float32)[None, :] * np.float32(d.design.uniform(0.7, 1.15))
     round_ = np.clip(across, -0.98, 0.98)
     turn = np.arcsin(round_)
-    pitch = d.design.uniform(40, 190) * d.unit
+    pitch = np.exp(d.design.uniform(3.2, 5.2)) * d.unit
     lead = np.float32(d.design.uniform(0.2, 1.3) * d.design.choice([-1, 1]))
     ys = np.arange(h, dtype=np.float32)[:, None] / np.float32(pitch)
     phase = ys + lead * turn * np.float32(0.6) + np.float32(rng.uniform(0, 1))
@@ -166,18 +187,26 @@ def thread(d: Draft) -> Picture:
         normal = np.where(phase < land, 0.0, np.cos((phase - land) / (1 - land) * np.pi) * 1.2)
     else:
         normal = np.sin(phase * 6.2832)
-    normal = cv2.GaussianBlur(normal.astype(np.float32), (0, 0), 0.8 + 2.5 * d.unit)
+    crease = np.minimum(np.abs(phase), np.abs(phase - (0.5 if form == 0 else land))) * np.float32(pitch)
+    groove = np.exp(-((crease / np.float32(d.design.uniform(1, 4) * max(d.unit, 0.5))) ** 2)) * np.float32(
+        d.design.uniform(0, 0.6)
+    )
+    normal = cv2.GaussianBlur(normal.astype(np.float32), (0, 0), 0.7 + d.design.uniform(0, 3) * d.unit)
     lx, ly = d.canvas.light
     gloss = d.design.uniform(0.3, 1.2)
     tilt = np.float32(0.55 * ly if abs(ly) > 0.3 else 0.5) * normal + np.float32(0.5 * lx) * round_
     shade = 0.75 + 0.35 * tilt - np.float32(0.5) * round_**4
-    for centre, width in ((d.design.uniform(-0.6, 0.6), d.design.uniform(0.06, 0.25)), (d.design.uniform(-0.9, 0.9), 0.08)):
+    for centre, width in (
+        (d.design.uniform(-0.6, 0.6), d.design.uniform(0.06, 0.25)),
+        (d.design.uniform(-0.9, 0.9), 0.08),
+    ):
         lit = np.exp(-((round_ + 0.25 * normal - np.float32(centre)) ** 2) / np.float32(2 * width * width))
         shade = shade + np.float32(gloss * d.design.uniform(-0.4, 1)) * lit
-    marks = cv2.blur(grain(rng, h, w), (max(3, int(60 * d.unit)), 1)) * np.float32(6 * d.design.uniform(0.01, 0.06))
-    slant = np.float32([[1, 0, 0], [-float(lead) * pitch / w * 1.2, 1, 0]])
+    length = max(3, int(60 * d.unit))
+    marks = cv2.blur(grain(rng, h, w), (length, 1)) * np.float32(length**0.5 * d.design.uniform(0.01, 0.07))
+    slant = np.array([[1, 0, 0], [-float(lead) * pitch / w * 1.2, 1, 0]], np.float32)
     marks = cv2.warpAffine(marks, slant, (w, h), borderMode=cv2.BORDER_REFLECT)
-    shade = shade + marks + np.float32(0.05) * cloud(rng, h, w, 60 * d.unit, 3)
+    shade = shade * (1 - groove) + marks + np.float32(0.05) * cloud(rng, h, w, 60 * d.unit, 3)
     edge = np.abs(across) > 0.99
     picture = tint(np.clip(shade, 0.06, 1.6).astype(np.float32), d.colours[0])
     if edge.any():
@@ -189,7 +218,7 @@ def thread(d: Draft) -> Picture:
 
 def corrugated(d: Draft) -> Picture:
     """Ribs, slats or a heat sink: parallel raised bars."""
-    h, w = d.canvas.h, d.canvas.w
+    w = d.canvas.w
     picture = d.surface(0)
     pitch = d.design.uniform(14, 90) * d.unit
     share = d.design.uniform(0.3, 0.8)

@@ -10,7 +10,15 @@ from flawline.camera import words
 from flawline.camera.defects import KINDS
 from flawline.camera.noise import Picture
 from flawline.camera.optics import Light, expose, record, shine
-from flawline.camera.parts import FAMILIES, TRAIN_FAMILIES, UNSEEN_FAMILIES, Product, design_product, draw_scene
+from flawline.camera.parts import (
+    FAMILIES,
+    TRAIN_FAMILIES,
+    UNSEEN_FAMILIES,
+    Product,
+    design_product,
+    draw_scene,
+    has_elements,
+)
 from flawline.camera.scene import Fault, Scene
 from flawline.camera.spot import Spot
 from flawline.camera.words import DEFECT_KINDS, STATE_WORDS, UNSEEN_DEFECT_KINDS
@@ -58,7 +66,13 @@ def choose_product(rng: Rng, family: str | None = None, *, families: tuple[str, 
 
 
 def draw_part(
-    rng: Rng, product: Product, height: int, width: int, *, defects: int | None = None, kinds: tuple[str, ...] | None = None
+    rng: Rng,
+    product: Product,
+    height: int,
+    width: int,
+    *,
+    defects: int | None = None,
+    kinds: tuple[str, ...] | None = None,
 ) -> Sample:
     """One part of the product, (height, width).
 
@@ -73,7 +87,7 @@ def draw_part(
         defects = 0 if defect_rng.random() < 0.5 else int(defect_rng.choice([1, 1, 1, 2, 2, 3, 4]))
     allowed = kinds if kinds is not None else tuple(k for k in DEFECT_KINDS if k not in UNSEEN_DEFECT_KINDS)
     scene = draw_scene(product, seed, height, width)
-    light = shine(light_rng, product.optics, height, width)
+    light = shine(light_rng, product.optics, height, width, float(scene.picture[::8, ::8].mean()))
     work = _Work(product, seed, scene, light, allowed)
     for _ in range(defects):
         for _ in range(_TRIES):
@@ -95,15 +109,15 @@ class _Work:
         self.scene = scene
         self.light = light
         self.picture = scene.picture
-        self.kinds = np.zeros(scene.body.shape, np.uint8)
+        self.kinds: NDArray[np.uint8] = np.zeros(scene.body.shape, np.uint8)
         self.defects: list[tuple[str, tuple[int, int, int, int]]] = []
-        h, w = scene.body.shape
-        self._unit = min(h, w) / 512
+        self._h, self._w = scene.picture.shape[0], scene.picture.shape[1]
+        self._unit = min(self._h, self._w) / 512
         self._allowed = [k for k in allowed if not (k in FORM_KINDS and self.defects)]
         weights = np.array([KINDS[k].weight if k in KINDS else 1.2 for k in self._allowed])
         self._chance = weights / weights.sum()
         self._whole = bool((scene.body > 0.5).all())
-        self._formless = False
+        self._formless = set() if has_elements(product.family) else set(FORM_KINDS)
 
     def add(self, rng: Rng) -> bool:
         """Try one more defect. True if it can be seen."""
@@ -113,7 +127,7 @@ class _Work:
         recipe = KINDS[kind]
         if recipe.edge and self._whole and rng.random() < 0.5:
             return False
-        h, w = self.kinds.shape
+        h, w = self._h, self._w
         area = float(np.exp(rng.uniform(np.log(SMALLEST), np.log(recipe.largest))))
         r = max(1.3, (area * h * w / np.pi) ** 0.5)
         place = self._place(rng, recipe.edge, recipe.free)
@@ -135,8 +149,10 @@ class _Work:
             light=self.product.optics.direction,
         )
         after = np.clip(recipe.draw(rng, spot), 0, 255).astype(np.float32)
+        cover = _fade(window[0], h, 4 + 0.1 * reach)[:, None] * _fade(window[1], w, 4 + 0.1 * reach)[None, :]
         if not recipe.free:
-            after = before + (after - before) * spot.body[:, :, None]
+            cover = cover * spot.body
+        after = before + (after - before) * cover[:, :, None]
         return self._accept(kind, before, after, window)
 
     def _place(self, rng: Rng, edge: bool, free: bool) -> tuple[int, int] | None:
@@ -158,26 +174,31 @@ class _Work:
 
     def _change_form(self, rng: Rng, kind: str) -> bool:
         """Draw the part again with one element missing, bent or misplaced. Only as the first defect."""
-        if self.defects or self._formless:
+        if self.defects or kind in self._formless:
             return False
-        fault = Fault(kind, float(rng.random()), float(rng.random()), float(rng.uniform(-3.14, 3.14)))
-        scene = draw_scene(self.product, self.seed, *self.kinds.shape, fault)
-        everything: Window = np.s_[0 : self.kinds.shape[0], 0 : self.kinds.shape[1]]
+        fault = Fault(
+            kind, float(rng.random()), float(rng.random()), float(rng.uniform(-3.14, 3.14)), float(rng.random())
+        )
+        scene = draw_scene(self.product, self.seed, self._h, self._w, fault)
+        everything: Window = np.s_[0 : self._h, 0 : self._w]
         if self._accept(kind, self.picture, scene.picture, everything):
             self.scene = scene
             return True
-        self._formless = True
+        self._formless.add(kind)
         return False
 
     def _accept(self, kind: str, before: Picture, after: Picture, window: Window) -> bool:
         """Keep the change if the camera sees it: the label covers exactly where it does."""
         optics = self.product.optics
-        seen = np.abs(expose(after, self.light, optics, window) - expose(before, self.light, optics, window)).max(2)
+        plain = expose(before, self.light, optics, window)
+        seen = np.abs(expose(after, self.light, optics, window) - plain).max(2)
         changed = (seen > VISIBLE + 0.6 * optics.noise).astype(np.uint8)
         size = 3 + 2 * round(self._unit)
         changed = cv2.morphologyEx(changed, cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size)))
-        h, w = self.kinds.shape
+        h, w = self._h, self._w
         area = int(changed.sum())
+        if not area or not _stands_out(plain, seen, changed, self.scene.body[window]):
+            return False
         if not max(8, 0.5 * SMALLEST * h * w) <= area <= 1.6 * LARGEST * h * w:
             return False
         if self.picture is self.scene.picture:
@@ -188,3 +209,24 @@ class _Work:
         x, y, bw, bh = cv2.boundingRect(changed)
         self.defects.append((kind, (window[1].start + x, window[0].start + y, bw, bh)))
         return True
+
+
+def _fade(span: slice, n: int, width: float) -> NDArray[np.float32]:
+    """Along one side of a window: 1 inside, down to 0 at its ends, so that no defect is cut off straight."""
+    place = np.arange(span.start, span.stop, dtype=np.float32)
+    ramp = np.ones_like(place)
+    if span.start > 0:
+        ramp = np.minimum(ramp, (place - span.start) / np.float32(width))
+    if span.stop < n:
+        ramp = np.minimum(ramp, (span.stop - 1 - place) / np.float32(width))
+    return ramp
+
+
+def _stands_out(
+    plain: Picture, seen: NDArray[np.float32], changed: NDArray[np.uint8], body: NDArray[np.float32]
+) -> bool:
+    """True if the change is not lost in the surface's own texture. All arguments are those of one window."""
+    around = plain[:, :, 1][(changed == 0) & (body > 0.5)]
+    if around.size < 30:
+        return True
+    return float(seen[changed > 0].mean()) >= 0.4 * float(around[:: 1 + around.size // 4000].std())

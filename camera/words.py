@@ -16,7 +16,12 @@ STATE_WORDS: dict[str, tuple[str, ...]] = {
     "wrinkle": ("wrinkled {}", "{} with a wrinkle", "{} with a fold", "creased {}", "folded {}"),
     "distortion": ("distorted {}", "deformed {}", "{} with a distorted pattern", "squeezed {}"),
     "fray": ("frayed {}", "{} with loose fibres", "torn {}", "{} with a snag"),
-    "thread": ("{} with a pulled thread", "{} with a thick thread", "{} with a missing thread", "{} with a broken line"),
+    "thread": (
+        "{} with a pulled thread",
+        "{} with a thick thread",
+        "{} with a missing thread",
+        "{} with a broken line",
+    ),
     "stain": ("stained {}", "{} with a stain", "dirty {}", "{} with a spot", "{} with an oil stain", "spotted {}"),
     "discoloration": ("discoloured {}", "{} with a discoloration", "{} with a colour defect", "tarnished {}"),
     "rust": ("rusty {}", "corroded {}", "{} with rust", "{} with corrosion", "rusted {}"),
@@ -36,10 +41,32 @@ DEFECT_KINDS: tuple[str, ...] = tuple(STATE_WORDS)
 UNSEEN_DEFECT_KINDS: tuple[str, ...] = ("bubble", "burn")
 """Kinds that no training picture ever holds: what is said about them is said about unseen defects."""
 
-GOOD_WORDS = ("{}", "flawless {}", "perfect {}", "unblemished {}", "good {}", "intact {}", "{} without defect")
+GOOD_WORDS: tuple[str, ...] = (
+    "{}",
+    "flawless {}",
+    "perfect {}",
+    "unblemished {}",
+    "good {}",
+    "intact {}",
+    "{} without defect",
+)
 GOOD_WORDS += ("{} without flaw", "{} without damage", "normal {}", "clean {}", "undamaged {}", "{} in good condition")
-BAD_WORDS = ("damaged {}", "broken {}", "{} with a flaw", "{} with a defect", "{} with damage", "defective {}", "faulty {}")
-TEMPLATES = ("a photo of {}", "a close-up photo of {}", "a picture of {}", "an image of {}", "a cropped photo of {}")
+BAD_WORDS = (
+    "damaged {}",
+    "broken {}",
+    "{} with a flaw",
+    "{} with a defect",
+    "{} with damage",
+    "defective {}",
+    "faulty {}",
+)
+TEMPLATES: tuple[str, ...] = (
+    "a photo of {}",
+    "a close-up photo of {}",
+    "a picture of {}",
+    "an image of {}",
+    "a cropped photo of {}",
+)
 TEMPLATES += ("a blurry photo of {}", "an industrial photo of {}", "{}", "a photo of {} for inspection", "there is {}")
 
 MATERIAL_WORDS: dict[str, tuple[str, ...]] = {

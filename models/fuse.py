@@ -8,7 +8,7 @@ from flawline.config.recipe import FusionSettings
 from flawline.models.frames import FrameGeometry
 
 
-def to_frame(maps: Tensor, geometry: FrameGeometry) -> Tensor:
+def map_in_frame(maps: Tensor, geometry: FrameGeometry) -> Tensor:
     """(B, S, S) in CLIP's frame -> (B, H, W) float32 in the picture's."""
     size = (geometry.height, geometry.width)
     if maps.shape[-2:] == size:

@@ -7,19 +7,18 @@ once, point prompts, cascade, fusion, decision). What has been encoded can be ju
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from flawline.config.errors import ConfigError, ImageError
 from flawline.config.recipe import Recipe
 from flawline.models.decide import blank_ignored, components, counted_region, decide
 from flawline.models.frames import FrameGeometry, as_rgb, fit, squash, upload
-from flawline.models.fuse import fuse, region_in_frame, to_frame
+from flawline.models.fuse import fuse, map_in_frame, region_in_frame
 from flawline.models.prompt import PointPrompts, point_prompts, region
 from flawline.models.refine import Cascade
 from flawline.models.results import CascadeStage, InspectionResult, InspectionTrace
@@ -156,9 +155,7 @@ class Inspector:
         if key not in encoded.maps:
             if prepared.localiser == "adapter" and encoded.taps is None:
                 encoded.taps = self.towers.clip.dense(encoded.clip_input).taps
-            encoded.maps[key] = self.towers.map(
-                encoded.taps, encoded.clip_input, prepared.text, prepared.localiser
-            )
+            encoded.maps[key] = self.towers.map(encoded.taps, encoded.clip_input, prepared.text, prepared.localiser)
         return self._without_ignored(encoded, encoded.maps[key], prepared.recipe)
 
     def _without_ignored(self, encoded: Encoded, maps: Tensor, recipe: Recipe) -> Tensor:
@@ -199,20 +196,17 @@ class Inspector:
         refined = self._refine(encoded, prepared, maps, regions, rows) if rows else None
         return self._decide(encoded, prepared, maps, refined)
 
-    def _refine(
-        self, encoded: Encoded, prepared: Prepared, maps: Tensor, regions: Tensor, rows: list[int]
-    ) -> Refined:
+    def _refine(self, encoded: Encoded, prepared: Prepared, maps: Tensor, regions: Tensor, rows: list[int]) -> Refined:
         recipe, clock = prepared.recipe, encoded.clock
         embedding = self.embedding(encoded, rows)
         clock.lap("encode")
         features = embedding
         if recipe.prompt.features != "sam":
             features = self.towers.other_features(recipe.prompt.features, encoded.pixels[rows], encoded.geometry)
-        prompts = point_prompts(maps[rows], regions[rows], features, encoded.geometry, recipe.prompt)
+        most = recipe.cascade.max_regions if recipe.cascade.per_region else None
+        prompts = point_prompts(maps[rows], regions[rows], features, encoded.geometry, recipe.prompt, most)
         clock.lap("prompt")
-        cascade = self.towers.refiner.cascade(
-            embedding, prompts, encoded.geometry, recipe.cascade, regions[rows] if recipe.cascade.per_region else None
-        )
+        cascade = self.towers.refiner.cascade(embedding, prompts, encoded.geometry, recipe.cascade)
         clock.lap("cascade")
         return Refined(rows, prompts, cascade)
 
@@ -220,9 +214,9 @@ class Inspector:
         self, encoded: Encoded, prepared: Prepared, maps: Tensor, refined: Refined | None
     ) -> list[InspectionResult]:
         recipe, geometry = prepared.recipe, encoded.geometry
-        final = fuse(to_frame(maps, geometry), None, recipe.fusion)
+        final = fuse(map_in_frame(maps, geometry), None, recipe.fusion)
         if refined is not None:
-            located = to_frame(maps[refined.rows], geometry)
+            located = map_in_frame(maps[refined.rows], geometry)
             final[refined.rows] = fuse(located, refined.cascade.levels[-1].frame_logits, recipe.fusion)
         ran = set(refined.rows) if refined is not None else set()
         planes = final.cpu().numpy()
@@ -243,7 +237,7 @@ class Inspector:
         self, encoded: Encoded, prepared: Prepared, maps: Tensor, regions: Tensor
     ) -> list[InspectionResult]:
         recipe, geometry = prepared.recipe, encoded.geometry
-        located = to_frame(maps, geometry).cpu().numpy()
+        located = map_in_frame(maps, geometry).cpu().numpy()
         marked = region_in_frame(regions, geometry).float().cpu().numpy()
         threshold = prepared.region_threshold
         if recipe.prompt.region != "absolute" and bool(regions.any()):
@@ -296,7 +290,7 @@ class Inspector:
             **self._trace_of_sam(encoded, refined),
         )
 
-    def _trace_of_sam(self, encoded: Encoded, refined: Refined | None) -> dict[str, object]:
+    def _trace_of_sam(self, encoded: Encoded, refined: Refined | None) -> dict[str, Any]:
         if refined is None:
             empty = np.zeros((0, 2), np.float32)
             return {
@@ -308,20 +302,20 @@ class Inspector:
             }
         tile = encoded.tiles[0]
         offset = np.array([tile.columns.start, tile.rows.start], np.float32)
-        present = refined.prompts.present[0].cpu().numpy()
+        points, labels = refined.prompts.of_frame(0)
         stages = []
         for level in refined.cascade.levels:
             mask = np.zeros((encoded.height, encoded.width), bool)
             mask[tile.rows, tile.columns] = (level.frame_logits[0] > 0).cpu().numpy()
             logits = level.logits[0].float().cpu().numpy()
             stages.append(CascadeStage(logits, mask, float(level.score[0]), int(level.index[0])))
-        box = None
-        if bool(refined.cascade.box_present[0]):
+        box, box_present = None, refined.cascade.box_present
+        if refined.cascade.box is not None and box_present is not None and bool(box_present[0]):
             box = refined.cascade.box[0].float().cpu().numpy() + np.tile(offset, 2)
         return {
             "sam_embedding": encoded.embeddings[0].cpu().numpy(),
-            "points": refined.prompts.points[0].cpu().numpy()[present] + offset,
-            "labels": refined.prompts.labels[0].cpu().numpy()[present],
+            "points": points.cpu().numpy() + offset,
+            "labels": labels.cpu().numpy(),
             "box": box,
             "stages": stages,
         }
@@ -334,4 +328,4 @@ def suspicious(regions: Tensor) -> list[int]:
 
 def below(threshold: float) -> np.float32:
     """The largest float32 below `threshold`."""
-    return np.nextafter(np.float32(threshold), np.float32(-np.inf))
+    return np.float32(np.nextafter(np.float32(threshold), np.float32(-np.inf)))

@@ -40,9 +40,7 @@ class AdapterLocaliser(nn.Module):
         """(B, C, h, w), text (D, 2) -> (B, S, S) float32, P(abnormal) by this tap alone."""
         # The softmax over two classes is the sigmoid of their difference, and enlarging is linear.
         difference = self.embed(tap, features) @ (self.temperature * (text[:, 1] - text[:, 0]))
-        enlarged = functional.interpolate(
-            difference.unsqueeze(1), (size, size), mode="bilinear", align_corners=True
-        )
+        enlarged = functional.interpolate(difference.unsqueeze(1), (size, size), mode="bilinear", align_corners=True)
         return enlarged.squeeze(1).sigmoid()
 
     def forward(self, taps: Sequence[Tensor], text: Tensor, size: int) -> Tensor:
@@ -77,9 +75,7 @@ class WindowLocaliser:
         for scale in (2, 3):
             inverse = inverse + 1.0 / self._scale_map(tokens, grid, scale, text).clamp_min(1e-12)
         harmonic = torch.nan_to_num(3.0 / inverse)
-        enlarged = functional.interpolate(
-            harmonic.unsqueeze(1), (size, size), mode="bilinear", align_corners=False
-        )
+        enlarged = functional.interpolate(harmonic.unsqueeze(1), (size, size), mode="bilinear", align_corners=False)
         return enlarged.squeeze(1)
 
     def _embedded(self, normalised: Tensor) -> tuple[Tensor, tuple[int, int]]:

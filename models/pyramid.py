@@ -133,7 +133,8 @@ def novelty(fine: Tensor, middle: Tensor) -> Tensor:
     alike = tokens.transpose(1, 2) @ tokens  # (B, n, n)
     alike = alike.masked_fill(_nearby(int(size[0]), int(size[1]), alike.device), -1.0)
     best = alike.topk(NEIGHBOURS, dim=-1).values.mean(dim=-1)
-    return (10.0 * (1.0 - best)).view(-1, 1, *size)
+    unlike: Tensor = (10.0 * (1.0 - best)).view(-1, 1, *size)
+    return unlike
 
 
 def _nearby(height: int, width: int, device: torch.device) -> Tensor:
@@ -144,7 +145,7 @@ def _nearby(height: int, width: int, device: torch.device) -> Tensor:
     return near_rows & ((columns[:, None] - columns[None, :]).abs() <= 1)
 
 
-@register_model
+@register_model  # type: ignore[untyped-decorator]
 def flawline_lite0(pretrained: bool = False, **_: Any) -> Lite0Pyramid:
     """timm's entry: weights come from the bundle, never from here."""
     return Lite0Pyramid()

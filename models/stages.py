@@ -15,7 +15,7 @@ class StageClock:
     def _now(self) -> float | torch.cuda.Event:
         if not self._cuda:
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
@@ -40,4 +40,4 @@ def _between(before: float | torch.cuda.Event, after: float | torch.cuda.Event) 
         return (after - before) * 1000.0
     assert isinstance(before, torch.cuda.Event)
     assert isinstance(after, torch.cuda.Event)
-    return before.elapsed_time(after)
+    return float(before.elapsed_time(after))

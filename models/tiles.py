@@ -31,7 +31,9 @@ def cut_tiles(rows: slice, columns: slice, settings: TilingSettings) -> list[Til
     """
     if not settings.enabled:
         return [Tile(rows, columns)]
-    return [Tile(tile_rows, tile_columns) for tile_rows in _cut(rows, settings) for tile_columns in _cut(columns, settings)]
+    return [
+        Tile(tile_rows, tile_columns) for tile_rows in _cut(rows, settings) for tile_columns in _cut(columns, settings)
+    ]
 
 
 def _cut(extent: slice, settings: TilingSettings) -> list[slice]:

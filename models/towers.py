@@ -15,6 +15,7 @@ from flawline.models.checkpoints import load_weights, read_state_dict
 from flawline.models.clip import DenseClip
 from flawline.models.localise import AdapterLocaliser, WindowLocaliser
 from flawline.models.refine import MaskRefiner
+import flawline.models.pyramid  # noqa: F401  registers the embedded trunk with timm
 from flawline.models.sam import build_sam, load_sam
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -52,7 +53,7 @@ class Towers:
             wanted = "adapter" if self.adapter is not None else "windows"
         if wanted == "adapter" and self.adapter is None:
             raise BundleError(
-                f"{self.bundle.folder / 'bundle.toml'}: has no adapter; use localiser = \"windows\", or train one"
+                f'{self.bundle.folder / "bundle.toml"}: has no adapter; use localiser = "windows", or train one'
             )
         if wanted == "windows":
             WindowLocaliser(self.clip)
@@ -73,7 +74,7 @@ def choose_device(device: str) -> torch.device:
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
         raise ConfigError(
-            f"model.device = {device!r}: this machine has {found} usable CUDA devices; write \"auto\" or \"cpu\""
+            f'model.device = {device!r}: this machine has {found} usable CUDA devices; write "auto" or "cpu"'
         )
     return chosen
 

