@@ -13,6 +13,7 @@ import zmq
 
 from flawline import __version__
 from flawline.agent.app import run_agent
+from flawline.agent.cli_workbench import WORKBENCH
 from flawline.agent.control import ask
 from flawline.agent.wire import unpack
 from flawline.config.errors import ConfigError, FlawlineError
@@ -81,6 +82,10 @@ def replay(from_seq: int, to_seq: int | None, endpoint: str) -> None:
         for verdict in reply["verdicts"]:
             click.echo(json.dumps(verdict))
         from_seq, done = reply["next_seq"], reply["done"]
+
+
+for workbench_command in WORKBENCH:
+    cli.add_command(workbench_command)
 
 
 def _without_none(value: Any) -> Any:

@@ -67,6 +67,15 @@ class Refined:
     cascade: Cascade
 
 
+@dataclass
+class Evidence:
+    """What CLIP, PPG and CPS say of encoded tiles under one recipe, before fusion and decision."""
+
+    maps: Tensor  # (B, S, S) float32, P(abnormal) in CLIP's frame
+    regions: Tensor  # (B, S, S) bool, S_a
+    refined: Refined | None  # None where every S_a is empty, or SAM was left out
+
+
 class Inspector:
     """CLIP and SAM of one bundle, judging pictures by recipes. Not thread-safe; one per process or device."""
 
@@ -195,6 +204,15 @@ class Inspector:
         rows = suspicious(regions)
         refined = self._refine(encoded, prepared, maps, regions, rows) if rows else None
         return self._decide(encoded, prepared, maps, refined)
+
+    @torch.inference_mode()
+    def evidence(self, encoded: Encoded, recipe: Recipe | None = None, *, clip_only: bool = False) -> Evidence:
+        """Everything that `judge` decides by, for studies that fuse or decide in another way."""
+        prepared = self.prepare(self.recipe if recipe is None else recipe)
+        maps = self._map(encoded, prepared)
+        regions = region(maps, prepared.recipe.prompt, prepared.region_threshold)
+        rows = [] if clip_only else suspicious(regions)
+        return Evidence(maps, regions, self._refine(encoded, prepared, maps, regions, rows) if rows else None)
 
     def _refine(self, encoded: Encoded, prepared: Prepared, maps: Tensor, regions: Tensor, rows: list[int]) -> Refined:
         recipe, clock = prepared.recipe, encoded.clock
