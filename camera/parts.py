@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from flawline.camera import parts_board, parts_metal, parts_more, parts_pack, surfaces, surfaces_more
-from flawline.camera.noise import Picture, Plane, cloud
+from flawline.camera.noise import Picture, Plane, spread
 from flawline.camera.optics import Optics, choose_optics
 from flawline.camera.scene import Canvas, Draft, Fault, Labels, Outline, Scene, box, circle
 from flawline.camera.textures import Colour, Material, choose_material, grey, vivid
@@ -233,8 +233,7 @@ def _object_scene(
     rng = np.random.default_rng([seed, 77])
     if product.plain >= 1:
         under = np.empty((h, w, 3), np.float32)
-        under[:] = product.background.colour
-        under *= (1 + 0.03 * cloud(rng, max(2, h // 16), max(2, w // 16), 6))[:1, :1, None]
+        under[:] = product.background.colour * np.float32(rng.normal(1, 0.02))
     else:
         under = product.background.render(rng, h, w, unit, product.optics.direction)
         under += (product.background.colour - under) * np.float32(product.plain)
@@ -272,8 +271,10 @@ def _object_scene(
         window = np.s_[y0:y1, x0:x1]
         spot = picture[window]
         if depth > 1.5:
-            spot *= _shadow(cover, depth, product.optics.direction)[:, :, None]
-        spot += (colour - spot) * cover[:, :, None]
+            spot *= spread(_shadow(cover, depth, product.optics.direction))
+        colour -= spot
+        colour *= spread(cover)
+        spot += colour
         np.maximum(body[window], cover, out=body[window])
         labels[window] = np.where(inner > 0, inner, labels[window])
     return Scene(np.clip(picture, 0, 255), body, np.clip(under, 0, 255), labels)
