@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from flawline.camera import parts_board, parts_metal, parts_more, parts_pack, surfaces, surfaces_more
+from flawline.camera import parts_board, parts_long, parts_metal, parts_more, parts_pack, surfaces, surfaces_more
 from flawline.camera.noise import Picture, Plane, spread
 from flawline.camera.optics import Optics, choose_optics
 from flawline.camera.scene import Canvas, Draft, Fault, Labels, Outline, Scene, box, circle
@@ -80,8 +80,8 @@ FAMILIES: dict[str, Family] = {
     "washer": Family(("washer", "metal ring", "ring"), (*METAL, "plastic"), shape=parts_metal.washer),
     "nut": Family(("metal nut", "nut", "hexagon nut"), METAL, shape=parts_metal.nut),
     "gear": Family(("gear", "gear wheel", "cog"), (*METAL, "plastic"), shape=parts_metal.gear),
-    "screw": Family(("screw", "bolt", "metal screw"), ("brushed",), shape=parts_metal.screw, palette="metal"),
-    "tube": Family(("tube", "pipe", "metal tube"), (*METAL, "plastic"), shape=parts_metal.tube, fills=0.4),
+    "screw": Family(("screw", "bolt", "metal screw"), ("brushed",), shape=parts_long.screw, palette="metal"),
+    "tube": Family(("tube", "pipe", "metal tube"), (*METAL, "plastic"), shape=parts_long.tube, fills=0.4),
     "casting": Family(
         ("casting", "cast part", "cast metal part"), ("cast", "paint"), shape=parts_metal.casting, palette="metal"
     ),
