@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from flawline.camera.noise import Picture, Plane, cloud, grain
+from flawline.camera.noise import Picture, Plane, cloud, grain, spread
 
 Rng = np.random.Generator
 
@@ -129,7 +129,9 @@ def expose(picture: Picture, light: Light, optics: Optics, window: tuple[slice, 
         seen += light.glare[window]
     if optics.mono:
         seen = cv2.cvtColor(cv2.cvtColor(seen, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    seen = (seen - 120) * np.float32(optics.contrast) + 120
+    seen -= np.float32(120)
+    seen *= np.float32(optics.contrast)
+    seen += np.float32(120)
     np.clip(seen, 0, 255, out=seen)
     if optics.blur > 0.35:
         seen = cv2.GaussianBlur(seen, (0, 0), optics.blur * max(1.0, min(light.gain.shape[:2]) / 512))
@@ -145,11 +147,11 @@ def record(rng: Rng, seen: Picture, optics: Optics) -> NDArray[np.uint8]:
     h, w = seen.shape[:2]
     noise: Plane = grain(rng, h, w) * np.float32(optics.noise)
     if optics.mono or rng.random() < 0.3:
-        seen = seen + noise[:, :, None]
+        seen = seen + spread(noise)
     else:
         shared = noise * np.float32(0.7)
         other = grain(rng, h, w) * np.float32(0.7 * optics.noise)
-        seen = seen + np.dstack([shared + other, shared, shared - other])
+        seen = seen + cv2.merge((shared + other, shared, shared - other))
     if optics.specks:
         ys, xs = rng.integers(0, h, optics.specks), rng.integers(0, w, optics.specks)
         dust = np.zeros((h, w), np.float32)

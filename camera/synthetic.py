@@ -8,17 +8,10 @@ from numpy.typing import NDArray
 
 from flawline.camera import words
 from flawline.camera.defects import KINDS
+from flawline.camera.families import FAMILIES, TRAIN_FAMILIES, UNSEEN_FAMILIES, has_elements
 from flawline.camera.noise import Picture
 from flawline.camera.optics import Light, expose, record, shine
-from flawline.camera.parts import (
-    FAMILIES,
-    TRAIN_FAMILIES,
-    UNSEEN_FAMILIES,
-    Product,
-    design_product,
-    draw_scene,
-    has_elements,
-)
+from flawline.camera.parts import Product, design_product, draw_scene
 from flawline.camera.scene import Fault, Scene
 from flawline.camera.spot import Spot
 from flawline.camera.words import DEFECT_KINDS, STATE_WORDS, UNSEEN_DEFECT_KINDS

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from flawline.camera import synthetic
-from flawline.camera.parts import FAMILIES
+from flawline.camera.families import FAMILIES
 from flawline.camera.synthetic import (
     DEFECT_KINDS,
     STATE_WORDS,
