@@ -94,6 +94,7 @@ class Agent:
     def _on_models(self, about: Header) -> None:
         self.writer.models_are(about["bundle"], about["bundle_sha256"])
         self.recipes.thresholds_are(about.get("thresholds", {}))
+        self.pipeline.feed()
 
     async def run(self) -> None:
         """Until a signal, or until as many verdicts are out as were asked for. Raises FlawlineError."""

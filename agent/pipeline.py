@@ -69,7 +69,7 @@ class Pipeline:
         else:
             self.dropped["queue", "full"] += 1
             self.fail(job, "overrun", "worker.queue_depth frames are waiting")
-        self._feed()
+        self.feed()
 
     def fail(self, job: Job, reason: Reason, detail: str) -> None:
         """The job will not be judged."""
@@ -110,11 +110,12 @@ class Pipeline:
             self.dropped["late", "full"] += 1
             self.fail(self._late.popleft(), "overrun", "too many frames are late")
         self._late.append(job)
-        self._feed()
+        self.feed()
 
     # -- the worker -------------------------------------------------------------------------------------------
 
-    def _feed(self) -> None:
+    def feed(self) -> None:
+        """Hand over what waits, as far as the worker takes it."""
         while len(self._in_flight) < _IN_FLIGHT and self.worker.ready:
             # A late one goes alone, so that at most one stands before a timely one.
             queue = self._waiting or (self._late if not self._in_flight else None)
@@ -157,7 +158,7 @@ class Pipeline:
                 return
         del self._in_flight[job.number]
         self.worker.busy_since = None
-        self._feed()
+        self.feed()
 
     def _on_degraded(self, job: Job, outcome: Outcome) -> None:
         if job.verdict is None:
@@ -206,7 +207,7 @@ class Pipeline:
         """At a stop: judge what was accepted, for so long; answer the rest."""
         end = time.monotonic() + limit_s
         while (self._waiting or self._late or self._in_flight) and time.monotonic() < end and self.worker.healthy:
-            self._feed()
+            self.feed()
             await asyncio.sleep(0.01)
         left = [*self._in_flight.values(), *self._waiting, *self._late]
         self._in_flight.clear()
