@@ -15,7 +15,9 @@ import zmq.asyncio
 from flawline import __version__
 from flawline.agent.control import Control
 from flawline.agent.journal import Journal
+from flawline.agent.metrics import Metrics
 from flawline.agent.pipeline import Pipeline
+from flawline.agent.preview import Preview
 from flawline.agent.publisher import Publisher
 from flawline.agent.verdict import ActiveRecipe, VerdictWriter
 from flawline.agent.wire import STATUS_SCHEMA, Header
@@ -58,6 +60,14 @@ async def run_agent(settings: Settings, frames_limit: int | None = None) -> int:
         pipeline.worker = worker
         status = partial(station_status, pipeline, worker, journal, boot_id)
         control = Control(context, settings.control, pipeline, status)
+        preview: Preview | None = None
+        if settings.preview.enabled:
+            metrics = Metrics(status)
+            names = [camera.name for camera in settings.cameras]
+            preview = Preview(settings.preview, settings.station, names, status, metrics)
+            await preview.start()
+            pipeline.observers.add(metrics)
+            pipeline.observers.add(preview)
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -75,6 +85,8 @@ async def run_agent(settings: Settings, frames_limit: int | None = None) -> int:
                     services.create_task(_say_status(publisher, pipeline, worker, status)),
                     services.create_task(control.serve()),
                 ]
+                if preview is not None:
+                    tasks.append(services.create_task(preview.run()))
                 grabbing = [services.create_task(pipeline.run_camera(camera, recipe)) for camera, recipe in cameras]
                 waits = [services.create_task(stop.wait()), services.create_task(pipeline.done.wait())]
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -88,6 +100,8 @@ async def run_agent(settings: Settings, frames_limit: int | None = None) -> int:
                 for task in tasks:
                     task.cancel()
         finally:
+            if preview is not None:
+                await preview.close()
             await worker.stop()
             control.close()
             pipeline.close()

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import structlog
 
 from flawline.agent.journal import Journal
+from flawline.agent.observer import Observers
 from flawline.agent.publisher import Publisher
 from flawline.agent.verdict import ActiveRecipe, Job, Outcome, Reason, VerdictWriter
 from flawline.agent.wire import encode_mask
@@ -59,6 +60,8 @@ class Pipeline:
         self._on_their_way: Counter[str] = Counter()
         self.accepted = 0
         self.counts: Counter[str] = Counter()
+        self.observers = Observers()
+        self.camera_up = {camera.name: False for camera in settings.cameras}
         self.stopping = asyncio.Event()
         self.done = asyncio.Event()
         self.worker: WorkerClient
@@ -74,6 +77,7 @@ class Pipeline:
             while not self.stopping.is_set():
                 try:
                     await loop.run_in_executor(thread, camera.open)
+                    self.camera_up[camera.name] = True
                     if lost:
                         log.info("camera_back", camera=camera.name)
                     lost, pause = False, 0.5
@@ -83,6 +87,7 @@ class Pipeline:
                     log.info("camera_at_end", camera=camera.name)
                     break
                 except CameraError as error:
+                    self.camera_up[camera.name] = False
                     if not lost:
                         log.error("camera_lost", camera=camera.name, error=str(error))
                     lost = True
@@ -182,6 +187,7 @@ class Pipeline:
             case "result":
                 keys = ("score", "threshold", "defects", "stage_ms", "t_done", "degraded", "points")
                 outcome = Outcome(**{key: message[key] for key in keys})
+                job.points = outcome.points
                 self._answer(job, self._writer.judged(job, outcome))
             case "failed_job":
                 self._answer(job, self._writer.error(job, message["reason"], message["error"]))
@@ -227,6 +233,7 @@ class Pipeline:
                 self.counts[header["result"]] += 1
             for job, header in batch:
                 await self._send_mask(job, header)
+                self._show(job, header)
                 self._let_go(job)
                 self._on_their_way[job.camera] -= 1
             if self._limit is not None and self.counts.total() >= self._limit:
@@ -263,6 +270,18 @@ class Pipeline:
             mask = self._ring.mask(job.slot, *shape)
             payload = await asyncio.get_running_loop().run_in_executor(None, encode_mask, mask, encoding)
             await self._publisher.mask(header, shape, encoding, payload)
+
+    def _show(self, job: Job, header: dict[str, Any]) -> None:
+        """To who looks on, while the slot is still the job's."""
+        if job.slot is None:
+            self.observers.judged(header, None, None, None, [])
+            return
+        slot, shape = job.slot, (job.height, job.width)
+        found = (self._ring.mask(slot, *shape), self._ring.anomaly_map(slot, *shape))
+        judged = header["result"] != "error"
+        self.observers.judged(
+            header, self._ring.picture(slot, *shape), *(found if judged else (None, None)), job.points
+        )
 
     def _let_go(self, job: Job) -> None:
         if job.slot is not None:
@@ -302,5 +321,7 @@ class Pipeline:
             "triggers": self.accepted,
             **{result: self.counts[result] for result in ("pass", "fail", "error")},
             "waiting": len(self._waiting),
+            "deciding": self._decided.qsize(),
+            "cameras": {name: {"up": up} for name, up in self.camera_up.items()},
             "journal": {"ok": not self._journal_fails, "set_aside": str(self.journal.set_aside or "") or None},
         }

@@ -66,6 +66,7 @@ class Job:
     queued_mono: float | None = None
     answered: Header | None = None  # the verdict, once it is decided; its seq comes when it is journalled
     degraded: bool = False
+    points: list[list[float]] = field(default_factory=list)  # of the inspection: x, y, label
     holds: int = 0  # how many still use the slot: the worker, and what follows publishing
 
     @property

@@ -40,6 +40,7 @@ def line(tmp_path: Path) -> Iterator[tuple[list[str], str, Path]]:
         f'[[cameras]]\nname = "top"\nbackend = "folder"\npath = "pictures"\n'
         f'[publish]\nendpoint = "{endpoint}"\n[journal]\npath = "state"\n'
         f'[control]\nendpoint = "tcp://127.0.0.1:{free_port()}"\n'
+        f"[preview]\nport = {free_port()}\n"
     )
     yield [*CLI, "run", "--config", str(config)], endpoint, tmp_path
     workers = subprocess.run(["pgrep", "-f", "flawline.models.worker"], capture_output=True, text=True).stdout
