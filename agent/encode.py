@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import structlog
 from numpy.typing import NDArray
+from prometheus_client import Counter
 
 from flawline.agent.shot import Shot, burnt, jpeg, overlay, waiting
 from flawline.config.settings_preview import PreviewSettings
@@ -78,7 +79,9 @@ class Viewer(Protocol):
 class Stream:
     """One camera's video, plain or with the overlay burnt in. Idle, and free of cost, while nobody watches."""
 
-    def __init__(self, camera: str, settings: PreviewSettings, threads: ThreadPoolExecutor, *, burn: bool) -> None:
+    def __init__(
+        self, camera: str, settings: PreviewSettings, threads: ThreadPoolExecutor, encoded: Counter, *, burn: bool
+    ) -> None:
         self._camera = camera
         self._settings = settings
         self._threads = threads
@@ -89,7 +92,7 @@ class Stream:
         self._viewers: set[Viewer] = set()
         self._stills: set[asyncio.Future[bytes]] = set()
         self._key_wanted = True
-        self.frames_encoded = 0
+        self._encoded = encoded.labels(camera)
 
     @property
     def watched(self) -> bool:
@@ -177,6 +180,6 @@ class Stream:
                 settings = self._settings
                 self._encoder = VideoEncoder(settings.codec, width, height, settings.fps, settings.bitrate_kbps)
             packets = self._encoder.encode(picture, timestamp, key=key)
-            self.frames_encoded += 1
+            self._encoded.inc()
         drawing = overlay(shot, timestamp) if video and shot is not None and not self._burn else ""
         return packets, drawing, jpeg(picture) if still else b""

@@ -67,6 +67,13 @@ class Metrics:
             self._dropped.labels(stage, reason)
         for stage in _STAGES:
             self._stages.labels(stage)
+        self.viewers = Gauge("flawline_preview_viewers", "Videos that are watched", registry=self.registry)
+        self.encoded = Counter(
+            "flawline_preview_frames_encoded",
+            "Pictures encoded for the preview, whatever the number of viewers",
+            ["camera"],
+            registry=self.registry,
+        )
         self.registry.register(_StatusCollector(status))
 
     def judged(

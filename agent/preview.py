@@ -76,12 +76,13 @@ class Preview:
         self._guard = Guard(settings)
         self.board = Board(settings, cameras)
         self._threads = ThreadPoolExecutor(1, "preview")
-        self._plain = {name: Stream(name, settings, self._threads, burn=False) for name in cameras}
-        self._burnt = {name: Stream(name, settings, self._threads, burn=True) for name in cameras}
+        self._plain = {name: Stream(name, settings, self._threads, metrics.encoded, burn=False) for name in cameras}
+        self._burnt = {name: Stream(name, settings, self._threads, metrics.encoded, burn=True) for name in cameras}
         self.sessions = Sessions(settings.codec)
         self._copies = {name: _Allowance(_BURST) for name in cameras}
         self._seats = settings.max_viewers
         self._pages = settings.max_pages
+        metrics.viewers.set_function(lambda: settings.max_viewers - self._seats)
         self._closing = asyncio.Event()
         self._runner: web.AppRunner | None = None
 

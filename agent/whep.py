@@ -85,7 +85,7 @@ class Session:
         self.camera = camera
         self.peer = peer
         self.track = track
-        self.began = time.monotonic()
+        self._began = time.monotonic()
         self._channel: RTCDataChannel | None = None
         self._leave: Callable[[], None] = lambda: None
         self._then: Callable[[], None] = lambda: None
@@ -105,7 +105,8 @@ class Session:
         return self.track.put(packet)
 
     def watch(self) -> None:
-        """Take packets from now on."""
+        """Take packets from now on: it is connected."""
+        self._began = time.monotonic()
         self._leave = self._stream.join(self)
 
     def at_end(self, then: Callable[[], None]) -> None:
@@ -119,7 +120,7 @@ class Session:
 
     async def vanished(self) -> bool:
         """Whether the viewer did not connect in time, or sends no receiver reports any more."""
-        age = time.monotonic() - self.began
+        age = time.monotonic() - self._began
         if self.peer.connectionState in ("failed", "closed"):
             return True
         if self.peer.connectionState != "connected":
@@ -128,7 +129,7 @@ class Session:
             report.timestamp for report in (await self.peer.getStats()).values() if report.type == "remote-inbound-rtp"
         ]
         if not heard:
-            return age > _CONNECT_S + _SILENCE_S
+            return age > _SILENCE_S
         silence: float = (datetime.now(UTC) - max(heard)).total_seconds()
         return silence > _SILENCE_S
 
