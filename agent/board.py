@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawline.agent import shot
+from flawline.agent.observer import JudgedFrame
 from flawline.agent.shot import Shot
 from flawline.agent.wire import Header
 from flawline.config.settings_preview import PreviewSettings
@@ -66,15 +67,14 @@ class Board:
         self._until = self._next_shift(time.time())
         self.number = 0
 
-    def judged(
-        self,
-        header: Header,
-        picture: NDArray[np.uint8] | None,
-        mask: NDArray[np.uint8] | None,
-        anomaly_map: NDArray[np.uint8] | None,
-        points: list[list[float]],
-    ) -> None:
-        """Take note of one verdict."""
+    def judged(self, frame: JudgedFrame) -> None:
+        """Take note of one verdict, or of what follows it."""
+        if frame.kind == "verdict":
+            self._note(frame.header)
+        if frame.header["result"] == "fail" and frame.picture is not None:
+            self._keep(frame, frame.picture)
+
+    def _note(self, header: Header) -> None:
         self.number += 1
         self._turn_shift()
         camera, result = header["camera"], header["result"]
@@ -91,11 +91,15 @@ class Board:
                 "t_trigger": header["t_trigger"],
             }
         )
-        now = time.monotonic()
-        if result != "fail" or picture is None or now - self._copied_at.get(camera, 0.0) < 1.0 / _FAILS_PER_S:
-            return
-        self._copied_at[camera] = now
-        taken = shot.take(header, picture, mask, anomaly_map, points, self._settings.long_side)
+
+    def _keep(self, frame: JudgedFrame, picture: NDArray[np.uint8]) -> None:
+        """Copy a failed part; a refined mask replaces the first one."""
+        header, now = frame.header, time.monotonic()
+        if header["seq"] not in self.fails:
+            if now - self._copied_at.get(header["camera"], 0.0) < 1.0 / _FAILS_PER_S:
+                return
+            self._copied_at[header["camera"]] = now
+        taken = shot.take(header, picture, frame.mask, frame.anomaly_map, frame.points, self._settings.long_side)
         self.fails[header["seq"]] = Fail(taken, {})
         while len(self.fails) > self._settings.fails_kept:
             self.fails.popitem(last=False)

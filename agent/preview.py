@@ -9,16 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from typing import Any
 
-import numpy as np
 import structlog
 from aiohttp import web
-from numpy.typing import NDArray
 
 from flawline.agent import ice, shot
 from flawline.agent.board import Board
 from flawline.agent.encode import Stream
 from flawline.agent.guard import Guard
 from flawline.agent.metrics import Metrics
+from flawline.agent.observer import JudgedFrame
 from flawline.agent.whep import OfferRefused, Session, Sessions
 from flawline.agent.wire import Header
 from flawline.config.errors import ConfigError
@@ -88,21 +87,15 @@ class Preview:
 
     # -- the line's side --------------------------------------------------------------------------------------
 
-    def judged(
-        self,
-        header: Header,
-        picture: NDArray[np.uint8] | None,
-        mask: NDArray[np.uint8] | None,
-        anomaly_map: NDArray[np.uint8] | None,
-        points: list[list[float]],
-    ) -> None:
+    def judged(self, frame: JudgedFrame) -> None:
         """Note the verdict, and copy the picture: as often as the video shows one, or rarely where nobody watches."""
-        self.board.judged(header, picture, mask, anomaly_map, points)
+        self.board.judged(frame)
+        header, picture = frame.header, frame.picture
         streams = self._plain[header["camera"]], self._burnt[header["camera"]]
         rate = self._settings.fps if any(stream.watched for stream in streams) else _UNWATCHED_PER_S
         if picture is None or not self._copies[header["camera"]].take(rate):
             return
-        taken = shot.take(header, picture, mask, anomaly_map, points, self._settings.long_side)
+        taken = shot.take(header, picture, frame.mask, frame.anomaly_map, frame.points, self._settings.long_side)
         for stream in streams:
             stream.show(taken)
 

@@ -10,7 +10,7 @@ from preview_line import Agent
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     """One for a whole module: its tests leave it as they found it."""
-    running = Agent(tmp_path_factory.mktemp("line")).wait_ready()
+    running = Agent(tmp_path_factory.mktemp("line")).start().wait_ready()
     yield running
     running.stop()
 
@@ -21,7 +21,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Agent]]:
     running: list[Agent] = []
 
     def begin(*settings: str) -> Agent:
-        running.append(Agent(tmp_path, *settings))
+        running.append(Agent(tmp_path, *settings).start())
         return running[-1]
 
     yield begin

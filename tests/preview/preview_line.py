@@ -54,12 +54,17 @@ class Agent:
             '[[cameras]]\nname = "top"\nbackend = "folder"\npath = "pictures"\nloop = true\nfps = 10\n'
             f'[publish]\nendpoint = "tcp://127.0.0.1:{free_port()}"\n[control]\nendpoint = "{self.control}"\n'
             f'[journal]\npath = "state"\n[preview]\nport = {self.port}\n'
+            '[worker]\nengine = "flawline.models.noop:NoopEngine"\n'
         )
         self._log = (folder / "log").open("w+")
         settings = [part for setting in more for part in ("--set", setting)]
         self.command = [sys.executable, "-c", "from flawline.agent.cli import main; main()", "run"]
         self.command += ["--config", str(folder / "line.toml"), *settings]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> "Agent":
         self.process = subprocess.Popen(self.command, stderr=self._log)
+        return self
 
     def get(self, path: str, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
         request = urllib.request.Request(self.url + path, headers=headers or {})
@@ -72,6 +77,7 @@ class Agent:
     def wait_ready(self) -> "Agent":
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
+            assert self.process is not None
             assert self.process.poll() is None, self.log()
             try:
                 if self.get("/readyz")[0] == 200:
@@ -91,11 +97,12 @@ class Agent:
         return Path(self._log.name).read_text()
 
     def kill(self) -> None:
+        assert self.process is not None
         self.process.kill()
         self.process.wait(10)
 
     def stop(self) -> None:
-        if self.process.poll() is None:
+        if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             assert self.process.wait(30) == 0, self.log()
         self._log.close()

@@ -10,7 +10,11 @@ import pytest
 
 from flawline.agent import board, shot
 from flawline.agent.board import HISTORY, Board
-from flawline.agent.observer import Observers
+from flawline.agent.encode import VideoEncoder
+from flawline.agent.observer import JudgedFrame, Onlookers
+from flawline.agent.verdict import ActiveRecipe, Job
+from flawline.camera.ring import FrameRing
+from flawline.config.recipe import Recipe
 from flawline.config.settings_preview import PreviewSettings
 
 
@@ -26,17 +30,17 @@ def header(seq: int, result: str = "fail", **more: Any) -> dict[str, Any]:
     }
 
 
-def planes(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    mask = np.zeros((height, width), np.uint8)
+def frame(told: dict[str, Any], kind: Any = "verdict") -> JudgedFrame:
+    mask = np.zeros((40, 60), np.uint8)
     mask[10:15, 10:15] = 255
-    return np.full((height, width, 3), 90, np.uint8), mask, mask // 2
+    return JudgedFrame(kind, told, np.full((40, 60, 3), 90, np.uint8), mask, mask // 2, [])
 
 
 def test_histories_and_failed_parts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(board, "_FAILS_PER_S", 1e9)
     kept = Board(PreviewSettings(fails_kept=5), ["top"])
     for seq in range(1, HISTORY + 100):
-        kept.judged(header(seq), *planes(40, 60), [])
+        kept.judged(frame(header(seq)))
     assert len(kept.history["top"]) == HISTORY
     assert list(kept.fails) == list(range(HISTORY + 95, HISTORY + 100))
     assert [entry["seq"] for entry in kept.since_event(HISTORY + 90)] == list(range(HISTORY + 91, HISTORY + 100))
@@ -46,7 +50,7 @@ def test_histories_and_failed_parts_are_bounded(monkeypatch: pytest.MonkeyPatch)
 def test_when_every_part_fails_few_are_copied() -> None:
     kept = Board(PreviewSettings(), ["top"])
     for seq in range(1, 50):
-        kept.judged(header(seq), *planes(40, 60), [])
+        kept.judged(frame(header(seq)))
     assert 1 <= len(kept.fails) <= 3
 
 
@@ -54,14 +58,14 @@ def test_counters_start_again_with_a_shift(monkeypatch: pytest.MonkeyPatch) -> N
     now = time.mktime((2026, 3, 5, 13, 59, 50, 0, 0, -1))
     monkeypatch.setattr(board.time, "time", lambda: now)
     kept = Board(PreviewSettings(shifts=("06:00", "14:00")), ["top"])
-    kept.judged(header(1, "pass"), *planes(40, 60), [])
+    kept.judged(frame(header(1, "pass")))
     now += 9
     assert kept.summary()["counts"]["pass"] == 1
     now += 2
     assert kept.summary()["counts"]["pass"] == 0
     assert time.localtime(kept.summary()["since"])[3:5] == (14, 0)
     now += 16 * 3600
-    kept.judged(header(2, "pass"), *planes(40, 60), [])
+    kept.judged(frame(header(2, "pass")))
     assert kept.summary()["counts"]["pass"] == 1
     assert time.localtime(kept.summary()["since"])[3:5] == (6, 0)
 
@@ -99,26 +103,49 @@ def test_a_defect_of_a_few_pixels_keeps_its_outline_in_a_small_preview() -> None
     assert abs(outline.mean(0) * (4096 / 480) - [2002, 1502]).max() < 10
 
 
+def test_a_refined_mask_replaces_the_first_one_and_counts_nothing() -> None:
+    kept = Board(PreviewSettings(), ["top"])
+    kept.judged(frame(header(1, degraded=True)))
+    better = frame(header(1, degraded=False), "refined")
+    assert better.mask is not None
+    better.mask[20:30, 20:30] = 255
+    kept.judged(better)
+    assert kept.summary()["counts"] == {"pass": 0, "fail": 1, "error": 0}
+    (fail,) = kept.fails.values()
+    assert fail.shot.mask is not None
+    assert fail.shot.mask[25, 25] == 255
+    assert not fail.shot.header["degraded"]
+
+
 def test_an_observer_that_fails_does_not_keep_the_others_from_looking() -> None:
-    seen: list[int] = []
+    seen: list[JudgedFrame] = []
 
     class Fails:
-        def judged(self, header: dict[str, Any], *_: Any) -> None:
+        def judged(self, frame: JudgedFrame) -> None:
             raise RuntimeError("no")
 
     class Looks:
-        def judged(self, header: dict[str, Any], *_: Any) -> None:
-            seen.append(header["seq"])
+        def judged(self, frame: JudgedFrame) -> None:
+            seen.append(frame)
 
-    observers = Observers([Fails(), Looks()])
-    for seq in (1, 2):
-        observers.judged(header(seq), None, None, None, [])
-    assert seen == [1, 2]
+    ring = FrameRing(1, 64 * 48)
+    told = header(1)
+    job = Job("top", ActiveRecipe("default", 1, Recipe(), None), 1, 0.0, verdict=told, slot=0, height=48, width=64)
+    onlookers = Onlookers(ring, [Fails(), Looks()])
+    ring.picture(0, 48, 64)[:] = 7
+    ring.mask(0, 48, 64, refined=True)[:] = 255
+    onlookers(job, told)
+    onlookers(job, header(1))
+    assert [frame.kind for frame in seen] == ["verdict", "refined"]
+    assert seen[0].picture is not None
+    assert seen[0].picture.shape == (48, 64, 3)
+    assert seen[0].picture.max() == 7
+    assert [None if one.mask is None else int(one.mask.max()) for one in seen] == [0, 255]
+    seen.clear()
+    ring.close()
 
 
 def test_two_streams_share_a_thread_without_mixing_pictures() -> None:
-    from flawline.agent.encode import VideoEncoder
-
     with ThreadPoolExecutor(1) as thread:
         made = [VideoEncoder("vp8", 64, 48, 10, 500), VideoEncoder("vp8", 64, 48, 10, 500)]
         for number in range(6):

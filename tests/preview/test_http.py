@@ -186,27 +186,15 @@ def test_with_a_token_nothing_but_health_is_open(start: Callable[..., Agent], tm
         (["preview.udp_ports=[5, 4]"], "udp_ports"),
     ],
 )
-def test_wrong_settings_are_one_line_and_exit_2(start: Callable[..., Agent], settings: list[str], told: str) -> None:
-    command = start("preview.enabled=false").command
-    more = [part for setting in settings for part in ("--set", setting)]
-    done = subprocess.run(
-        [*command, "--set", "preview.enabled=true", *more, *ports()], capture_output=True, text=True, timeout=60
-    )
+def test_wrong_settings_are_one_line_and_exit_2(tmp_path: Path, settings: list[str], told: str) -> None:
+    done = subprocess.run(Agent(tmp_path, *settings).command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2, done.stderr
     assert told in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
 
-def ports() -> list[str]:
-    """Other endpoints than the agent that runs already."""
-    return [
-        *("--set", "publish.endpoint=ipc:///tmp/flawline-test-publish", "--set"),
-        *("control.endpoint=ipc:///tmp/flawline-test-control", "--set", "journal.path=other"),
-    ]
-
-
 def test_a_port_in_use_is_one_line_and_exit_2(agent: Agent, tmp_path: Path) -> None:
-    command = [*agent.command, *ports(), "--set", f"journal.path={tmp_path}"]
+    command = Agent(tmp_path, f"preview.port={agent.port}").command
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2, done.stderr
     assert f"127.0.0.1:{agent.port}" in done.stderr.splitlines()[-1]
