@@ -8,6 +8,7 @@ from flawline.config.settings_camera import CameraSettings
 
 BACKENDS: dict[str, tuple[str, str]] = {
     "folder": ("flawline.camera.folder", "FolderCamera"),
+    "simulated": ("flawline.camera.simulated", "SimulatedCamera"),
 }
 
 
