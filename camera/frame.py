@@ -26,6 +26,7 @@ class Frame:
     fault_reason: str = "bad_frame"  # the wire's word: `bad_frame` or `camera_fault`
     source: str | None = None  # where it came from, when that has a name (a file)
     truth: dict[str, Any] = field(default_factory=dict)  # simulated line only: what is really on the part
+    lost: bool = False  # known only by the gap in the camera's numbers: no part of it arrived
     extent: tuple[int, int] | None = None  # height and width in pixels where `pixels` is packed bytes
 
     @property

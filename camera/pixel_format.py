@@ -1,4 +1,4 @@
-"""What a pixel format's name says: kind, depth, packing. The names are GenICam's (PFNC) and GigE Vision's older ones."""
+"""What a pixel format's name says: kind, depth, packing. Names are GenICam's (PFNC) and GigE Vision's older ones."""
 
 import re
 from dataclasses import dataclass
