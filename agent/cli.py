@@ -13,6 +13,7 @@ import zmq
 
 from flawline import __version__
 from flawline.agent.app import run_agent
+from flawline.agent.cli_cameras import cameras
 from flawline.agent.control import ask
 from flawline.agent.wire import unpack
 from flawline.config.errors import ConfigError, FlawlineError
@@ -81,6 +82,9 @@ def replay(from_seq: int, to_seq: int | None, endpoint: str) -> None:
         for verdict in reply["verdicts"]:
             click.echo(json.dumps(verdict))
         from_seq, done = reply["next_seq"], reply["done"]
+
+
+cli.add_command(cameras)
 
 
 def _without_none(value: Any) -> Any:

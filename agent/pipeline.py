@@ -18,6 +18,7 @@ from flawline.agent.wire import encode_mask
 from flawline.agent.worker_client import WorkerClient
 from flawline.camera.camera import Camera, EndOfFrames
 from flawline.camera.frame import Frame
+from flawline.camera.guard import Guard
 from flawline.camera.pixels import to_rgb8
 from flawline.camera.ring import FrameRing
 from flawline.config.errors import CameraError, ImageError, JournalError, RingError
@@ -61,6 +62,7 @@ class Pipeline:
         self.counts: Counter[str] = Counter()
         self.stopping = asyncio.Event()
         self.done = asyncio.Event()
+        self._guards = {camera.name: Guard(camera) for camera in settings.cameras}
         self.worker: WorkerClient
 
     # -- in: frames -------------------------------------------------------------------------------------------
@@ -123,9 +125,11 @@ class Pipeline:
         slot = self._ring.acquire()
         if slot is None:
             return frame, ("overrun", "every slot of the frame ring is in use")
-        job.slot, (job.height, job.width) = slot, frame.pixels.shape[:2]
+        job.slot, (job.height, job.width) = slot, frame.size
         try:
-            to_rgb8(frame.pixels, frame.pixel_format, self._ring.picture(slot, job.height, job.width))
+            picture = self._ring.picture(slot, job.height, job.width)
+            to_rgb8(frame.pixels, frame.pixel_format, picture)
+            self._guards[camera.name].check(picture, frame.pixel_format)
         except (ImageError, RingError) as error:
             return frame, ("bad_frame", f"{frame.source or camera.name}: {error}")
         return frame, None

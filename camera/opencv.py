@@ -5,12 +5,14 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import cv2
 import structlog
 
 from flawline.camera.camera import Camera, EndOfFrames
+from flawline.camera.discovery import Device
 from flawline.camera.frame import Frame, Pixels
 from flawline.camera.pace import Pace
 from flawline.config.errors import CameraError, ConfigError
@@ -26,6 +28,15 @@ _PROPERTIES: dict[str, tuple[int, float]] = {
     "Gain": (cv2.CAP_PROP_GAIN, 1.0),
 }
 """GenICam's names for what a V4L2 device can be told, and the factor to OpenCV's unit."""
+
+
+def list_devices() -> list[Device]:
+    """The V4L2 devices of this machine; streams and files are not announced by anybody."""
+    devices = []
+    for index, node in enumerate(sorted(Path("/sys/class/video4linux").glob("video*"))):
+        model = (node / "name").read_text(encoding="utf-8", errors="replace").strip()
+        devices.append(Device("opencv", index, model=model, address=f"/dev/{node.name}"))
+    return devices
 
 
 class OpencvCamera(Camera):

@@ -34,7 +34,7 @@ class GuardSettings(Strict):
         0.9, gt=0.0, le=1.0, description="saturated: more than this share of the pixels is at 250 or above; 1: never"
     )
     sharpness: float | None = Field(
-        None, gt=0.0, description="out of focus: the picture's sharpness is below this (1/px); left out: not looked at"
+        None, gt=0.0, description="out of focus: the picture's sharpness is below this; left out: not looked at"
     )
     frozen_after: int | None = Field(
         None,
