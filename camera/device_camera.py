@@ -54,6 +54,7 @@ class DeviceCamera(Camera):
         self._owed: list[int] = []
         self._held: Block | None = None
         self._was_open = False
+        self.lost = False  # a lost device is let go without a word to it, which would only be waited for
         self._heard = self._looked = 0.0
         self._counts = {"frames": 0, "incomplete": 0, "opened": 0}
         self._picture: dict[str, Any] = {}
@@ -81,7 +82,7 @@ class DeviceCamera(Camera):
         """Stop and let go, whatever state it is in. What it raises is ignored."""
 
     def counters(self) -> dict[str, int]:
-        """The library's own counters, for `info`."""
+        """The library's own counters, for `info`; called from any thread."""
         return {}
 
     # -- the lifecycle ----------------------------------------------------------------------------------------
@@ -117,7 +118,7 @@ class DeviceCamera(Camera):
         except CameraError:
             self.close()
             raise
-        self._was_open = True
+        self._was_open, self.lost = True, False
         self._counts["opened"] += 1
         self._heard = self._looked = time.monotonic()
         log.info("camera_open", camera=self.name, device=str(self.device), trigger=self.settings.trigger)
@@ -147,11 +148,15 @@ class DeviceCamera(Camera):
         if self._features is None:
             raise CameraError(f"camera {self.name!r}: is not open")
         if self._held is None:
-            with self.vendor("receiving"):
-                self._held = self.receive(timeout_s)
-            if self._held is None:
-                self._after_silence()
-                return None
+            try:
+                with self.vendor("receiving"):
+                    self._held = self.receive(timeout_s)
+                if self._held is None:
+                    self._after_silence()
+                    return None
+            except CameraError:
+                self.lost = True
+                raise
             self._heard = self._looked = time.monotonic()
             self._owed = self._blocks.gap(self._held.block_id)
         now = time.time_ns()
@@ -216,8 +221,14 @@ class DeviceCamera(Camera):
             **self._counts,
             "missed": self._blocks.missed,
             "renumbered": self._blocks.renumbered,
-            **self.counters(),
+            **self._library_counters(),
         }
+
+    def _library_counters(self) -> dict[str, int]:
+        try:
+            return self.counters()
+        except self.vendor_errors:  # just being closed by the camera's own thread
+            return {}
 
 
 def _is_known(pixel_format: str) -> bool:

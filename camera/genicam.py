@@ -200,15 +200,19 @@ class GenicamCamera(DeviceCamera):
         camera, self._camera = self._camera, None
         if stream is not None:
             with contextlib.suppress(vg.GenicamError):
-                stream.__exit__(None, None, None)
+                if self.lost:
+                    stream.close()
+                else:
+                    stream.__exit__(None, None, None)
         if camera is not None:
             camera.close()
 
     def counters(self) -> dict[str, int]:
         """Of the stream that is open now: packets, and those that were asked for again."""
-        if self._stream is None:
+        stream = self._stream
+        if stream is None:
             return {}
-        stats = self._stream.stats()
+        stats = stream.stats()
         return {
             "packets": stats.packets_received,
             "packets_missing": stats.packets_missing,
