@@ -39,7 +39,13 @@ def run(file: Path | None, overrides: tuple[str, ...], frames: int | None, check
         click.echo(tomli_w.dumps(_without_none(settings.model_dump(mode="json"))), nl=False)
         return
     set_up_logging(settings.log, station=settings.station)
-    sys.exit(asyncio.run(run_agent(settings, frames)))
+    try:
+        sys.exit(asyncio.run(run_agent(settings, frames)))
+    except ExceptionGroup as group:  # of the tasks: one that fails on purpose says it in one line
+        purpose = group.subgroup(FlawlineError)
+        while isinstance(purpose, ExceptionGroup):
+            purpose = purpose.exceptions[0]
+        raise purpose or group from group
 
 
 @cli.command()

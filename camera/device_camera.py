@@ -81,6 +81,12 @@ class DeviceCamera(Camera):
     def disconnect(self) -> None:
         """Stop and let go, whatever state it is in. What it raises is ignored."""
 
+    def await_readiness(self) -> None:
+        """Wait until the camera takes a trigger: one that comes during an exposure is lost without a word.
+
+        Called by the thread that triggers. Raises CameraError where the camera does not get ready.
+        """
+
     def counters(self) -> dict[str, int]:
         """The library's own counters, for `info`; called from any thread."""
         return {}
@@ -199,6 +205,7 @@ class DeviceCamera(Camera):
         if features is None:
             raise CameraError(f"camera {self.name!r}: is not connected")
         with self.vendor("software trigger"):
+            self.await_readiness()
             features.execute("TriggerSoftware")
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from flawline.config.errors import CameraError, ImageError
 from flawline.config.settings_camera import CameraSettings
 
 _BUFFERS = 16
+_READY_MS = 500
 
 
 def list_devices() -> list[Device]:
@@ -88,6 +89,14 @@ class PylonCamera(DeviceCamera):
         except ImageError as error:
             return Block(number, device_ns, None, name, fault=str(error))
         return Block(number, device_ns, pixels, name, (height, width) if pixels.ndim == 1 else None)
+
+    def await_readiness(self) -> None:
+        """Ask the camera's AcquisitionStatus, where it has one."""
+        camera = self._camera
+        if camera is None or not camera.CanWaitForFrameTriggerReady():
+            return
+        if not camera.WaitForFrameTriggerReady(_READY_MS, pylon.TimeoutHandling_Return):
+            raise CameraError(f"camera {self.name!r}: software trigger: not ready for one within {_READY_MS} ms")
 
     def _give_back(self) -> None:
         result, self._result = self._result, None
