@@ -42,10 +42,10 @@ def run(file: Path | None, overrides: tuple[str, ...], frames: int | None, check
     try:
         sys.exit(asyncio.run(run_agent(settings, frames)))
     except ExceptionGroup as group:  # of the tasks: one that fails on purpose says it in one line
-        purpose = group.subgroup(FlawlineError)
-        while isinstance(purpose, ExceptionGroup):
-            purpose = purpose.exceptions[0]
-        raise purpose or group from group
+        error: Exception = group.subgroup(FlawlineError) or group
+        while isinstance(error, ExceptionGroup) and error is not group:
+            error = error.exceptions[0]
+        raise error from None
 
 
 @cli.command()
