@@ -82,33 +82,42 @@ def unpack(pixels: Pixels, known: PixelFormat, height: int, width: int) -> Pixel
     """
     count = height * width
     if known.packing == "p" and known.bits == 10:
-        quad = _groups(pixels, count, 4, 5)
-        values = np.empty((len(quad), 4), np.uint16)
-        for i in range(4):
-            values[:, i] = (quad[:, i] >> (2 * i)) | ((quad[:, i + 1] << (8 - 2 * i)) & 0x3FF)
+        data, groups = _whole_groups(pixels, count, 4, 5)
+        values = np.empty((groups, 4), np.uint16)
+        for i in range(4):  # pixel i begins 2 i bits after the beginning of byte i
+            np.right_shift(_words(data, groups, 5, i), 2 * i, out=values[:, i])
+        values &= 0x3FF
     else:
-        triple = _groups(pixels, count, 2, 3)
-        low, middle, high = triple[:, 0], triple[:, 1], triple[:, 2]
-        values = np.empty((len(triple), 2), np.uint16)
+        data, groups = _whole_groups(pixels, count, 2, 3)
+        values = np.empty((groups, 2), np.uint16)
+        first, second = values[:, 0], values[:, 1]
+        triple = data[: 3 * groups].reshape(groups, 3)
         if known.packing == "p":
-            values[:, 0] = low | ((middle & 0x0F) << 8)
-            values[:, 1] = (middle >> 4) | (high << 4)
+            np.bitwise_and(_words(data, groups, 3, 0), 0xFFF, out=first)
+            np.right_shift(_words(data, groups, 3, 1), 4, out=second)
         elif known.bits == 12:
-            values[:, 0] = (low << 4) | (middle & 0x0F)
-            values[:, 1] = (high << 4) | (middle >> 4)
+            np.left_shift(triple[:, 0], 4, out=first, dtype=np.uint16)
+            first |= triple[:, 1] & 0x0F
+            np.right_shift(_words(data, groups, 3, 1), 4, out=second)
         else:
-            values[:, 0] = (low << 2) | (middle & 0x03)
-            values[:, 1] = (high << 2) | ((middle >> 4) & 0x03)
+            np.left_shift(triple[:, 0], 2, out=first, dtype=np.uint16)
+            first |= triple[:, 1] & 0x03
+            np.left_shift(triple[:, 2], 2, out=second, dtype=np.uint16)
+            second |= (triple[:, 1] >> 4) & 0x03
     return values.reshape(-1)[:count].reshape(height, width)
 
 
-def _groups(pixels: Pixels, count: int, pixels_each: int, bytes_each: int) -> NDArray[np.uint16]:
-    """(groups, bytes_each) uint16, the last group filled up with zeros."""
+def _whole_groups(pixels: Pixels, count: int, pixels_each: int, bytes_each: int) -> tuple[NDArray[np.uint8], int]:
+    """The bytes, filled up with zeros where the last group is not whole, and the number of groups."""
     groups = -(-count // pixels_each)
-    data = np.zeros(groups * bytes_each, np.uint16)
-    available = min(pixels.size, data.size)
-    data[:available] = pixels[:available]
-    return data.reshape(groups, bytes_each)
+    missing = groups * bytes_each - pixels.size
+    data = np.ascontiguousarray(pixels, dtype=np.uint8)
+    return (np.pad(data, (0, missing)) if missing > 0 else data), groups
+
+
+def _words(data: NDArray[np.uint8], groups: int, bytes_each: int, offset: int) -> NDArray[np.uint16]:
+    """(groups,) uint16, a view: the two bytes at `offset` of each group, the lower one first."""
+    return np.ndarray((groups,), "<u2", data, offset, (bytes_each,))
 
 
 def _eight_bit(pixels: Pixels, bits: int) -> NDArray[np.uint8]:
