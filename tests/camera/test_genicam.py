@@ -10,13 +10,16 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import viva_genicam as vg
-from viva_genicam.testing import FakeGigeCamera
+from viva_genicam.testing import FakeGigeCamera, FakeU3vCamera
 
 from flawline.camera.camera import Camera
+from flawline.camera.discovery import Device
+from flawline.camera.features import FeatureMap
 from flawline.camera.frame import Frame
-from flawline.camera.genicam import list_devices
+from flawline.camera.genicam import GenicamCamera, VivaFeatures, list_devices
 from flawline.camera.pixels import to_rgb8
 from flawline.config.errors import CameraError, ConfigError
+from flawline.config.settings_camera import CameraSettings
 
 Make = Callable[..., Camera]
 Grab = Callable[..., list[Frame]]
@@ -278,3 +281,22 @@ def test_a_camera_that_answers_but_does_not_send_has_stalled(
     source.open()
     with pytest.raises(CameraError, match=r"has sent no frame for 1\.5 s"):
         grab(source, 1, limit_s=20)
+
+
+def test_usb3_vision_goes_the_same_way(grab: Grab) -> None:
+    device = FakeU3vCamera(width=64, height=48, pixel_format="Mono8")
+
+    class OnABusOfItsOwn(GenicamCamera):  # the library's fake is not on a USB bus, so it cannot be discovered
+        def connect(self) -> tuple[Device, FeatureMap]:
+            self._camera = device.connect()
+            return Device("genicam", 0, model="FakeU3v"), VivaFeatures(self._camera)
+
+    keys = {"name": "top", "backend": "genicam", "features": {"AcquisitionFrameRate": 50}}
+    with OnABusOfItsOwn(CameraSettings.model_validate(keys)) as source:
+        assert device.acquiring()
+        frames = [frame for frame in grab(source, 10) if not frame.lost]
+        source.check_alive()
+        assert {(frame.size, frame.pixel_format) for frame in frames} == {((48, 64), "Mono8")}
+        assert abs(frames[-1].t_grab - time.time_ns()) < 5e9
+        assert source.info()["clock"] == "camera"
+    assert not device.acquiring()
