@@ -99,7 +99,8 @@ class DeviceCamera(Camera):
         try:
             yield
         except self.vendor_errors as error:
-            words = " ".join(str(error).split()) or type(error).__name__
+            words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            words = " ".join(words.split()) or type(error).__name__
             raise CameraError(f"camera {self.name!r}: {doing}: {words}") from error
 
     def open(self) -> None:

@@ -13,6 +13,7 @@ from flawline.camera.device_camera import Block, DeviceCamera
 from flawline.camera.discovery import Device, choose
 from flawline.camera.features import Feature, FeatureMap, Kind, Value
 from flawline.camera.frame import Pixels
+from flawline.camera.gvcp import read_register
 from flawline.camera.pixel_format import parse
 from flawline.config.errors import CameraError, ImageError
 from flawline.config.settings_camera import CameraSettings
@@ -121,7 +122,7 @@ class VivaFeatures(FeatureMap):
 class GenicamCamera(DeviceCamera):
     """A GigE Vision or USB3 Vision camera. Frames lie in memory of their own: one copy after the network's."""
 
-    vendor_errors = (vg.GenicamError,)
+    vendor_errors = (vg.GenicamError, OSError)
 
     def __init__(self, settings: CameraSettings) -> None:
         super().__init__(settings)
@@ -187,12 +188,11 @@ class GenicamCamera(DeviceCamera):
         return Block(frame.block_id, device_ns, pixels, name, extent)
 
     def check_alive(self) -> None:
-        """A read of the control register: it fails where the camera is gone, and tells where it has been restarted."""
-        if self._camera.transport == "gige":
-            if not any(self._camera.read_register(_CONTROL, 4)):
-                raise CameraError(f"camera {self.name!r}: is lost: it has been restarted")
-        else:
+        """Read who controls the camera: nobody answers where it is gone, nobody controls it where it was restarted."""
+        if self._camera.transport != "gige":
             self._camera.read_register(0, 4)
+        elif self.device is not None and read_register(self.device.address, _CONTROL) == 0:
+            raise CameraError(f"camera {self.name!r}: is lost: it has been restarted")
 
     def disconnect(self) -> None:
         """Stop the stream, give control back."""

@@ -2,9 +2,7 @@
 
 import contextlib
 import queue
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +12,12 @@ import structlog
 from flawline.camera.camera import Camera, EndOfFrames
 from flawline.camera.discovery import Device
 from flawline.camera.frame import Frame, Pixels
+from flawline.camera.live_reader import LiveReader
 from flawline.camera.pace import Pace
 from flawline.config.errors import CameraError, ConfigError
 from flawline.config.settings_camera import CameraSettings
 
 log = structlog.get_logger()
-_QUEUE = 4  # frames of a live source that may wait; beyond that the oldest goes, and is counted
 _PROPERTIES: dict[str, tuple[int, float]] = {
     "Width": (cv2.CAP_PROP_FRAME_WIDTH, 1.0),
     "Height": (cv2.CAP_PROP_FRAME_HEIGHT, 1.0),
@@ -67,7 +65,7 @@ class OpencvCamera(Camera):
         self._triggers: queue.SimpleQueue[int] = queue.SimpleQueue()  # UTC ns of each
         self._triggered: int | None = None  # the one that waits for its frame
         self._capture: Any = None
-        self._reader: _Reader | None = None
+        self._reader: LiveReader | None = None
         self._pace = Pace(None)
         self._frame_id = self._position = 0
         self._size: tuple[int, int] = (0, 0)
@@ -93,7 +91,7 @@ class OpencvCamera(Camera):
                 self._capture.set(cv2.CAP_PROP_POS_FRAMES, self._position)
         else:
             self._pace = Pace(settings.fps)
-            self._reader = _Reader(self.name, self._capture.read)
+            self._reader = LiveReader(self.name, self._capture.read)
         self._counts["opened"] += 1
         log.info("camera_open", camera=self.name, device=hide_password(self._source), trigger=settings.trigger)
 
@@ -207,56 +205,6 @@ class OpencvCamera(Camera):
             "clock": "host",
             **self._counts,
         }
-
-
-class _Reader:
-    """Reads a live source on a thread of its own, into a short queue that drops its oldest frame when it is full."""
-
-    def __init__(self, name: str, read: Callable[[], tuple[bool, Pixels]]) -> None:
-        self.dropped = 0
-        self._read = read
-        self._frames: queue.Queue[tuple[Pixels | None, int]] = queue.Queue(_QUEUE)
-        self._stopped = threading.Event()
-        self._release: Callable[[], None] | None = None
-        self._last = time.monotonic()
-        self._thread = threading.Thread(target=self._run, name=f"read-{name}", daemon=True)
-        self._thread.start()
-
-    @property
-    def silent_s(self) -> float:
-        """Seconds since the last frame, or since the start."""
-        return time.monotonic() - self._last
-
-    def next(self, timeout_s: float) -> tuple[Pixels | None, int] | None:
-        """The oldest frame and its UTC ns; (None, ...) at the stream's end; None where none came in time."""
-        with contextlib.suppress(queue.Empty):
-            return self._frames.get(timeout=timeout_s) if timeout_s > 0 else self._frames.get_nowait()
-        return None
-
-    def stop(self, release: Callable[[], None]) -> None:
-        """End the thread; the source is released by it, because that must not happen while it reads."""
-        self._release = release
-        self._stopped.set()
-        self._thread.join(timeout=1.0)
-
-    def _run(self) -> None:
-        while not self._stopped.is_set():
-            there, pixels = self._read()
-            self._last = time.monotonic()
-            item = (pixels if there else None, time.time_ns())
-            while True:
-                try:
-                    self._frames.put_nowait(item)
-                    break
-                except queue.Full:
-                    with contextlib.suppress(queue.Empty):
-                        self._frames.get_nowait()
-                        self.dropped += 1
-            if not there:
-                break
-        self._stopped.wait()
-        assert self._release is not None
-        self._release()
 
 
 def hide_password(url: str) -> str:
