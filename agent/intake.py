@@ -23,6 +23,7 @@ from flawline.agent.verdict import ActiveRecipe, Job, Reason, Trigger
 from flawline.agent.wire import Header
 from flawline.camera.camera import Camera, EndOfFrames
 from flawline.camera.frame import Frame
+from flawline.camera.guard import Guard
 from flawline.camera.pixels import to_rgb8
 from flawline.camera.ring import FrameRing
 from flawline.config.errors import CameraError, ConfigError, FlawlineError, ImageError, RingError
@@ -84,6 +85,7 @@ class Intake:
         frames_limit: int | None,
     ) -> None:
         self.lines = {settings.name: Line(camera, settings) for camera, settings in cameras}
+        self._guards = {name: Guard(line.settings) for name, line in self.lines.items()}
         self._ring = ring
         self._recipes = recipes
         self._pipeline = pipeline
@@ -268,10 +270,12 @@ class Intake:
         slot = self._ring.acquire()
         if slot is None:
             return _Shot(frame, trouble=("overrun", "every slot of the frame ring is in use"))
-        height, width = frame.pixels.shape[:2]
+        height, width = frame.size
         shot = _Shot(frame, slot, height, width)
         try:
-            to_rgb8(frame.pixels, frame.pixel_format, self._ring.picture(slot, height, width))
+            picture = self._ring.picture(slot, height, width)
+            to_rgb8(frame.pixels, frame.pixel_format, picture)
+            self._guards[camera.name].check(picture, frame.pixel_format)
         except (ImageError, RingError) as error:
             shot.trouble = ("bad_frame", f"{frame.source or camera.name}: {error}")
         return shot
