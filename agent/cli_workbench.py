@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ def evaluate(
         for category in categories
     }
     console = rich.console.Console(stderr=True)
-    with console.status("loading the models") if console.is_terminal else _quiet():
+    with console.status("loading the models") if console.is_terminal else nullcontext():
         from flawline.models.adapter_file import with_adapter
         from flawline.models.inspector import Inspector
         from flawline.models.row_maps import RowMaps
@@ -133,17 +134,21 @@ def evaluate(
     identity = json.dumps([towers.bundle.sha256, _digest(adapter), str(towers.dtype), towers.device.type, __version__])
     plan = evaluation.Plan(categories, running, recipes, size, out, identity, seed)
 
+    cluster: Any = None
+    if engine == "ray":
+        from flawline.models.ray_engine import RayCluster
+
+        cluster = RayCluster(towers.bundle.folder, adapter, device, precision, shards)
+
     def judge_for(category: datasets.Category) -> Any:
         recipe = recipes[category.name]
-        if engine == "ray":
-            from flawline.models.ray_engine import judge_by_ray
-
-            return judge_by_ray(towers.bundle.folder, adapter, device, precision, running, recipe, size, shards)
+        if cluster is not None:
+            return cluster.judge(running, recipe, size)
         maps = RowMaps(inspector, running, recipe, size)
         return lambda samples: evaluation.judge_locally(maps, samples, recipe.min_defect_area_px)
 
     started = datetime.now(UTC)
-    with WorkProgress("evaluate") as progress:
+    with WorkProgress("evaluate") as progress, cluster or nullcontext():
         run = evaluation.Evaluation(plan, judge_for, progress)
         reports = run.run(keep_maps=keep_maps)
         settings = {
@@ -380,16 +385,6 @@ def _digest(path: Path | None) -> str | None:
     from flawline.models.bundle import file_sha256
 
     return None if path is None else file_sha256(path)
-
-
-class _quiet:
-    """A `with` block that says nothing."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 WORKBENCH = (evaluate, train_adapter, calibrate)

@@ -191,3 +191,14 @@ def test_a_limited_run_says_so(place: Path, tmp_path: Path) -> None:
     results = content(tmp_path / "out")
     assert results["sets"]["plate"]["n_images"] == 4
     assert "subset" in (tmp_path / "out" / "results.md").read_text()
+
+
+def test_shards_over_ray_give_the_same_numbers(place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    more = ["--size", "64", "--category", "plate", "--methods", "clip"]
+    assert command(place, tmp_path / "one", *more).exit_code == 0
+    assert command(place, tmp_path / "two", *more, "--engine", "ray", "--shards", "2").exit_code == 0
+    one, two = content(tmp_path / "one")["rows"], content(tmp_path / "two")["rows"]
+    for row in ("clip", "flawline"):
+        for metric in METRICS:
+            assert two[row]["mean"][metric] == pytest.approx(one[row]["mean"][metric], abs=1e-9)
