@@ -1,4 +1,4 @@
-"""The workbench on the command line: evaluate, train-adapter, calibrate. Torch is loaded only when one runs."""
+"""The workbench on the command line: evaluate and train-adapter. Torch is loaded only when one runs."""
 
 import json
 from collections.abc import Sequence
@@ -12,15 +12,13 @@ import rich.console
 import rich.table
 
 from flawline import __version__
+from flawline.agent.cli_calibrate import calibrate, recipe_named
 from flawline.agent.progress import WorkProgress
 from flawline.config.errors import BundleError, ConfigError
 from flawline.config.recipe import Recipe
-from flawline.config.recipe_file import update_recipe
-from flawline.config.sources import load_settings
 
 KIND = click.Choice(["mvtec", "visa", "folder"])
 FOLDER = click.Path(path_type=Path, file_okay=False)
-SHARE = click.FloatRange(0.0, 1.0, min_open=True, max_open=True)
 
 
 def _size(_context: click.Context, _option: click.Parameter, value: str) -> int | None:
@@ -102,7 +100,7 @@ def evaluate(
     if limit is not None:
         categories = [evaluation.subset(category, limit) for category in categories]
     rows = study.rows_of(ablations, methods)
-    base = _recipe(file, recipe) if file is not None else Recipe()
+    base = recipe_named(file, recipe) if file is not None else Recipe()
     recipes = {
         category.name: base.model_copy(
             update={"object": words or (base.object if file else datasets.object_words(kind, category.name))}
@@ -290,95 +288,6 @@ def train_adapter(
     click.echo(
         f"{safetensors} (ours), {april_gan} (APRIL-GAN's); try it with `flawline evaluate --adapter {safetensors}`"
     )
-
-
-@click.command()
-@click.option("--good", type=FOLDER, required=True, help="pictures of good parts")
-@click.option("--recipe", default="default", show_default=True, help="whose threshold")
-@click.option(
-    "--config", "file", type=click.Path(path_type=Path), help="the TOML file; the threshold is written into it"
-)
-@click.option(
-    "--target-fpr", type=SHARE, default=0.01, show_default=True, help="highest allowed share of good parts rejected"
-)
-@click.option("--confidence", type=SHARE, default=0.95, show_default=True, help="probability that this holds")
-@click.option("--bundle", help="a bundle's name, or its folder [default: the file's, or demo]")
-@click.option("--device", help="auto, cpu, cuda, cuda:N [default: the file's, or auto]")
-@click.option("--dry-run", is_flag=True, help="print the threshold, leave the file as it is")
-@click.option("--json", "as_json", is_flag=True, help="one JSON object")
-def calibrate(
-    good: Path,
-    recipe: str,
-    file: Path | None,
-    target_fpr: float,
-    confidence: float,
-    bundle: str | None,
-    device: str | None,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
-    """Find a recipe's threshold from good parts, with an upper bound on the rate of false rejects.
-
-    The bound is the exact binomial one (Clopper-Pearson) for an order statistic; it holds for any distribution
-    of scores, if the pictures are a fair sample of the parts to come.
-    """
-    from flawline.models.calibrate import METHOD, require_enough
-    from flawline.models.calibrate import calibrate as find_threshold
-    from flawline.models.datasets import good_pictures
-    from flawline.models.ground_truth import read_rgb
-
-    pictures = good_pictures(good)
-    settings = load_settings(file)
-    judged_by = _recipe(file, recipe)
-    require_enough(len(pictures), target_fpr, confidence)
-    from flawline.models.inspector import Inspector
-
-    model = settings.model
-    inspector = Inspector.load(bundle or model.bundle, device or model.device, model.precision, judged_by)
-    scores = []
-    with WorkProgress("calibrate") as progress:
-        progress.start(len(pictures))
-        for picture in pictures:
-            scores.append(inspector.inspect(read_rgb(picture)).score)
-            progress.step(picture.name)
-    found = find_threshold(scores, target_fpr, confidence)
-    opened = inspector.towers.bundle
-    calibration = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "count": found.count,
-        "rejected": found.rejected,
-        "target_fpr": target_fpr,
-        "confidence": confidence,
-        "false_reject_bound": found.false_reject_bound,
-        "method": METHOD,
-        "threshold": found.threshold,
-        "bundle": opened.name,
-        "bundle_sha256": opened.sha256,
-    }
-    written = file is not None and not dry_run
-    if written and file is not None:
-        update_recipe(file, recipe, {"threshold": found.threshold, "calibration": calibration})
-    if as_json:
-        click.echo(json.dumps({"recipe": recipe, **calibration, "written": str(file) if written else None}))
-        return
-    click.echo(
-        f"threshold {found.threshold:.6f} from {found.count} good parts ({found.rejected} of them rejected): with "
-        f"confidence {confidence:g}, at most {100 * found.false_reject_bound:.3g} % of good parts will be rejected"
-    )
-    if written:
-        click.echo(f"written to recipes.{recipe} in {file}")
-    else:
-        import tomli_w
-
-        table = {"recipes": {recipe: {"threshold": found.threshold, "calibration": calibration}}}
-        click.echo(tomli_w.dumps(table), nl=False)
-
-
-def _recipe(file: Path | None, name: str) -> Recipe:
-    recipes = load_settings(file).recipes
-    if name not in recipes:
-        raise ConfigError(f"--recipe {name}: not in {file or 'the defaults'} (there are: {', '.join(sorted(recipes))})")
-    return recipes[name]
 
 
 def _digest(path: Path | None) -> str | None:

@@ -1,5 +1,6 @@
 """The numbers of an evaluation are those of the inspector's own maps, whatever way the run took."""
 
+import fcntl
 import json
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,14 @@ def test_another_setting_does_not_take_up_the_old_maps(tmp_path: Path) -> None:
     assert (tmp_path / "a.f32").stat().st_size == 0
 
 
+def test_two_runs_do_not_write_into_one_folder(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / ".work").mkdir(parents=True)
+    with (tmp_path / "out" / ".work" / "lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="another evaluation"):
+            command(place, tmp_path / "out", "--size", "64")
+
+
 def test_what_a_set_cannot_tell_is_null(place: Path, tmp_path: Path) -> None:
     without_masks = write_parts(tmp_path / "data", "no_masks")
     for file in (without_masks / "ground_truth").rglob("*.png"):
@@ -193,6 +202,7 @@ def test_a_limited_run_says_so(place: Path, tmp_path: Path) -> None:
     assert "subset" in (tmp_path / "out" / "results.md").read_text()
 
 
+@pytest.mark.slow
 def test_shards_over_ray_give_the_same_numbers(place: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     more = ["--size", "64", "--category", "plate", "--methods", "clip"]

@@ -8,7 +8,8 @@ import torch
 from click.testing import CliRunner
 from tiny_bundle import write_parts, write_tiny_bundle
 
-from flawline.agent.cli_workbench import calibrate, evaluate, train_adapter
+from flawline.agent.cli_calibrate import calibrate
+from flawline.agent.cli_workbench import evaluate, train_adapter
 from flawline.config.errors import BundleError, ConfigError
 from flawline.config.sources import load_settings
 from flawline.models.bundle import read_bundle
