@@ -171,8 +171,9 @@ def evaluate(
             "without_masks": [category.name for category in categories if not category.with_masks],
         }
         content = results_report.results(settings, rows, reports, left_out)
-        results_report.write_results(out, content)
-        _plots(out, {name: report[study.AGENT.key] for name, report in reports.items()}, progress)
+        with evaluation.writing(out):
+            results_report.write_results(out, content)
+            _plots(out, {name: report[study.AGENT.key] for name, report in reports.items()}, progress)
         for problem in settings["problems"]:
             progress.say(f"problem: {problem}")
         for name in settings["without_masks"]:

@@ -75,6 +75,16 @@ class Plan:
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
 
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Say where it was when the disk is full or nothing may be written. Raises FlawlineError."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or out
+        raise FlawlineError(f"--out {out}: {where}: cannot be written: {error.strerror or error}") from error
+
+
 class Evaluation:
     """Runs a plan. `judge_for` gives, for a class, what turns pictures into maps: locally, or over a cluster."""
 
@@ -91,20 +101,16 @@ class Evaluation:
 
     def run(self, *, keep_maps: bool = False) -> dict[str, dict[str, Any]]:
         """Reports by class and row key. Raises ImageError, FlawlineError."""
-        with self._alone():
+        with writing(self._plan.out), self._alone():
             return self._run(keep_maps)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Hold OUT for this run: two that write the same maps would spoil both."""
         out = self._plan.out
-        try:
-            (out / "plots").mkdir(parents=True, exist_ok=True)
-            self._work.mkdir(exist_ok=True)
-            lock = (self._work / "lock").open("w")
-        except OSError as error:
-            raise FlawlineError(f"--out {out}: cannot be written: {error.strerror or error}") from error
-        with lock:
+        (out / "plots").mkdir(parents=True, exist_ok=True)
+        self._work.mkdir(exist_ok=True)
+        with (self._work / "lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
