@@ -48,7 +48,7 @@ class ClipSchedule:
 
     steps: int = 2300
     batch: int = 8
-    sizes: tuple[int, ...] = (256, 320, 384)
+    sizes: tuple[int, ...] = (256, 288, 352)
     rate: float = 1e-3  # of everything that starts at random
     backbone_rate: float = 1.5e-4
     seed: int = 7
@@ -181,7 +181,9 @@ def training_loss(
     map_loss = sum((segmentation_loss(one, truth) for one in general), torch.zeros(())) / len(general)
     map_loss = map_loss + segmentation_loss(torch.stack(general).mean(dim=0), truth)
     kind_loss = segmentation_loss(torch.stack(special).mean(dim=0), kind_truth)
-    parts = {"map": map_loss, "kind": kind_loss}
+    mean, defective = general[0].detach(), truth > 0.5
+    seen = mean[defective].mean() if bool(defective.any()) else mean.new_zeros(())
+    parts = {"map": map_loss, "kind": kind_loss, "p_bad": seen, "p_good": mean[~defective].mean()}
     return map_loss + 0.3 * kind_loss, {name: float(value.detach()) for name, value in parts.items()}
 
 
