@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install test format clean
+.PHONY: install test chaos format clean
 
 install: $(VENV)/.installed
 
@@ -18,6 +18,10 @@ test: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
+
+# Long: 20,000 triggers under kill -9, full disks, lost cameras and 100,000 malformed messages.
+chaos: install
+	$(BIN)/python tests/chaos.py --triggers 20000 --fuzz 100000
 
 format: install
 	$(BIN)/ruff format .
