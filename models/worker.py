@@ -16,6 +16,7 @@ import time
 from importlib import import_module
 from typing import Any
 
+import cv2
 import numpy as np
 import structlog
 
@@ -114,8 +115,8 @@ class Worker:
         def answer(judgement: Judgement, *, op: str, degraded: bool) -> None:
             result = judgement.result
             mask = self._slots.mask(slot, height, width, refined=op == "refined")
-            np.multiply(result.mask, np.uint8(255), out=mask, casting="unsafe")
-            np.multiply(result.anomaly_map, 255.0, out=self._slots.anomaly_map(slot, height, width), casting="unsafe")
+            np.multiply(result.mask.view(np.uint8), np.uint8(255), out=mask)
+            cv2.convertScaleAbs(result.anomaly_map, dst=self._slots.anomaly_map(slot, height, width), alpha=255.0)
             largest = sorted(result.defects, key=lambda defect: -defect.area_px)[: protocol.MAX_DEFECTS]
             self._send(
                 op,

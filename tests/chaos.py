@@ -72,7 +72,7 @@ class Chaos:
     """One run."""
 
     def __init__(
-        self, folder: Path, triggers: int, fuzz: int, seed: int, *, tmpfs: bool = False, pause_s: float = 2.5
+        self, folder: Path, triggers: int, fuzz: int, seed: int, *, tmpfs: bool = False, pause_s: float = 5.0
     ) -> None:
         self.pause_s = pause_s
         self.random = random.Random(seed)
@@ -90,7 +90,7 @@ class Chaos:
         self.orders = {
             "quick": self._orders(["good"] * 30 + ["bad"] * 20 + ["slow"] * 20 + ["degraded"] * 10),
             "plain": self._orders(
-                ["good"] * 44 + ["bad"] * 30 + ["oom_once", "oom", "wrong", "unreadable", "crash", "hang"]
+                ["good"] * 110 + ["bad"] * 84 + ["oom_once", "oom", "wrong", "unreadable", "crash", "hang"]
             ),
             "third": self._orders(["good"] * 50 + ["bad"] * 30),
         }
