@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 
+import cv2
 import structlog
 import zmq
 import zmq.asyncio
@@ -212,6 +213,7 @@ async def run_agent(settings: Settings, frames_limit: int | None = None) -> int:
     """Run the agent to its end. Raises FlawlineError where it cannot start."""
     # A thread that computes gives way after this time: a verdict at its deadline does not wait for 5 ms of it.
     sys.setswitchinterval(0.0005)
+    cv2.setNumThreads(1)  # converting a frame is quick; handing it to threads and waiting for them is not
     with contextlib.ExitStack() as stack:
         agent = Agent(settings, frames_limit, stack)
         await agent.run()

@@ -97,7 +97,7 @@ class Intake:
         self.running = False
         self.stopping = asyncio.Event()
         self.done = asyncio.Event()
-        outbox.on_published = self._on_published
+        outbox.on_done = self._on_done
 
     # -- triggers ---------------------------------------------------------------------------------------------
 
@@ -315,7 +315,7 @@ class Intake:
 
     # -- room, pause, stop ------------------------------------------------------------------------------------
 
-    def _on_published(self, job: Job) -> None:
+    def _on_done(self, job: Job) -> None:
         line = self.lines.get(job.camera)
         if line is not None:
             line.on_their_way -= 1

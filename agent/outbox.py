@@ -69,7 +69,7 @@ class Outbox:
         self.worst_overshoot_ms = 0.0
         self.last_seq = journal.last_seq
         self.camera_seqs = dict(journal.camera_seqs)
-        self.on_published: Callable[[Job], None] = lambda _: None
+        self.on_done: Callable[[Job], None] = lambda _: None  # its verdict is out, and the mask
         self.observers: list[Callable[[Job, Header], None]] = []
         """Called with a job and its verdict, late or refined header while the slot still holds picture, mask and
         map. They must not block; one that needs the slot longer takes a hold on the job and lets go of it."""
@@ -187,7 +187,6 @@ class Outbox:
         if job.deadline_mono is not None and header["reason"] != "agent_restart":
             overshoot_ms = (time.monotonic() - job.deadline_mono) * 1000
             self.worst_overshoot_ms = max(self.worst_overshoot_ms, overshoot_ms)
-        self.on_published(job)
 
     # -- what follows -----------------------------------------------------------------------------------------
 
@@ -204,6 +203,8 @@ class Outbox:
                 observer(job, item.header)
             job.let_go(self._ring)
             self._open -= 1
+            if item.kind == "verdict":
+                self.on_done(job)
 
     async def _send_mask(self, job: Job, item: _Item) -> None:
         wanted, encoding = self._settings.masks, self._settings.encoding

@@ -23,7 +23,7 @@ def set_up_logging(settings: LogSettings, **bound: str) -> None:
     """Configure structlog for this process; `bound` (station, process) stands in every line."""
     console = settings.format == "console" or (settings.format == "auto" and sys.stderr.isatty())
     render: list[Any] = (
-        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)]
         if console
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
