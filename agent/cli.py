@@ -13,6 +13,7 @@ import zmq
 
 from flawline import __version__
 from flawline.agent.app import run_agent
+from flawline.agent.cli_bench import bench
 from flawline.agent.cli_workbench import WORKBENCH
 from flawline.agent.control import ask
 from flawline.agent.security import make_keys
@@ -127,6 +128,7 @@ def keys(folder: Path, name: str) -> None:
         click.echo(file)
 
 
+cli.add_command(bench)
 for workbench_command in WORKBENCH:
     cli.add_command(workbench_command)
 
