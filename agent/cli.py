@@ -13,6 +13,7 @@ import zmq
 
 from flawline import __version__
 from flawline.agent.app import run_agent
+from flawline.agent.cli_bench import bench
 from flawline.agent.cli_cameras import cameras
 from flawline.agent.cli_training import train_demo
 from flawline.agent.cli_workbench import WORKBENCH
@@ -129,7 +130,7 @@ def keys(folder: Path, name: str) -> None:
         click.echo(file)
 
 
-for command in (*WORKBENCH, train_demo, cameras):
+for command in (*WORKBENCH, train_demo, cameras, bench):
     cli.add_command(command)
 
 
