@@ -157,8 +157,8 @@ class Worker:
             except RuntimeError as error:
                 if type(error).__name__ != "OutOfMemoryError":
                     raise
-                torch = sys.modules["torch"]
-                torch.cuda.empty_cache()
+                if "torch" in sys.modules:
+                    sys.modules["torch"].cuda.empty_cache()
                 if attempt == 2:
                     raise MemoryError(str(error)) from error
         raise AssertionError("unreachable")
