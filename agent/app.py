@@ -21,8 +21,11 @@ from flawline.agent.control import Control
 from flawline.agent.housekeeping import keep_house
 from flawline.agent.intake import Intake
 from flawline.agent.journal import Journal
+from flawline.agent.metrics import Metrics
+from flawline.agent.observer import Onlookers
 from flawline.agent.outbox import Outbox
 from flawline.agent.pipeline import Pipeline
+from flawline.agent.preview import Preview
 from flawline.agent.publisher import Publisher
 from flawline.agent.recipes import RecipeBook
 from flawline.agent.security import Curve, Doorkeeper
@@ -90,6 +93,12 @@ class Agent:
         self.pipeline.worker = self.worker
         self.commands = Commands(self.intake, self.recipes, self.outbox, self.journal, self.worker, self.status)
         stack.callback(self.commands.close)
+        self.preview: Preview | None = None
+        if settings.preview.enabled:
+            metrics = Metrics(self.status, self.outbox.reasons, self.pipeline.dropped)
+            names = [camera.name for camera in settings.cameras]
+            self.preview = Preview(settings.preview, settings.station, names, self.status, metrics)
+            self.outbox.observers.append(Onlookers(self.ring, [metrics, self.preview]))
 
     def _on_models(self, about: Header) -> None:
         self.writer.models_are(about["bundle"], about["bundle_sha256"])
@@ -116,6 +125,9 @@ class Agent:
                     group.create_task(self.control.serve(self.commands)),
                     group.create_task(keep_house(self.outbox, self.settings.journal)),
                 ]
+                if self.preview is not None:
+                    await self.preview.start()
+                    tasks.append(group.create_task(self.preview.run()))
                 stopped = group.create_task(stop.wait())
                 if await self._start_worker(stopped):
                     tasks.append(group.create_task(self.worker.run()))
@@ -125,6 +137,8 @@ class Agent:
         except BaseExceptionGroup as failures:
             raise _first_of_ours(failures) from failures
         finally:
+            if self.preview is not None:
+                await self.preview.close()
             await self.worker.stop()
         log.info("stopped", triggers=self.outbox.accepted, **self.outbox.results)
 

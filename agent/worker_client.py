@@ -53,6 +53,7 @@ class WorkerClient:
         self.restarts = 0
         self.about: dict[str, Any] = {}
         self._pong = 0.0
+        self.gpu_memory_bytes = 0
         self.busy_since: float | None = None
 
     @property
@@ -148,6 +149,7 @@ class WorkerClient:
             match message["op"]:
                 case "pong":
                     self._pong = time.monotonic()
+                    self.gpu_memory_bytes = int(message["gpu_memory_bytes"])
                 case "recipe":
                     reply = self._recipe_replies.get(message["key"])
                     if reply is not None and not reply.done():
@@ -236,6 +238,7 @@ class WorkerClient:
             "ready": self.ready,
             "healthy": self.healthy,
             "restarts": self.restarts,
+            "gpu_memory_bytes": self.gpu_memory_bytes,
             **{key: self.about.get(key) for key in ("bundle", "bundle_sha256", "device", "precision")},
         }
 

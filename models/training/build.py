@@ -76,10 +76,8 @@ class DemoPlan:
 def build_demo(plan: DemoPlan, work: Path, bundle: Path, say: Say, processes: int = 2) -> None:
     """Train and write the bundle folder; `work` keeps pictures and checkpoints."""
     work.mkdir(parents=True, exist_ok=True)
-    said: list[str] = []
 
     def log(line: str) -> None:
-        said.append(line)
         say(f"{time.strftime('%H:%M:%S')} {line}")
         with (work / "log.txt").open("a") as stream:
             stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
