@@ -115,7 +115,6 @@ class ServiceReporter:
 
     def reloaded(self, what: str) -> None:
         """Done, or refused."""
-        self._said = what
         self._manager.tell(*(["READY=1"] if self.ready else []), f"STATUS={what}")
 
     def stopping(self) -> None:

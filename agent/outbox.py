@@ -75,6 +75,10 @@ class Outbox:
         """Called with a job and its verdict, late or refined header while the slot still holds picture, mask and
         map. They must not block; one that needs the slot longer takes a hold on the job and lets go of it."""
 
+    def masks_are(self, settings: PublishSettings) -> None:
+        """Which masks go out from now on, and how."""
+        self._settings = settings
+
     # -- in ---------------------------------------------------------------------------------------------------
 
     def accept(self, trigger: Trigger) -> asyncio.Future[bool]:

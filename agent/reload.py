@@ -12,7 +12,7 @@ import structlog
 from flawline.agent.outbox import Outbox
 from flawline.agent.recipes import RecipeBook
 from flawline.agent.worker_client import WorkerClient
-from flawline.config.errors import ConfigError, FlawlineError
+from flawline.config.errors import FlawlineError
 from flawline.config.logging import set_up_logging
 from flawline.config.settings import Settings
 
@@ -47,8 +47,6 @@ class Reloader:
             changed = sorted(_changes(self._settings.model_dump(), new.model_dump()))
             hot = [key for key in changed if _is_hot(key)]
             cold = [key for key in changed if not _is_hot(key)]
-            if cold_recipes := [key for key in cold if key == "cameras"]:
-                raise ConfigError(f"{cold_recipes[0]}: cameras were added or removed; that needs a restart")
             await self._take_up(new)
         except FlawlineError as error:
             log.error("reload_refused", error=str(error))
@@ -61,16 +59,16 @@ class Reloader:
         async with self._switching:
             recipes = self._recipes.configured(new)
             thresholds = {}
-            for recipe in recipes.values():
-                if self._recipes.known(recipe.key) is None:
+            for name, recipe in recipes.items():
+                if self._settings.recipes.get(name) != new.recipes[name]:
                     table = recipe.recipe.model_dump(mode="json")
                     thresholds[recipe.key] = await self._worker.add_recipe(recipe.key, table)
             # Nothing can be refused from here on.
             moved = self._recipes.take_up(recipes, {camera.name: camera.recipe for camera in new.cameras})
             self._recipes.thresholds_are(thresholds)
-            self._outbox.masks_are(new.publish)
-            set_up_logging(new.log, station=new.station)
             self._settings = _with_hot(self._settings, new)
+            self._outbox.masks_are(self._settings.publish)
+            set_up_logging(new.log, station=self._settings.station)
             await self._outbox.on_journal(self._recipes.keep, list(recipes.values()), moved)
 
 
@@ -79,8 +77,8 @@ def _changes(old: Any, new: Any, key: str = "") -> Iterator[str]:
     if key == "cameras":
         old, new = ({camera["name"]: camera for camera in cameras} for cameras in (old, new))
         if old.keys() != new.keys():
-            yield key
-            return
+            yield key  # some were added or removed
+        old, new = ({name: camera for name, camera in one.items() if name in old and name in new} for one in (old, new))
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for name in old.keys() | new.keys():
             yield from _changes(old.get(name), new.get(name), f"{key}.{name}" if key else name)
@@ -90,7 +88,7 @@ def _changes(old: Any, new: Any, key: str = "") -> Iterator[str]:
 
 def _is_hot(key: str) -> bool:
     parts = key.split(".")
-    if parts[0] == "cameras":
+    if len(parts) > 2 and parts[0] == "cameras":
         parts[1] = "*"
     return parts[0] == "recipes" or ".".join(parts) in HOT
 
@@ -98,6 +96,8 @@ def _is_hot(key: str) -> bool:
 def _with_hot(old: Settings, new: Settings) -> Settings:
     """The settings that hold after a reload: the new ones where they are hot, the old ones elsewhere."""
     recipe_of = {camera.name: camera.recipe for camera in new.cameras}
-    cameras = tuple(camera.model_copy(update={"recipe": recipe_of[camera.name]}) for camera in old.cameras)
+    cameras = tuple(
+        camera.model_copy(update={"recipe": recipe_of.get(camera.name, camera.recipe)}) for camera in old.cameras
+    )
     publish = old.publish.model_copy(update={"masks": new.publish.masks, "encoding": new.publish.encoding})
     return old.model_copy(update={"cameras": cameras, "recipes": new.recipes, "publish": publish, "log": new.log})

@@ -21,7 +21,9 @@ import structlog
 
 from flawline.camera.ring import SlotViews
 from flawline.config.errors import FlawlineError, ImageError
+from flawline.config.logging import set_up_logging
 from flawline.config.recipe import Recipe
+from flawline.config.settings import LogSettings
 from flawline.models import protocol
 from flawline.models.engine import Engine, Judgement
 from flawline.models.protocol import Message
@@ -179,7 +181,7 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     socket_fd, ring_fd, slots, max_pixels = (int(argument) for argument in arguments[:4])
     channel = socket.socket(fileno=socket_fd)
-    structlog.configure(logger_factory=structlog.WriteLoggerFactory(sys.stderr))
+    set_up_logging(LogSettings(), process="worker")
     return Worker(channel, SlotViews(ring_fd, slots, max_pixels), make_engine(arguments[4])).run()
 
 
