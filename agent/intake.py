@@ -57,6 +57,7 @@ class Line:
     pending: deque[Job] = field(default_factory=deque)  # triggers whose frame has not come, oldest first
     on_their_way: int = 0
     frames: int = 0
+    seen_mono: float = field(default_factory=time.monotonic)  # its task came round: nothing hangs in the driver
     error: str | None = None
     trigger_thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "trigger"))
 
@@ -183,6 +184,7 @@ class Intake:
         pause = 0.5
         with ThreadPoolExecutor(1, f"camera-{line.name}") as thread:
             while not self.stopping.is_set():
+                line.seen_mono = time.monotonic()
                 try:
                     await loop.run_in_executor(thread, line.camera.open)
                     if line.state == "lost":
@@ -220,6 +222,7 @@ class Intake:
         loop = asyncio.get_running_loop()
         free = line.settings.trigger == "free"
         while not line.out_of_step and (line.pending or not self.stopping.is_set()):
+            line.seen_mono = time.monotonic()
             await self._wait_for_room(line, free and line.camera.patient)
             if free and self.paused:
                 # What runs freely is not taken in while paused: nobody asked for it. Files wait, other sources flow on.
@@ -252,6 +255,7 @@ class Intake:
             return self._outbox.backlog < BACKLOG
 
         while not room():
+            line.seen_mono = time.monotonic()
             self._moved.clear()
             try:
                 async with asyncio.timeout(0.2):

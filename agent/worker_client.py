@@ -63,6 +63,11 @@ class WorkerClient:
         """The process that judges now."""
         return self._process.pid if self._process is not None else None
 
+    @property
+    def silent_s(self) -> float:
+        """So long the worker owes an answer to a ping; 0 while it is being started, which has a limit of its own."""
+        return time.monotonic() - self._pong if self.ready else 0.0
+
     async def start(self) -> None:
         """Start the process and wait until its models are warm. Raises BundleError, WorkerError."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
