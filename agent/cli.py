@@ -13,6 +13,8 @@ import zmq
 
 from flawline import __version__
 from flawline.agent.app import run_agent
+from flawline.agent.cli_inspect import inspect
+from flawline.agent.cli_models import models
 from flawline.agent.cli_workbench import WORKBENCH
 from flawline.agent.control import ask
 from flawline.agent.security import make_keys
@@ -127,8 +129,8 @@ def keys(folder: Path, name: str) -> None:
         click.echo(file)
 
 
-for workbench_command in WORKBENCH:
-    cli.add_command(workbench_command)
+for command in (inspect, models, *WORKBENCH):
+    cli.add_command(command)
 
 
 def _without_none(value: Any) -> Any:
