@@ -35,7 +35,7 @@ def draw(picture: Picture, result: InspectionResult) -> Picture:
 
 def line_width(picture: Picture) -> int:
     """Thin on small pictures, still visible on large ones."""
-    return max(1, max(picture.shape) // 500)
+    return max(1, int(max(picture.shape)) // 500)
 
 
 def _label(drawn: Picture, text: str, x: int, y: int, line: int) -> None:
