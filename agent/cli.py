@@ -15,6 +15,8 @@ from flawline import __version__
 from flawline.agent.app import run_agent
 from flawline.agent.cli_bench import bench
 from flawline.agent.cli_cameras import cameras
+from flawline.agent.cli_inspect import inspect
+from flawline.agent.cli_models import models
 from flawline.agent.cli_training import train_demo
 from flawline.agent.cli_workbench import WORKBENCH
 from flawline.agent.control import ask
@@ -130,7 +132,14 @@ def keys(folder: Path, name: str) -> None:
         click.echo(file)
 
 
-for command in (*WORKBENCH, train_demo, cameras, bench):
+for command in (
+    *WORKBENCH,
+    train_demo,
+    cameras,
+    bench,
+    inspect,
+    models,
+):
     cli.add_command(command)
 
 
