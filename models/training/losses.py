@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def focal_loss(abnormal: Tensor, truth: Tensor, gamma: float = 2.0, smooth: float = 1e-5) -> Tensor:
-    """P(abnormal) and truth 0 or 1, both (B, H, W) -> the mean over pixels of -(1 - p)^gamma log p, p of the true class."""
+    """P(abnormal) and truth 0 or 1, both (B, H, W) -> mean of -(1 - p)^gamma log p, p that of the true class."""
     target = truth.clamp(smooth, 1.0 - smooth)
     p = target * abnormal + (1.0 - target) * (1.0 - abnormal) + smooth
     return (-((1.0 - p).clamp_min(0.0) ** gamma) * p.log()).mean()
