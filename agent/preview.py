@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
@@ -18,6 +19,7 @@ from flawline.agent.encode import Stream
 from flawline.agent.guard import Guard
 from flawline.agent.metrics import Metrics
 from flawline.agent.observer import JudgedFrame
+from flawline.agent.shot import Shot
 from flawline.agent.whep import OfferRefused, Session, Sessions
 from flawline.agent.wire import Header
 from flawline.config.errors import ConfigError
@@ -29,6 +31,7 @@ _STATUS_S = 0.5  # and at least so often: a page that hears nothing for two seco
 _WRITE_S = 5.0  # a page or player that takes no data for so long is let go
 _UNWATCHED_PER_S = 1.0  # who comes to an idle line sees the last part, not an old one
 _BURST = 3.0  # pictures copied at once above the rate, so that the last of a few parts in a row is shown
+_COPIES = 2  # slots that the preview may hold at once
 _BOUNDARY = "flawline-frame"
 _PAGE = {
     "index.html": "text/html",
@@ -75,6 +78,8 @@ class Preview:
         self._guard = Guard(settings)
         self.board = Board(settings, cameras)
         self._threads = ThreadPoolExecutor(1, "preview")
+        self._copier = ThreadPoolExecutor(1, "preview-copy")
+        self._copying = 0
         self._plain = {name: Stream(name, settings, self._threads, metrics.encoded, burn=False) for name in cameras}
         self._burnt = {name: Stream(name, settings, self._threads, metrics.encoded, burn=True) for name in cameras}
         self.sessions = Sessions(settings.codec)
@@ -88,16 +93,39 @@ class Preview:
     # -- the line's side --------------------------------------------------------------------------------------
 
     def judged(self, frame: JudgedFrame) -> None:
-        """Note the verdict, and copy the picture: as often as the video shows one, or rarely where nobody watches."""
-        self.board.judged(frame)
-        header, picture = frame.header, frame.picture
-        streams = self._plain[header["camera"]], self._burnt[header["camera"]]
-        rate = self._settings.fps if any(stream.watched for stream in streams) else _UNWATCHED_PER_S
-        if picture is None or not self._copies[header["camera"]].take(rate):
+        """Note the verdict. Have a picture copied that is to be shown or kept: on a thread, while the slot is held.
+
+        As often as the video shows one, or rarely where nobody watches. A picture whose turn comes before the last
+        one is copied is left out: the line's slots are not for the preview to fill.
+        """
+        header, camera = frame.header, frame.header["camera"]
+        if frame.kind == "verdict":
+            self.board.note(header)
+        if frame.picture is None or self._copying >= _COPIES:
             return
-        taken = shot.take(header, picture, frame.mask, frame.anomaly_map, frame.points, self._settings.long_side)
-        for stream in streams:
-            stream.show(taken)
+        streams = self._plain[camera], self._burnt[camera]
+        rate = self._settings.fps if any(stream.watched for stream in streams) else _UNWATCHED_PER_S
+        show, keep = self._copies[camera].take(rate), self.board.wants(header)
+        if not show and not keep:
+            return
+        release = frame.hold()
+        self._copying += 1
+        arrays = (frame.picture, frame.mask, frame.anomaly_map)
+        work = partial(shot.take, header, *arrays, frame.points, self._settings.long_side)
+        copy = asyncio.get_running_loop().run_in_executor(self._copier, work)
+
+        def done(copied: asyncio.Future[Shot]) -> None:
+            release()
+            self._copying -= 1
+            if copied.cancelled():
+                return
+            if keep:
+                self.board.keep(copied.result())
+            if show:
+                for stream in streams:
+                    stream.show(copied.result())
+
+        copy.add_done_callback(done)
 
     # -- life -------------------------------------------------------------------------------------------------
 
@@ -148,7 +176,8 @@ class Preview:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
-        self._threads.shutdown(wait=True)
+        self._copier.shutdown()
+        self._threads.shutdown()
 
     # -- page, health, metrics --------------------------------------------------------------------------------
 
