@@ -1,7 +1,7 @@
 """What the preview keeps of one judged frame: copies at preview size, and what is drawn over them."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -154,10 +154,13 @@ def waiting(camera: str) -> NDArray[np.uint8]:
 
 
 def thumbnail(shot: Shot, width: int = 240) -> NDArray[np.uint8]:
-    """(h, width, 3) RGB: the marked picture in small."""
-    height = max(1, shot.picture.shape[0] * width // shot.picture.shape[1])
-    small: NDArray[np.uint8] = cv2.resize(marked(shot), (width, height), interpolation=cv2.INTER_AREA)
-    return small
+    """(h, width, 3) RGB: the picture in small, marked at that size, so that the marks do not shrink with it."""
+    size = (width, max(1, shot.picture.shape[0] * width // shot.picture.shape[1]))
+    picture: NDArray[np.uint8] = cv2.resize(shot.picture, size, interpolation=cv2.INTER_AREA)
+    mask = (
+        None if shot.mask is None else np.asarray(cv2.resize(shot.mask, size, interpolation=cv2.INTER_AREA), np.uint8)
+    )
+    return marked(replace(shot, picture=picture, mask=mask))
 
 
 def heat(anomaly_map: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -203,7 +203,7 @@ def test_a_port_in_use_is_one_line_and_exit_2(agent: Agent, tmp_path: Path) -> N
 
 def test_the_preview_can_be_left_out(start: Callable[..., Agent]) -> None:
     agent = start("preview.enabled=false")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while "worker_ready" not in agent.log() and time.monotonic() < deadline:
         time.sleep(0.1)
     while status(agent)["last_seq"] < 3 and time.monotonic() < deadline:
