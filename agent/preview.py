@@ -135,15 +135,15 @@ class Preview:
         app = web.Application(middlewares=[self._guard.middleware], client_max_size=64 * 1024)
         app.add_routes(
             [
+                web.get("/{camera}/mjpeg", self._mjpeg, allow_head=False),
                 web.get("/", self._page),
                 web.get("/static/{name}", self._page),
                 web.get("/healthz", self._healthz),
                 web.get("/readyz", self._readyz),
                 web.get("/metrics", self._serve_metrics),
-                web.get("/events", self._events),
+                web.get("/events", self._events, allow_head=False),
                 web.get(r"/fails/{seq:\d+}", self._fail),
                 web.get(r"/fails/{seq:\d+}/{file}", self._fail_file),
-                web.get("/{camera}/mjpeg", self._mjpeg),
                 web.post("/{camera}/whep", self._whep),
                 web.options("/{camera}/whep", self._whep_options),
                 web.delete("/{camera}/whep/{session}", self._whep_delete),
@@ -163,11 +163,16 @@ class Preview:
         log.info("preview", address=f"http://{host}:{port}/")
 
     async def run(self) -> None:
-        """Until cancelled: encode what is watched, let go who vanished."""
-        async with asyncio.TaskGroup() as tasks:
-            for stream in (*self._plain.values(), *self._burnt.values()):
-                tasks.create_task(stream.run())
-            tasks.create_task(self.sessions.run())
+        """Until cancelled: encode what is watched, let go who vanished. What fails here must not end the line."""
+        while True:
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    for stream in (*self._plain.values(), *self._burnt.values()):
+                        tasks.create_task(stream.run())
+                    tasks.create_task(self.sessions.run())
+            except* Exception:
+                log.exception("preview_failed")
+            await asyncio.sleep(1.0)
 
     async def close(self) -> None:
         """End every connection and free the port."""
@@ -227,7 +232,9 @@ class Preview:
                         event |= {"station": self._station, "status": self._status(), **self.board.summary()}
                         told_at = now
                     number = news[-1]["n"] if news else number
-                    await self._write(response, b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n")
+                    await self._write(
+                        request, response, b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n"
+                    )
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_EVENT_S):
                         await self._closing.wait()
@@ -315,7 +322,7 @@ class Preview:
                 except TimeoutError:
                     continue
                 head = f"--{_BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
-                await self._write(response, head.encode() + picture + b"\r\n")
+                await self._write(request, response, head.encode() + picture + b"\r\n")
             return response
         finally:
             self._give_seat()
@@ -331,10 +338,12 @@ class Preview:
         self._guard.protect(request, response)
         return response
 
-    async def _write(self, response: web.StreamResponse, data: bytes) -> None:
+    async def _write(self, request: web.Request, response: web.StreamResponse, data: bytes) -> None:
         """Write, but wait for a slow reader only so long."""
         try:
             async with asyncio.timeout(_WRITE_S):
                 await response.write(data)
         except TimeoutError as error:
+            if request.transport is not None:
+                request.transport.abort()
             raise ConnectionResetError("the reader takes no data") from error
