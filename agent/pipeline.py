@@ -137,6 +137,7 @@ class Pipeline:
         job = self._in_flight.get(message.get("job", 0))
         if job is None:
             return
+        job.points = message.get("points", job.points)
         match message["op"]:
             case "began":
                 job.t_start, job.began_mono = message["t_start"], time.monotonic()

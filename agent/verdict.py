@@ -73,6 +73,7 @@ class Job:
     queued_mono: float | None = None
     verdict: Header | None = None  # once it is decided; its seq comes when it is journalled
     held: "Outcome | None" = None  # the CLIP-only outcome that came after the deadline, until SAM has run
+    points: list[list[float]] = field(default_factory=list)  # of its inspection: x, y, label
     timer: asyncio.TimerHandle | None = None  # the deadline's
     holds: int = 0  # how many still use the slot: the pipeline, and each message that follows
 

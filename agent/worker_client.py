@@ -55,12 +55,18 @@ class WorkerClient:
         self.restarts = 0
         self.about: dict[str, Any] = {}
         self._pong = 0.0
+        self.gpu_memory_bytes = 0
         self.busy_since: float | None = None
 
     @property
     def pid(self) -> int | None:
         """The process that judges now."""
         return self._process.pid if self._process is not None else None
+
+    @property
+    def silent_s(self) -> float:
+        """So long the worker owes an answer to a ping; 0 while it is being started, which has a limit of its own."""
+        return time.monotonic() - self._pong if self.ready else 0.0
 
     async def start(self) -> None:
         """Start the process and wait until its models are warm. Raises BundleError, WorkerError."""
@@ -145,6 +151,7 @@ class WorkerClient:
             match message["op"]:
                 case "pong":
                     self._pong = time.monotonic()
+                    self.gpu_memory_bytes = int(message["gpu_memory_bytes"])
                 case "recipe":
                     reply = self._recipe_replies.get(message["key"])
                     if reply is not None and not reply.done():
@@ -238,6 +245,7 @@ class WorkerClient:
             "ready": self.ready,
             "healthy": self.healthy,
             "restarts": self.restarts,
+            "gpu_memory_bytes": self.gpu_memory_bytes,
             **{key: self.about.get(key) for key in ("bundle", "bundle_sha256", "device", "precision")},
         }
 

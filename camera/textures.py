@@ -37,7 +37,9 @@ def grey(rng: Rng, low: float = 60, high: float = 215, tone: float = 8) -> Colou
 def vivid(rng: Rng, dark: float = 20, bright: float = 230) -> Colour:
     """Any colour, often saturated."""
     level = rng.uniform(dark, bright)
-    colour: Colour = np.clip(level + rng.normal(0, 1, 3) * rng.choice([6, 25, 60]), 5, 250).astype(np.float32)
+    colour: Colour = np.clip(level + rng.normal(0, 1, 3) * rng.choice([6, 25, 60], p=[0.6, 0.22, 0.18]), 5, 250).astype(
+        np.float32
+    )
     return colour
 
 
@@ -73,15 +75,15 @@ def _brushed(m: Material, rng: Rng, h: int, w: int, unit: float, light: tuple[fl
     length = int((40 + 300 * m.scale) * unit)
     streaks = cv2.blur(noise, (max(3, length), 1)) * np.float32(np.sqrt(max(3, length)))
     fine = cv2.blur(noise[::-1], (max(3, length // 6), 1)) * np.float32(np.sqrt(max(3, length // 6)))
-    plane = 1 + (0.02 + 0.10 * m.strength) * (0.6 * streaks + 0.4 * fine) + 0.05 * cloud(rng, h, w, 220 * unit)
+    plane = 1 + (0.02 + 0.10 * m.strength) * (0.6 * streaks + 0.4 * fine) + 0.03 * cloud(rng, h, w, 220 * unit)
     if m.style > 0.6:
         plane = cv2.resize(np.ascontiguousarray(plane.T), (w, h)) if h != w else plane.T
     return tint(np.ascontiguousarray(plane), m.colour)
 
 
 def _cast(m: Material, rng: Rng, h: int, w: int, unit: float, light: tuple[float, float]) -> Picture:
-    height = cloud(rng, h, w, (3 + 12 * m.scale) * unit, 2)
-    plane = emboss(height, light, 0.25 + 0.9 * m.strength) * (1 + 0.08 * cloud(rng, h, w, 120 * unit, 2))
+    height = cloud(rng, h, w, (2 + 9 * m.scale**2) * unit, 2)
+    plane = emboss(height, light, 0.12 + 0.7 * m.strength) * (1 + 0.08 * cloud(rng, h, w, 120 * unit, 2))
     plane += (0.02 + 0.05 * m.style) * grain(rng, h, w)
     return tint(plane, m.colour)
 

@@ -40,9 +40,9 @@ class WorkerSettings(Strict):
     restarts_per_minute: int = Field(5, ge=0, description="more than this and the agent says unhealthy")
     drain_s: float = Field(10.0, ge=0.0, description="at a stop, accepted frames are still judged for so long")
     engine: str = Field(
-        "flawline.models.noop:NoopEngine",
+        "flawline.models.collaboration:CollaborationEngine",
         pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
-        description="module:class that judges; the no-op engine finds the same square in every picture",
+        description="module:class that judges; flawline.models.noop:NoopEngine finds the same square in every picture",
     )
 
 

@@ -59,6 +59,7 @@ class AdapterSettings(Table):
 
     checkpoint: str = Field(description="safetensors with fc.N.weight and fc.N.bias, or APRIL-GAN's .pth")
     temperature: float = Field(100.0, gt=0.0, description="factor of the cosine logits")
+    centred: bool = Field(False, description="trained on tokens less the picture's mean token")
 
 
 class DecoderSettings(Table):

@@ -40,13 +40,16 @@ class FrameGeometry:
 
     def clip_to_image(self, points: Tensor) -> Tensor:
         """(..., 2) x, y in CLIP's frame -> the same in the picture, kept inside it."""
-        scale = points.new_tensor([self.width / self.clip_size, self.height / self.clip_size])
-        last = points.new_tensor([self.width - 1.0, self.height - 1.0])
-        return torch.minimum(((points + 0.5) * scale - 0.5).clamp_min(0.0), last)
+        # by plain numbers: a tensor made of them would have to be copied to the device, and waited for
+        x = ((points[..., 0] + 0.5) * (self.width / self.clip_size) - 0.5).clamp(0.0, self.width - 1.0)
+        y = ((points[..., 1] + 0.5) * (self.height / self.clip_size) - 0.5).clamp(0.0, self.height - 1.0)
+        return torch.stack([x, y], dim=-1)
 
     def image_to_sam(self, points: Tensor) -> Tensor:
         """(..., 2) x, y in the picture -> SAM's frame, by segment_anything's convention (a mere factor)."""
-        return points * points.new_tensor([self.sam_width / self.width, self.sam_height / self.height])
+        x = points[..., 0] * (self.sam_width / self.width)
+        y = points[..., 1] * (self.sam_height / self.height)
+        return torch.stack([x, y], dim=-1)
 
 
 def as_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

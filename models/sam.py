@@ -112,7 +112,7 @@ def _image_encoder(settings: SamSettings, trunk: nn.Module | None) -> nn.Module:
     if settings.architecture == "lite0":
         if settings.trunk_from_clip and trunk is None:
             raise BundleError("sam.trunk_from_clip needs a CLIP whose image tower has a timm trunk")
-        shared = trunk if settings.trunk_from_clip else None
+        shared = getattr(trunk, "backbone", trunk) if settings.trunk_from_clip else None
         return Lite0SamEncoder(settings.input_size, settings.decoder.dim, shared)
     if settings.architecture == "vit_t":
         return TinyVitSamEncoder(settings.input_size, settings.decoder.dim)

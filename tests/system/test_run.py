@@ -42,6 +42,7 @@ def line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[list
         f'[[cameras]]\nname = "top"\nbackend = "folder"\npath = "pictures"\n'
         f'[publish]\nendpoint = "{endpoint}"\n[journal]\npath = "state"\n'
         f'[control]\nendpoint = "tcp://127.0.0.1:{free_port()}"\n'
+        f"[preview]\nport = {free_port()}\n"
         '[worker]\nengine = "flawline.models.noop:NoopEngine"\n'
     )
     yield [*CLI, "run", "--config", str(config)], endpoint, tmp_path

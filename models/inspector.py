@@ -1,0 +1,358 @@
+"""The inspection of a picture: CLIP locates, PPG prompts, SAM refines, the final map decides.
+
+The way of a picture, top to bottom: `encode` (crop, tiles, CLIP's features), `judge` (map, gate, SAM's embedding
+once, point prompts, cascade, fusion, decision). What has been encoded can be judged again by other recipes.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flawline.config.errors import ConfigError, ImageError
+from flawline.config.recipe import Recipe
+from flawline.models.bundle import user_folder
+from flawline.models.decide import as_float32, blank_ignored, components, counted_region, decide
+from flawline.models.features import FeatureEncoder
+from flawline.models.frames import FrameGeometry, as_rgb, fit, squash, upload
+from flawline.models.fuse import fuse, map_in_frame, region_in_frame
+from flawline.models.prompt import PointPrompts, point_prompts, region
+from flawline.models.refine import Cascade
+from flawline.models.results import CascadeStage, InspectionResult, InspectionTrace
+from flawline.models.stages import StageClock
+from flawline.models.text import text_features
+from flawline.models.tiles import Tile, cut_tiles
+from flawline.models.towers import Towers, load_towers
+from flawline.models.words import Words
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe made ready: its text features and the thresholds that hold."""
+
+    recipe: Recipe
+    localiser: str
+    words: Words
+    text: Tensor  # (D, 2)
+    region_threshold: float
+    threshold: float
+
+
+@dataclass
+class Encoded:
+    """Pictures of one size and what the towers have said of them so far: N pictures of T tiles, B = N T."""
+
+    count: int
+    height: int
+    width: int
+    tiles: list[Tile]
+    pixels: Tensor  # (B, 3, h, w) uint8, picture by picture
+    geometry: FrameGeometry  # of one tile
+    clip_input: Tensor  # (B, 3, S, S) normalised
+    clock: StageClock
+    taps: list[Tensor] | None = None
+    maps: dict[tuple[str, Words], Tensor] = field(default_factory=dict)
+    embeddings: dict[int, Tensor] = field(default_factory=dict)  # tile number -> (C, h, w)
+
+
+@dataclass
+class Refined:
+    """What PPG and CPS said of the suspicious tiles, numbered by `rows`."""
+
+    rows: list[int]
+    prompts: PointPrompts
+    cascade: Cascade
+
+
+@dataclass
+class Evidence:
+    """What CLIP, PPG and CPS say of encoded tiles under one recipe, before fusion and decision."""
+
+    maps: Tensor  # (B, S, S) float32, P(abnormal) in CLIP's frame
+    regions: Tensor  # (B, S, S) bool, S_a
+    refined: Refined | None  # None where every S_a is empty, or SAM was left out
+
+
+class Inspector:
+    """CLIP and SAM of one bundle, judging pictures by recipes. Not thread-safe; one per process or device."""
+
+    def __init__(self, towers: Towers, recipe: Recipe | None = None) -> None:
+        self.towers = towers
+        self._prepared: dict[Recipe, Prepared] = {}
+        self._encoders: dict[str, FeatureEncoder] = {}  # of F, where a recipe names another than SAM's
+        self.recipe = recipe if recipe is not None else Recipe()
+        self.prepare(self.recipe)
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | os.PathLike[str] = "demo",
+        device: str = "auto",
+        precision: str = "auto",
+        recipe: Recipe | None = None,
+    ) -> Self:
+        """Load a bundle by its name or folder.
+
+        `device`: auto, cpu, cuda, cuda:N. `precision`: auto, bf16, fp16, fp32. Raises BundleError, naming the
+        file, where the bundle is missing, corrupt or does not fit together; ConfigError for a device that is
+        not there.
+        """
+        return cls(load_towers(bundle, device, precision), recipe)
+
+    def prepare(self, recipe: Recipe) -> Prepared:
+        """Compute a recipe's text features, once. Raises BundleError where the bundle cannot serve it."""
+        if recipe not in self._prepared:
+            towers = self.towers
+            manifest = towers.bundle.manifest
+            name = recipe.prompt.features
+            if name != "sam" and name not in self._encoders:
+                folders = [towers.bundle.folder, user_folder().parent / "features"]
+                self._encoders[name] = FeatureEncoder(name, manifest.sam.input_size, folders).to(towers.device)
+            words = Words.of(recipe, manifest.prompts)
+            identity = towers.bundle.checksum(manifest.clip.checkpoint)
+            wanted = recipe.prompt.region_threshold
+            self._prepared[recipe] = Prepared(
+                recipe,
+                towers.localiser_of(recipe),
+                words,
+                text_features(towers.clip, words, identity),
+                manifest.thresholds.region if wanted is None else wanted,
+                manifest.thresholds.decision if recipe.threshold is None else recipe.threshold,
+            )
+        return self._prepared[recipe]
+
+    def inspect(self, image: NDArray[np.uint8], recipe: Recipe | None = None) -> InspectionResult:
+        """Judge one picture, (H, W, 3) uint8 RGB or (H, W) grey. Raises ImageError where it can't be judged."""
+        return self.inspect_batch([image], recipe)[0]
+
+    def inspect_batch(
+        self, images: Sequence[NDArray[np.uint8]], recipe: Recipe | None = None
+    ) -> list[InspectionResult]:
+        """Judge pictures of one size at once; the same results as one by one. Raises ImageError."""
+        recipe = self.recipe if recipe is None else recipe
+        return self.judge(self.encode(images, recipe), recipe)
+
+    @torch.inference_mode()
+    def encode(self, images: Sequence[NDArray[np.uint8]], recipe: Recipe | None = None) -> Encoded:
+        """Cut out the region of interest and its tiles, and run CLIP's image tower over them."""
+        recipe = self.recipe if recipe is None else recipe
+        prepared = self.prepare(recipe)
+        pictures = [as_rgb(image) for image in images]
+        if not pictures or any(picture.shape != pictures[0].shape for picture in pictures):
+            raise ImageError("a batch holds one or more images of the same size")
+        height, width = pictures[0].shape[:2]
+        rows, columns = counted_region(recipe, height, width)
+        if rows.start >= rows.stop or columns.start >= columns.stop:
+            raise ImageError(f"the recipe's roi {recipe.roi} lies outside a frame of {width} x {height} pixels")
+        tiles = cut_tiles(rows, columns, recipe.tiling)
+        clock = StageClock(self.towers.device)
+        clip = self.towers.clip
+        parts = [upload(picture[tile.rows, tile.columns], self.towers.device) for picture in pictures for tile in tiles]
+        pixels = torch.cat(parts)
+        geometry = FrameGeometry(
+            tiles[0].height, tiles[0].width, clip.input_size, self.towers.bundle.manifest.sam.input_size
+        )
+        clip_input = clip.normalise(torch.cat([squash(part, clip.input_size) for part in parts]))
+        encoded = Encoded(len(pictures), height, width, tiles, pixels, geometry, clip_input, clock)
+        if prepared.localiser == "adapter":
+            encoded.taps = clip.dense(clip_input).taps
+        self._map(encoded, prepared)
+        clock.lap("clip")
+        return encoded
+
+    def _map(self, encoded: Encoded, prepared: Prepared) -> Tensor:
+        """(B, S, S) P(abnormal) in CLIP's frame; ignored boxes are zero."""
+        key = (prepared.localiser, prepared.words)
+        if key not in encoded.maps:
+            if prepared.localiser == "adapter" and encoded.taps is None:
+                encoded.taps = self.towers.clip.dense(encoded.clip_input).taps
+            encoded.maps[key] = self.towers.map(encoded.taps, encoded.clip_input, prepared.text, prepared.localiser)
+        return self._without_ignored(encoded, encoded.maps[key], prepared.recipe)
+
+    def _without_ignored(self, encoded: Encoded, maps: Tensor, recipe: Recipe) -> Tensor:
+        if not recipe.ignore:
+            return maps
+        size = maps.shape[-1]
+        keep = torch.ones(len(encoded.tiles), size, size)
+        for number, tile in enumerate(encoded.tiles):
+            for x, y, w, h in recipe.ignore:
+                top, left = tile.rows.start, tile.columns.start
+                y0, y1 = ((edge - top) * size / tile.height for edge in (y, y + h))
+                x0, x1 = ((edge - left) * size / tile.width for edge in (x, x + w))
+                keep[number, max(round(y0), 0) : max(round(y1), 0), max(round(x0), 0) : max(round(x1), 0)] = 0
+        return maps * keep.to(maps.device).repeat(encoded.count, 1, 1)
+
+    def embedding(self, encoded: Encoded, rows: Sequence[int]) -> Tensor:
+        """SAM's image embedding of these tiles, (len(rows), C, h, w); computed once for each tile."""
+        missing = [row for row in rows if row not in encoded.embeddings]
+        if missing:
+            fitted = torch.cat([fit(encoded.pixels[row : row + 1], encoded.geometry) for row in missing])
+            for row, embedding in zip(missing, self.towers.embed(fitted), strict=True):
+                encoded.embeddings[row] = embedding
+        return torch.stack([encoded.embeddings[row] for row in rows])
+
+    @torch.inference_mode()
+    def judge(
+        self, encoded: Encoded, recipe: Recipe | None = None, *, clip_only: bool = False
+    ) -> list[InspectionResult]:
+        """The result of every picture. `clip_only` leaves SAM out: the defects are then the components of S_a,
+        whatever their size, and the result is marked `degraded`."""
+        return self.decide(encoded, self.evidence(encoded, recipe, clip_only=clip_only), recipe, clip_only=clip_only)
+
+    @torch.inference_mode()
+    def evidence(self, encoded: Encoded, recipe: Recipe | None = None, *, clip_only: bool = False) -> Evidence:
+        """Everything that a decision rests on; `clip_only` leaves SAM out."""
+        prepared = self.prepare(self.recipe if recipe is None else recipe)
+        maps = self._map(encoded, prepared)
+        regions = region(maps, prepared.recipe.prompt, prepared.region_threshold)
+        encoded.clock.lap("clip")
+        rows = [] if clip_only else suspicious(regions)
+        return Evidence(maps, regions, self._refine(encoded, prepared, maps, regions, rows) if rows else None)
+
+    @torch.inference_mode()
+    def decide(
+        self, encoded: Encoded, evidence: Evidence, recipe: Recipe | None = None, *, clip_only: bool = False
+    ) -> list[InspectionResult]:
+        """The result of every picture from its evidence; see `judge` for `clip_only`."""
+        prepared = self.prepare(self.recipe if recipe is None else recipe)
+        if clip_only:
+            return self._decide_by_clip(encoded, prepared, evidence.maps, evidence.regions)
+        return self._decide(encoded, prepared, evidence.maps, evidence.refined)
+
+    def _refine(self, encoded: Encoded, prepared: Prepared, maps: Tensor, regions: Tensor, rows: list[int]) -> Refined:
+        recipe, clock = prepared.recipe, encoded.clock
+        embedding = self.embedding(encoded, rows)
+        clock.lap("encode")
+        features = embedding
+        if recipe.prompt.features != "sam":
+            fitted = torch.cat([fit(encoded.pixels[row : row + 1], encoded.geometry) for row in rows])
+            features = self._encoders[recipe.prompt.features](fitted)
+        most = recipe.cascade.max_regions if recipe.cascade.per_region else None
+        prompts = point_prompts(maps[rows], regions[rows], features, encoded.geometry, recipe.prompt, most)
+        clock.lap("prompt")
+        cascade = self.towers.refiner.cascade(embedding, prompts, encoded.geometry, recipe.cascade)
+        clock.lap("cascade")
+        return Refined(rows, prompts, cascade)
+
+    def _decide(
+        self, encoded: Encoded, prepared: Prepared, maps: Tensor, refined: Refined | None
+    ) -> list[InspectionResult]:
+        recipe, geometry = prepared.recipe, encoded.geometry
+        final = fuse(map_in_frame(maps, geometry), None, recipe.fusion)
+        if refined is not None:
+            located = map_in_frame(maps[refined.rows], geometry)
+            final[refined.rows] = fuse(located, refined.cascade.levels[-1].frame_logits, recipe.fusion)
+        ran = set(refined.rows) if refined is not None else set()
+        planes = final.cpu().numpy()
+        stage_ms = encoded.clock.stages()
+        results = []
+        for picture in range(encoded.count):
+            whole = self._stitch(encoded, recipe, planes, picture)
+            mask, defects, score = decide(whole, recipe, prepared.threshold)
+            here = range(picture * len(encoded.tiles), (picture + 1) * len(encoded.tiles))
+            results.append(
+                InspectionResult(
+                    whole, mask, score, prepared.threshold, defects, stage_ms, refined=any(row in ran for row in here)
+                )
+            )
+        return results
+
+    def _decide_by_clip(
+        self, encoded: Encoded, prepared: Prepared, maps: Tensor, regions: Tensor
+    ) -> list[InspectionResult]:
+        recipe, geometry = prepared.recipe, encoded.geometry
+        located = map_in_frame(maps, geometry).cpu().numpy()
+        marked = region_in_frame(regions, geometry).float().cpu().numpy()
+        threshold = prepared.region_threshold
+        if recipe.prompt.region != "absolute" and bool(regions.any()):
+            threshold = float(maps[regions].min())
+        stage_ms = encoded.clock.stages()
+        results = []
+        for picture in range(encoded.count):
+            whole = self._stitch(encoded, recipe, located, picture)
+            inside = self._stitch(encoded, recipe, marked, picture)
+            # Enlarging may lower a peak a little: inside S_a the map says at least what S_a was cut at.
+            cut = as_float32(threshold)
+            whole = np.where(inside > 0, np.maximum(whole, cut), np.minimum(whole, np.nextafter(cut, np.float32(-1))))
+            mask, defects = components(whole, threshold, 1, recipe.mm_per_px)
+            score = float(whole.max(initial=0.0))
+            results.append(InspectionResult(whole, mask, score, threshold, defects, stage_ms, degraded=True))
+        return results
+
+    def _stitch(
+        self, encoded: Encoded, recipe: Recipe, planes: NDArray[np.float32], picture: int
+    ) -> NDArray[np.float32]:
+        """(B, h, w) of tiles -> (H, W) of the frame: the larger value where tiles overlap, zero outside them."""
+        tiles = encoded.tiles
+        if len(tiles) == 1 and (tiles[0].height, tiles[0].width) == (encoded.height, encoded.width):
+            whole = np.ascontiguousarray(planes[picture])
+        else:
+            whole = np.zeros((encoded.height, encoded.width), np.float32)
+            for number, tile in enumerate(tiles):
+                target = whole[tile.rows, tile.columns]
+                np.maximum(target, planes[picture * len(tiles) + number], out=target)
+        blank_ignored(recipe, whole)
+        return whole
+
+    @torch.inference_mode()
+    def trace(self, image: NDArray[np.uint8], recipe: Recipe | None = None) -> InspectionTrace:
+        """Judge one picture and keep every intermediate. Raises ConfigError for a recipe that cuts tiles."""
+        recipe = self.recipe if recipe is None else recipe
+        encoded = self.encode([image], recipe)
+        if len(encoded.tiles) > 1:
+            raise ConfigError("a trace shows one frame: switch the recipe's tiling off")
+        evidence = self.evidence(encoded, recipe)
+        return InspectionTrace(
+            self.decide(encoded, evidence, recipe)[0],
+            clip_map=evidence.maps[0].cpu().numpy(),
+            region=evidence.regions[0].cpu().numpy(),
+            **self._trace_of_sam(encoded, evidence.refined),
+        )
+
+    def _trace_of_sam(self, encoded: Encoded, refined: Refined | None) -> dict[str, Any]:
+        if refined is None:
+            empty = np.zeros((0, 2), np.float32)
+            return {
+                "sam_embedding": None,
+                "points": empty,
+                "labels": np.zeros(0, np.int64),
+                "box": None,
+                "stages": [],
+            }
+        tile = encoded.tiles[0]
+        points, labels = points_in_frame(encoded, refined, 0)
+        offset = np.array([tile.columns.start, tile.rows.start], np.float32)
+        stages = []
+        for level in refined.cascade.levels:
+            mask = np.zeros((encoded.height, encoded.width), bool)
+            mask[tile.rows, tile.columns] = (level.frame_logits[0] > 0).cpu().numpy()
+            logits = level.logits[0].float().cpu().numpy()
+            stages.append(CascadeStage(logits, mask, float(level.score[0]), int(level.index[0])))
+        box, box_present = None, refined.cascade.box_present
+        if refined.cascade.box is not None and box_present is not None and bool(box_present[0]):
+            box = refined.cascade.box[0].float().cpu().numpy() + np.tile(offset, 2)
+        return {
+            "sam_embedding": encoded.embeddings[0].cpu().numpy(),
+            "points": points,
+            "labels": labels,
+            "box": box,
+            "stages": stages,
+        }
+
+
+def points_in_frame(encoded: Encoded, refined: Refined, place: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The point prompts of the refined tile number `place`: (n, 2) x, y in the captured frame, and (n,) labels."""
+    tile = encoded.tiles[refined.rows[place] % len(encoded.tiles)]
+    points, labels = refined.prompts.of_frame(place)
+    offset = np.array([tile.columns.start, tile.rows.start], np.float32)
+    return points.cpu().numpy() + offset, labels.cpu().numpy()
+
+
+def suspicious(regions: Tensor) -> list[int]:
+    """Numbers of the tiles whose S_a is not empty: the one value that the host reads before the end."""
+    return [row for row, any_pixel in enumerate(regions.flatten(1).any(dim=1).tolist()) if any_pixel]

@@ -1,0 +1,119 @@
+"""The loaded models of a bundle on one device: CLIP, what locates with it, SAM, and what refines with it."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import flawline.models.pyramid  # noqa: F401  registers the embedded trunk with timm
+from flawline.config.errors import BundleError, ConfigError
+from flawline.config.recipe import Recipe
+from flawline.models.bundle import Bundle, open_bundle
+from flawline.models.checkpoints import load_weights, read_state_dict
+from flawline.models.clip import DenseClip
+from flawline.models.localise import AdapterLocaliser, WindowLocaliser
+from flawline.models.refine import MaskRefiner
+from flawline.models.sam import build_sam, load_sam
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Towers:
+    """CLIP and SAM of one bundle, in eval mode, without gradients.
+
+    The two image encoders, which cost nearly all of the time, compute in `dtype`; text, linear layers,
+    prompts and the mask decoder in float32.
+    """
+
+    bundle: Bundle
+    device: torch.device
+    dtype: torch.dtype
+    clip: DenseClip
+    adapter: AdapterLocaliser | None
+    sam: Any
+    refiner: MaskRefiner
+
+    def map(self, taps: list[Tensor] | None, clip_input: Tensor, text: Tensor, localiser: str) -> Tensor:
+        """(B, S, S) float32: P(abnormal), by the adapter from `taps` or by windows from `clip_input`."""
+        if localiser == "windows":
+            return WindowLocaliser(self.clip)(clip_input, text, self.clip.input_size)
+        assert self.adapter is not None
+        assert taps is not None
+        result: Tensor = self.adapter(taps, text, self.clip.input_size)
+        return result
+
+    def localiser_of(self, recipe: Recipe) -> str:
+        """`adapter` or `windows`. Raises BundleError where the bundle cannot do what the recipe asks."""
+        wanted = recipe.localiser
+        if wanted == "auto":
+            wanted = "adapter" if self.adapter is not None else "windows"
+        if wanted == "adapter" and self.adapter is None:
+            raise BundleError(
+                f'{self.bundle.folder / "bundle.toml"}: has no adapter; use localiser = "windows", or train one'
+            )
+        if wanted == "windows":
+            WindowLocaliser(self.clip)
+        return wanted
+
+    def embed(self, fitted: Tensor) -> Tensor:
+        """(B, 3, h, w) RGB in [0, 255], long side P -> SAM's image embedding (B, C, P/16, P/16) float32."""
+        prepared: Tensor = self.sam.preprocess(fitted.float())
+        embedding: Tensor = self.sam.image_encoder(prepared.to(self.dtype))
+        return embedding.float()
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` is CUDA where there is one. Raises ConfigError where the named device does not exist."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        raise ConfigError(
+            f'model.device = {device!r}: this machine has {found} usable CUDA devices; write "auto" or "cpu"'
+        )
+    return chosen
+
+
+def choose_precision(precision: str, device: torch.device) -> torch.dtype:
+    """`auto` is bf16 on CUDA where the device has it (else fp16), fp32 on the CPU."""
+    if precision != "auto":
+        return PRECISIONS[precision]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+@torch.no_grad()
+def load_towers(bundle: str | os.PathLike[str] | Bundle, device: str = "auto", precision: str = "auto") -> Towers:
+    """Check every file of the bundle and load it. Raises BundleError naming the file, ConfigError."""
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    chosen = choose_device(device)
+    dtype = choose_precision(precision, chosen)
+    opened.verify()
+    manifest = opened.manifest
+    clip = DenseClip(manifest.clip, opened.folder)
+    clip.load(opened.path(manifest.clip.checkpoint))
+    trunk = getattr(clip.model.visual, "trunk", None)
+    sam = build_sam(manifest.sam, trunk)
+    load_sam(sam, manifest.sam, opened.path(manifest.sam.checkpoint))
+    adapter = _load_adapter(opened, clip) if manifest.adapter is not None else None
+    layout = torch.channels_last if trunk is not None else torch.contiguous_format
+    clip.to(chosen)
+    clip.model.visual.to(dtype).to(memory_format=layout)
+    sam.to(chosen)
+    sam.image_encoder.to(dtype)
+    return Towers(opened, chosen, dtype, clip, adapter.to(chosen) if adapter else None, sam, MaskRefiner(sam))
+
+
+def _load_adapter(bundle: Bundle, clip: DenseClip) -> AdapterLocaliser:
+    settings = bundle.manifest.adapter
+    assert settings is not None
+    path: Path = bundle.path(settings.checkpoint)
+    adapter = AdapterLocaliser(clip.tap_channels(), clip.embed_dim, settings.temperature, settings.centred)
+    load_weights(adapter, {name: tensor.float() for name, tensor in read_state_dict(path).items()}, path)
+    return adapter.eval().requires_grad_(False)

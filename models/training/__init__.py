@@ -1,0 +1,1 @@
+"""Training of the embedded bundle from drawn parts: pictures, token table, CLIP, SAM, and the bundle's folder."""

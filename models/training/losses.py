@@ -1,0 +1,44 @@
+"""Focal and dice loss, as the paper's training set-up has them (APRIL-GAN)."""
+
+import torch
+from torch import Tensor
+
+
+def focal_loss(abnormal: Tensor, truth: Tensor, gamma: float = 2.0, smooth: float = 1e-5) -> Tensor:
+    """P(abnormal) and truth 0 or 1, both (B, H, W) -> mean of -(1 - p)^gamma log p, p that of the true class."""
+    target = truth.clamp(smooth, 1.0 - smooth)
+    p = target * abnormal + (1.0 - target) * (1.0 - abnormal) + smooth
+    return (-((1.0 - p).clamp_min(0.0) ** gamma) * p.log()).mean()
+
+
+def dice_loss(abnormal: Tensor, truth: Tensor) -> Tensor:
+    """1 - the mean over pictures of (2 sum(p g) + 1) / (sum p + sum g + 1)."""
+    p, g = abnormal.flatten(1), truth.flatten(1)
+    overlap = (2.0 * (p * g).sum(dim=1) + 1.0) / (p.sum(dim=1) + g.sum(dim=1) + 1.0)
+    return 1.0 - overlap.mean()
+
+
+def balanced_loss(abnormal: Tensor, truth: Tensor, smooth: float = 1e-4) -> Tensor:
+    """Mean cross-entropy of the defective pixels and mean cross-entropy of the good ones, half each, over a batch.
+
+    Where defects are a thousandth of the pixels, focal and dice alone leave a tower that is still learning at
+    "nothing anywhere", from where no gradient leads away.
+    """
+    defective = -(abnormal + smooth).log() * truth
+    good = -(1.0 - abnormal + smooth).log() * (1.0 - truth)
+    return 0.5 * defective.sum() / truth.sum().clamp_min(1.0) + 0.5 * good.sum() / (1.0 - truth).sum()
+
+
+def segmentation_loss(abnormal: Tensor, truth: Tensor) -> Tensor:
+    """Balanced cross-entropy + focal, and dice over the pictures that have a defect."""
+    loss = balanced_loss(abnormal, truth) + focal_loss(abnormal, truth)
+    bad = truth.flatten(1).amax(dim=1) > 0.5
+    return loss + dice_loss(abnormal[bad], truth[bad]) if bool(bad.any()) else loss
+
+
+def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+    """CLIP's: both (B, D) unit vectors in pairs; cross-entropy both ways."""
+    logits = scale * images @ texts.T
+    pairs = torch.arange(len(images), device=images.device)
+    both = torch.nn.functional.cross_entropy(logits, pairs) + torch.nn.functional.cross_entropy(logits.T, pairs)
+    return both / 2

@@ -1,0 +1,99 @@
+"""Drawn pictures on disk: made once, in parallel, in chunks that an interrupted run goes on from."""
+
+import json
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from flawline.camera.synthetic import (
+    DEFECT_KINDS,
+    TRAIN_FAMILIES,
+    UNSEEN_DEFECT_KINDS,
+    UNSEEN_FAMILIES,
+    choose_product,
+    draw_part,
+)
+
+CHUNK = 100
+PLANES = {"image": 3, "kinds": 0, "parts": 0}  # channels; 0 for a plane without
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """What is to be drawn: `unseen` takes the families kept from training, and kinds of defects kept from it too."""
+
+    name: str
+    count: int
+    size: int  # edge, px
+    seed: int
+    good_share: float
+    unseen: bool = False
+
+
+@dataclass
+class Pictures:
+    """A drawn set, mapped into memory."""
+
+    image: NDArray[np.uint8]  # (N, S, S, 3) RGB
+    kinds: NDArray[np.uint8]  # (N, S, S) 0, or 1 + the place in DEFECT_KINDS
+    parts: NDArray[np.uint8]  # (N, S, S) instances of normal structures, 0 where there is none
+    words: list[dict[str, Any]]  # object, material, defects, captions
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+
+def draw_set(wanted: PictureSet, folder: Path, processes: int = 2) -> Pictures:
+    """Draw what is missing of a set and open it. The same seed draws the same pictures, however interrupted."""
+    target = folder / f"{wanted.name}-{wanted.count}-{wanted.size}-{wanted.seed}"
+    target.mkdir(parents=True, exist_ok=True)
+    chunks = range(-(-wanted.count // CHUNK))
+    missing = [number for number in chunks if not (target / f"words-{number:04}.json").exists()]
+    if missing:
+        with ProcessPoolExecutor(processes) as pool:
+            list(pool.map(_draw_chunk, [wanted] * len(missing), [target] * len(missing), missing))
+    planes = {
+        name: np.concatenate([np.load(target / f"{name}-{number:04}.npy", mmap_mode="r") for number in chunks])
+        for name in PLANES
+    }
+    words = [entry for number in chunks for entry in json.loads((target / f"words-{number:04}.json").read_text())]
+    return Pictures(**planes, words=words)
+
+
+def _draw_chunk(wanted: PictureSet, target: Path, number: int) -> None:
+    cv2.setNumThreads(1)
+    count = min(CHUNK, wanted.count - number * CHUNK)
+    size = wanted.size
+    planes = {
+        name: np.zeros((count, size, size, *([channels] if channels else [])), np.uint8)
+        for name, channels in PLANES.items()
+    }
+    words = []
+    for place in range(count):
+        rng = np.random.default_rng((wanted.seed, number, place))
+        families = UNSEEN_FAMILIES if wanted.unseen else TRAIN_FAMILIES
+        product = choose_product(rng, families=families)
+        good = rng.random() < wanted.good_share
+        kinds = tuple(kind for kind in DEFECT_KINDS if wanted.unseen or kind not in UNSEEN_DEFECT_KINDS)
+        sample = draw_part(rng, product, size, size, defects=0 if good else None, kinds=kinds)
+        planes["image"][place], planes["kinds"][place], planes["parts"][place] = (
+            sample.image,
+            sample.kinds,
+            sample.parts,
+        )
+        words.append(
+            {
+                "object": sample.object,
+                "material": sample.material,
+                "defects": [kind for kind, _ in sample.defects],
+                "captions": [sample.caption(rng) for _ in range(4)],
+            }
+        )
+    for name, plane in planes.items():
+        np.save(target / f"{name}-{number:04}.npy", plane)
+    (target / f"words-{number:04}.json").write_text(json.dumps(words))
