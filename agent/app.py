@@ -1,127 +1,237 @@
 """The agent: what belongs together, started in order, stopped in the other order."""
 
 import asyncio
-import hashlib
+import contextlib
+import gc
 import os
 import secrets
 import signal
+import sys
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator
 
 import structlog
+import zmq
 import zmq.asyncio
 
 from flawline import __version__
+from flawline.agent.archive import Archive
+from flawline.agent.commands import Commands
 from flawline.agent.control import Control
+from flawline.agent.housekeeping import keep_house
+from flawline.agent.intake import Intake
 from flawline.agent.journal import Journal
+from flawline.agent.metrics import Metrics
+from flawline.agent.observer import Onlookers
+from flawline.agent.outbox import Outbox
 from flawline.agent.pipeline import Pipeline
+from flawline.agent.preview import Preview
 from flawline.agent.publisher import Publisher
-from flawline.agent.verdict import ActiveRecipe, VerdictWriter
+from flawline.agent.recipes import RecipeBook
+from flawline.agent.security import Curve, Doorkeeper
+from flawline.agent.verdict import VerdictWriter
 from flawline.agent.wire import STATUS_SCHEMA, Header
 from flawline.agent.worker_client import WorkerClient
 from flawline.camera.registry import make_camera
 from flawline.camera.ring import FrameRing
+from flawline.config.errors import FlawlineError
 from flawline.config.settings import Settings
 
 log = structlog.get_logger()
+_OPEN_LIMIT_S = 5.0  # so long the first triggers wait for cameras to open
 
 
-def active_recipes(settings: Settings) -> dict[str, ActiveRecipe]:
-    """Every recipe of the file, as version 1."""
-    return {
-        name: ActiveRecipe(
-            name, 1, recipe, hashlib.sha256(recipe.model_dump_json().encode()).hexdigest(), recipe.threshold
+class Agent:
+    """The parts of a running agent. Making it binds the sockets and opens the journal, but starts nothing."""
+
+    def __init__(self, settings: Settings, frames_limit: int | None, stack: contextlib.ExitStack) -> None:
+        self.settings = settings
+        self.boot_id = secrets.token_hex(8)
+        self.state = "starting"
+        cameras = [(make_camera(camera), camera) for camera in settings.cameras]
+        context = stack.enter_context(_context())
+        doors = {
+            section: curve.clients
+            for section, curve in (
+                ("publish", Curve.of("publish", settings.publish)),
+                ("control", Curve.of("control", settings.control, settings.publish)),
+            )
+            if curve is not None
+        }
+        # ZeroMQ asks it from the first connection on, so it must be there before the sockets are.
+        self.doorkeeper = Doorkeeper(context, doors)
+        stack.callback(self.doorkeeper.close)
+        self.journal = Journal(settings.journal.path / settings.station, settings.journal.durability)
+        stack.callback(self.journal.close)
+        publisher = Publisher(zmq.Context.shadow(context), settings.publish, settings.station)
+        stack.callback(publisher.close)
+        self.publisher = publisher
+        self.control = Control(context, settings.control, settings.publish)
+        stack.callback(self.control.close)
+        depth = settings.worker.queue_depth
+        # Per camera: those that wait, those that are late, and those whose masks and pictures are on their way.
+        self.ring = FrameRing(len(cameras) * (2 * depth + 6) + 2, int(settings.worker.max_frame_mpx * 1e6))
+        stack.callback(self.ring.close)
+        archive = Archive(self.journal.folder / "pictures", settings.journal)
+        self.outbox = Outbox(settings.publish, self.ring, self.journal, publisher, archive)
+        stack.callback(self.outbox.close)
+        self.recipes = RecipeBook(settings, self.journal)
+        self.writer = VerdictWriter(settings.station, self.boot_id, __version__)
+        self.pipeline = Pipeline(self.ring, self.writer, self.outbox, depth)
+        self.intake = Intake(cameras, self.ring, self.recipes, self.pipeline, self.outbox, depth, frames_limit)
+        stack.callback(self.intake.close)
+        self.worker = WorkerClient(
+            self.ring,
+            settings.model,
+            settings.worker,
+            self.recipes.for_worker(),
+            on_message=self.pipeline.on_message,
+            on_ready=self._on_models,
+            on_lost=self.pipeline.on_worker_lost,
+            on_unhealthy=self.pipeline.on_worker_unhealthy,
         )
-        for name, recipe in settings.recipes.items()
-    }
+        self.pipeline.worker = self.worker
+        self.commands = Commands(self.intake, self.recipes, self.outbox, self.journal, self.worker, self.status)
+        stack.callback(self.commands.close)
+        self.preview: Preview | None = None
+        if settings.preview.enabled:
+            metrics = Metrics(self.status, self.outbox.reasons, self.pipeline.dropped)
+            names = [camera.name for camera in settings.cameras]
+            self.preview = Preview(settings.preview, settings.station, names, self.status, metrics)
+            self.outbox.observers.append(Onlookers(self.ring, [metrics, self.preview]))
 
+    def _on_models(self, about: Header) -> None:
+        self.writer.models_are(about["bundle"], about["bundle_sha256"])
+        self.recipes.thresholds_are(about.get("thresholds", {}))
+        self.pipeline.feed()
 
-async def run_agent(settings: Settings, frames_limit: int | None = None) -> int:
-    """Run until a signal, or until `frames_limit` verdicts are out. Raises FlawlineError at the start."""
-    boot_id = secrets.token_hex(8)
-    recipes = active_recipes(settings)
-    cameras = [(make_camera(camera), recipes[camera.recipe]) for camera in settings.cameras]
-    journal = Journal(settings.journal.path / settings.station, settings.journal.durability)
-    context = zmq.asyncio.Context()
-    ring: FrameRing | None = None
-    try:
-        publisher = Publisher(context, settings.publish, settings.station)
-        slots = len(cameras) * (settings.worker.queue_depth + 4) + 2
-        ring = FrameRing(slots, int(settings.worker.max_frame_mpx * 1e6))
-        writer = VerdictWriter(settings.station, boot_id, __version__)
-        pipeline = Pipeline(settings, ring, recipes, writer, journal, publisher, frames_limit)
-        tables = {recipe.key: recipe.recipe.model_dump(mode="json") for recipe in recipes.values()}
-        worker = WorkerClient(
-            ring, settings.model, settings.worker, tables, pipeline.on_message, pipeline.on_worker_lost
-        )
-        pipeline.worker = worker
-        status = partial(station_status, pipeline, worker, journal, boot_id)
-        control = Control(context, settings.control, pipeline, status)
+    async def run(self) -> None:
+        """Until a signal, or until as many verdicts are out as were asked for. Raises FlawlineError."""
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        log.info("starting", station=settings.station, boot_id=boot_id, pid=os.getpid(), last_seq=journal.last_seq)
+        journal = self.journal
+        log.info("starting", boot_id=self.boot_id, pid=os.getpid(), last_seq=journal.last_seq)
         if journal.seq_jump:
             log.warning("numbers_jump", seq_jump=journal.seq_jump, set_aside=str(journal.set_aside))
+        self.intake.recover(journal.unanswered())
         try:
-            await worker.start()
-            writer.models_are(worker.about["bundle"], worker.about["bundle_sha256"])
-            async with asyncio.TaskGroup() as services:
+            async with asyncio.TaskGroup() as group:
                 tasks = [
-                    services.create_task(worker.run()),
-                    services.create_task(pipeline.publish_all()),
-                    services.create_task(_say_status(publisher, pipeline, worker, status)),
-                    services.create_task(control.serve()),
+                    group.create_task(self.outbox.run()),
+                    group.create_task(self._say_status()),
+                    group.create_task(self.doorkeeper.serve()),
+                    group.create_task(self.control.serve(self.commands)),
+                    group.create_task(keep_house(self.outbox, self.settings.journal)),
                 ]
-                grabbing = [services.create_task(pipeline.run_camera(camera, recipe)) for camera, recipe in cameras]
-                waits = [services.create_task(stop.wait()), services.create_task(pipeline.done.wait())]
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-                await pipeline.stop_intake()
-                for wait in waits:
-                    wait.cancel()
-                await asyncio.wait(grabbing, timeout=5)
-                for grab in grabbing:
-                    grab.cancel()
-                await pipeline.drain(settings.worker.drain_s)
-                for task in tasks:
+                if self.preview is not None:
+                    await self.preview.start()
+                    tasks.append(group.create_task(self.preview.run()))
+                stopped = group.create_task(stop.wait())
+                if await self._start_worker(stopped):
+                    tasks.append(group.create_task(self.worker.run()))
+                    await self._inspect(group, stopped)
+                for task in (*tasks, stopped):
                     task.cancel()
+        except BaseExceptionGroup as failures:
+            raise _first_of_ours(failures) from failures
         finally:
-            await worker.stop()
-            control.close()
-            pipeline.close()
-            publisher.close()
-        log.info("stopped", **pipeline.counts)
-    finally:
-        context.destroy(linger=2000)
-        journal.close()
-        if ring is not None:
-            ring.close()
+            if self.preview is not None:
+                await self.preview.close()
+            await self.worker.stop()
+        log.info("stopped", triggers=self.outbox.accepted, **self.outbox.results)
+
+    async def _start_worker(self, stopped: asyncio.Task[bool]) -> bool:
+        """False where a signal came first."""
+        start = asyncio.ensure_future(self.worker.start())
+        await asyncio.wait([start, stopped], return_when=asyncio.FIRST_COMPLETED)
+        if not start.done():
+            start.cancel()
+            await asyncio.wait([start])
+            return False
+        start.result()
+        return True
+
+    async def _inspect(self, group: asyncio.TaskGroup, stopped: asyncio.Task[bool]) -> None:
+        """From the first frame to the last verdict."""
+        intake = self.intake
+        # What is loaded by now stays: the collector need not look at it again while a verdict waits.
+        gc.collect()
+        gc.freeze()
+        grabbing = [group.create_task(intake.run_camera(line)) for line in intake.lines.values()]
+        await intake.until_open(_OPEN_LIMIT_S)
+        self.state = "running"
+        waits = [group.create_task(intake.done.wait()), stopped]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        self.state = "stopping"
+        log.info("stopping")
+        waits[0].cancel()
+        intake.stop()
+        await asyncio.wait(grabbing, timeout=5)
+        for grab in grabbing:
+            grab.cancel()
+        await asyncio.wait(grabbing)
+        await self.pipeline.drain(self.settings.worker.drain_s)
+        await self.outbox.until_empty(30.0)
+
+    async def _say_status(self) -> None:
+        """Once a second, so that silence means a fault."""
+        while True:
+            self.publisher.status(self.status())
+            await asyncio.sleep(1.0)
+
+    def status(self) -> Header:
+        """What the station is doing, for subscribers and for the `status` command."""
+        state = self.state
+        if state == "running":
+            well = self.worker.ready and not self.outbox.journal_fails
+            well = well and all(line.up or line.state == "ended" for line in self.intake.lines.values())
+            state = "paused" if self.intake.paused else "running" if well else "degraded"
+        jump = self.journal.seq_jump
+        return {
+            "schema": STATUS_SCHEMA,
+            "station": self.settings.station,
+            "boot_id": self.boot_id,
+            "agent": __version__,
+            "t": time.time_ns(),
+            "last_seq": self.outbox.last_seq,
+            "seq_jump": list(jump) if jump else None,
+            "state": state,
+            "paused": self.intake.paused,
+            "control": self.settings.control.endpoint,
+            "cameras": self.intake.status(),
+            "worker": self.worker.status(),
+            "recipe": self.recipes.status(),
+            **self.outbox.status(),
+            **self.pipeline.status(),
+        }
+
+
+async def run_agent(settings: Settings, frames_limit: int | None = None) -> int:
+    """Run the agent to its end. Raises FlawlineError where it cannot start."""
+    # A thread that computes gives way after this time: a verdict at its deadline does not wait for 5 ms of it.
+    sys.setswitchinterval(0.0005)
+    with contextlib.ExitStack() as stack:
+        agent = Agent(settings, frames_limit, stack)
+        await agent.run()
     return 0
 
 
-async def _say_status(
-    publisher: Publisher, pipeline: Pipeline, worker: WorkerClient, status: Callable[[], Header]
-) -> None:
-    """Once a second, so that silence means a fault."""
-    while True:
-        if not worker.healthy:
-            pipeline.on_worker_unhealthy()
-        await publisher.status(status())
-        await asyncio.sleep(1.0)
+@contextlib.contextmanager
+def _context() -> Iterator[zmq.asyncio.Context]:
+    context = zmq.asyncio.Context()
+    try:
+        yield context
+    finally:
+        context.destroy(linger=2000)
 
 
-def station_status(pipeline: Pipeline, worker: WorkerClient, journal: Journal, boot_id: str) -> Header:
-    """What the station is doing, for subscribers and for the `status` command."""
-    state = "stopping" if pipeline.stopping.is_set() else "running" if worker.ready else "degraded"
-    return {
-        "schema": STATUS_SCHEMA,
-        "boot_id": boot_id,
-        "t": time.time_ns(),
-        "last_seq": journal.last_seq,
-        "seq_jump": list(journal.seq_jump) if journal.seq_jump else None,
-        "state": state,
-        "worker": {"pid": worker.pid, "ready": worker.ready, "healthy": worker.healthy, "restarts": worker.restarts},
-        **pipeline.status(),
-    }
+def _first_of_ours(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that says what was wrong, out of what a task group collected; else the group itself."""
+    for error in failures.exceptions:
+        if isinstance(error, FlawlineError):
+            return error
+        if isinstance(error, BaseExceptionGroup) and isinstance(ours := _first_of_ours(error), FlawlineError):
+            return ours
+    return failures

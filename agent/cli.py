@@ -1,9 +1,9 @@
 """The command line."""
 
 import asyncio
-import itertools
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,14 @@ import zmq
 from flawline import __version__
 from flawline.agent.app import run_agent
 from flawline.agent.cli_cameras import cameras
+from flawline.agent.cli_training import train_demo
+from flawline.agent.cli_workbench import WORKBENCH
 from flawline.agent.control import ask
-from flawline.agent.wire import unpack
+from flawline.agent.security import make_keys
+from flawline.agent.subscriber import Subscriber
 from flawline.config.errors import ConfigError, FlawlineError
 from flawline.config.logging import set_up_logging
+from flawline.config.settings import LogSettings
 from flawline.config.sources import load_settings
 
 
@@ -39,13 +43,22 @@ def run(file: Path | None, overrides: tuple[str, ...], frames: int | None, check
         click.echo(tomli_w.dumps(_without_none(settings.model_dump(mode="json"))), nl=False)
         return
     set_up_logging(settings.log, station=settings.station)
-    try:
-        sys.exit(asyncio.run(run_agent(settings, frames)))
-    except ExceptionGroup as group:  # of the tasks: one that fails on purpose says it in one line
-        error: Exception = group.subgroup(FlawlineError) or group
-        while isinstance(error, ExceptionGroup) and error is not group:
-            error = error.exceptions[0]
-        raise error from None
+    sys.exit(asyncio.run(run_agent(settings, frames)))
+
+
+def _with_keys(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of a client to an agent that demands CURVE."""
+    path = click.Path(path_type=Path)
+    command = click.option("--server-key", type=path, help="CURVE: file with the agent's public key")(command)
+    return click.option("--client-key", type=path, help="CURVE: file with our own secret key")(command)
+
+
+def _keys(server_key: Path | None, client_key: Path | None) -> tuple[Path, Path] | None:
+    if server_key is None and client_key is None:
+        return None
+    if server_key is None or client_key is None:
+        raise ConfigError("--server-key and --client-key: CURVE needs both")
+    return server_key, client_key
 
 
 @cli.command()
@@ -53,44 +66,71 @@ def run(file: Path | None, overrides: tuple[str, ...], frames: int | None, check
 @click.option("--topic", default="verdict/", show_default=True, help="topics that begin so")
 @click.option("--count", type=click.IntRange(min=1), help="stop after so many messages")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object a line")
-def subscribe(endpoint: str, topic: str, count: int | None, as_json: bool) -> None:
-    """Print verdicts as they arrive."""
-    context = zmq.Context()
-    socket = context.socket(zmq.SUB)
-    socket.setsockopt(zmq.SUBSCRIBE, topic.encode())
+@click.option("--from-seq", type=click.IntRange(min=1), help="begin with the journal's verdicts from this number on")
+@click.option("--control", help="where gaps are healed by replay; left out: what the agent's status names")
+@_with_keys
+def subscribe(
+    endpoint: str,
+    topic: str,
+    count: int | None,
+    as_json: bool,
+    from_seq: int | None,
+    control: str | None,
+    server_key: Path | None,
+    client_key: Path | None,
+) -> None:
+    """Print verdicts as they arrive, gapless."""
+    set_up_logging(LogSettings(level="warning"))
+    shown = 0
+    keys = _keys(server_key, client_key)
     try:
-        socket.connect(endpoint)
-        for _ in range(count) if count else itertools.count():
-            name, header, *_rest = socket.recv_multipart()
-            message = unpack(header)
-            if as_json:
-                click.echo(json.dumps(message))
-            else:
-                shown = {key: message.get(key) for key in ("seq", "camera", "frame_id", "result", "reason", "score")}
-                click.echo(f"{name.decode()} " + " ".join(f"{key}={value}" for key, value in shown.items()))
+        with Subscriber(endpoint, topic, control=control, from_seq=from_seq, keys=keys) as subscriber:
+            while count is None or shown < count:
+                received = subscriber.receive(0.5)
+                if received is None or not received.topic.startswith(topic):
+                    continue
+                shown += 1
+                if as_json:
+                    click.echo(json.dumps(received.header))
+                else:
+                    keys_shown = ("seq", "camera", "frame_id", "result", "reason", "score")
+                    click.echo(" ".join([received.topic, *(f"{key}={received.header.get(key)}" for key in keys_shown)]))
     except zmq.ZMQError as error:
         raise ConfigError(f"--endpoint {endpoint}: {error}") from error
     except KeyboardInterrupt:
         pass
-    finally:
-        context.destroy(linger=0)
 
 
 @cli.command()
 @click.option("--from-seq", type=click.IntRange(min=1), required=True, help="the first verdict")
 @click.option("--to-seq", type=click.IntRange(min=1), help="the last verdict; left out: the newest")
 @click.option("--endpoint", default="tcp://127.0.0.1:5556", show_default=True, help="where an agent takes commands")
-def replay(from_seq: int, to_seq: int | None, endpoint: str) -> None:
+@_with_keys
+def replay(from_seq: int, to_seq: int | None, endpoint: str, server_key: Path | None, client_key: Path | None) -> None:
     """Fetch journalled verdicts from a running agent, one JSON object a line."""
     done = False
+    keys = _keys(server_key, client_key)
     while not done:
-        reply = ask(endpoint, {"cmd": "replay", "id": 1, "from_seq": from_seq, "to_seq": to_seq})
+        reply = ask(endpoint, {"cmd": "replay", "id": 1, "from_seq": from_seq, "to_seq": to_seq}, keys=keys)
         for verdict in reply["verdicts"]:
             click.echo(json.dumps(verdict))
         from_seq, done = reply["next_seq"], reply["done"]
 
 
-cli.add_command(cameras)
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("name")
+def keys(folder: Path, name: str) -> None:
+    """Make a CURVE key pair: FOLDER/NAME.secret (mode 0600) and FOLDER/NAME.public.
+
+    The agent's own secret goes into publish.curve_secret; a client's .public into the folder publish.curve_clients.
+    """
+    for file in make_keys(folder, name):
+        click.echo(file)
+
+
+for command in (*WORKBENCH, train_demo, cameras):
+    cli.add_command(command)
 
 
 def _without_none(value: Any) -> Any:

@@ -1,110 +1,93 @@
 """The ROUTER socket that takes commands: one request, one reply; what is malformed gets an error reply."""
 
-from collections.abc import Callable
-from typing import Any
+import asyncio
+from pathlib import Path
 
 import structlog
 import zmq
 import zmq.asyncio
 
-from flawline.agent.pipeline import Pipeline
-from flawline.agent.publisher import require_loopback
+from flawline.agent.commands import Commands, shorten
+from flawline.agent.security import Curve, connect_curve
 from flawline.agent.wire import Header, pack, unpack
 from flawline.config.errors import ConfigError, FlawlineError
-from flawline.config.settings import ControlSettings
+from flawline.config.settings import ControlSettings, PublishSettings
 
 log = structlog.get_logger()
-MAX_REPLAY = 500
-"""Verdicts in one reply to `replay`; the client goes on with `next_seq`."""
+_AT_ONCE = 64
+"""Requests in work; further ones wait in ZeroMQ's queues, and then at the clients."""
 
 
 class Control:
-    """Serves `status`, `replay` and `feedback`."""
+    """Reads requests, has `commands` carry them out, sends replies."""
 
-    def __init__(
-        self,
-        context: zmq.asyncio.Context,
-        settings: ControlSettings,
-        pipeline: Pipeline,
-        status: Callable[[], Header],
-    ) -> None:
-        require_loopback("control.endpoint", settings.endpoint, settings.insecure)
-        self._pipeline = pipeline
-        self._status = status
+    def __init__(self, context: zmq.asyncio.Context, settings: ControlSettings, publish: PublishSettings) -> None:
+        curve = Curve.of("control", settings, publish)
         self._limit = settings.max_message_bytes
         self._socket = context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 500)
         self._socket.setsockopt(zmq.MAXMSGSIZE, settings.max_message_bytes)
+        self._socket.setsockopt(zmq.HEARTBEAT_IVL, 5000)
+        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 15000)
+        if curve is not None:
+            curve.guard(self._socket)
+        self._places = asyncio.Semaphore(_AT_ONCE)
         try:
             self._socket.bind(settings.endpoint)
         except zmq.ZMQError as error:
             self._socket.close(0)
             raise ConfigError(f"control.endpoint: {settings.endpoint} cannot be bound: {error}") from error
 
-    async def serve(self) -> None:
-        """Answer until cancelled."""
-        while True:
-            parts = await self._socket.recv_multipart()
-            reply = await self._reply(parts[2:] if len(parts) > 1 and parts[1] == b"" else [])
-            await self._socket.send_multipart([parts[0], b"", pack(reply)])
+    async def serve(self, commands: Commands) -> None:
+        """Answer until cancelled, several at once, so that a slow command holds up no trigger."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await self._places.acquire()
+                parts = await self._socket.recv_multipart()
+                group.create_task(self._answer(commands, parts))
 
-    async def _reply(self, body: list[bytes]) -> Header:
+    async def _answer(self, commands: Commands, parts: list[bytes]) -> None:
+        try:
+            reply = await self._reply(commands, parts[2:] if len(parts) > 1 and parts[1] == b"" else [])
+            try:
+                data = pack(reply)
+            except (ValueError, TypeError, OverflowError):
+                data = pack({"id": None, "ok": False, "error": "the id cannot be given back"})
+            await self._socket.send_multipart([parts[0], b"", data])
+        finally:
+            self._places.release()
+
+    async def _reply(self, commands: Commands, body: list[bytes]) -> Header:
         request: Header = {}
         try:
             if len(body) != 1:
                 raise ValueError("write [empty frame, msgpack map]")
             request = unpack(body[0], self._limit)
-            answer = await self._do(request)
+            answer = await commands.do(request)
         except (ValueError, FlawlineError) as error:
             return {"id": request.get("id"), "ok": False, "error": str(error)}
         except Exception as error:  # a command must not end the agent
-            log.exception("command_failed", cmd=str(request.get("cmd")))
+            log.exception("command_failed", cmd=shorten(request.get("cmd")))
             return {"id": request.get("id"), "ok": False, "error": f"internal: {type(error).__name__}"}
         return {"id": request.get("id"), "ok": True, **answer}
-
-    async def _do(self, request: Header) -> Header:
-        match request.get("cmd"):
-            case "status":
-                return self._status()
-            case "replay":
-                first = _integer(request, "from_seq", 1)
-                last = None if request.get("to_seq") is None else _integer(request, "to_seq", 1)
-                limit = min(_integer(request, "limit", 1, MAX_REPLAY), MAX_REPLAY)
-                journal = self._pipeline.journal
-                verdicts, next_seq, done = await self._pipeline.on_journal(journal.replay, first, last, limit)
-                return {"verdicts": verdicts, "next_seq": next_seq, "done": done}
-            case "feedback":
-                texts = [_text(request, key) for key in ("label", "who", "note")]
-                await self._pipeline.on_journal(self._pipeline.journal.feedback, _integer(request, "seq", 1), *texts)
-                return {}
-            case other:
-                raise ValueError(f"cmd {other!r} is not known; there are status, replay, feedback")
 
     def close(self) -> None:
         """Send what is queued, for half a second at most."""
         self._socket.close()
 
 
-def _integer(request: Header, key: str, least: int, default: int | None = None) -> int:
-    value: Any = request.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
-        raise ValueError(f"{key} must be a whole number of at least {least}")
-    return value
+def ask(endpoint: str, request: Header, timeout_s: float = 5.0, keys: tuple[Path, Path] | None = None) -> Header:
+    """One request from a client, blocking; `keys`: the server's public and the client's secret key file.
 
-
-def _text(request: Header, key: str) -> str:
-    value = request.get(key, "")
-    if not isinstance(value, str) or len(value) > 2000:
-        raise ValueError(f"{key} must be a text of at most 2000 characters")
-    return value
-
-
-def ask(endpoint: str, request: Header, timeout_s: float = 5.0) -> Header:
-    """One request from a client, blocking. Raises ConfigError where nobody answers, ValueError on a refusal."""
+    Raises ConfigError where nobody answers, ValueError on a refusal.
+    """
     context = zmq.Context()
     socket = context.socket(zmq.REQ)
     socket.setsockopt(zmq.RCVTIMEO, int(timeout_s * 1000))
+    socket.setsockopt(zmq.SNDTIMEO, int(timeout_s * 1000))
     try:
+        if keys is not None:
+            connect_curve(socket, *keys)
         socket.connect(endpoint)
         socket.send(pack(request))
         reply = unpack(socket.recv(), 1 << 26)

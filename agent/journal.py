@@ -1,65 +1,56 @@
 """The journal: every verdict, committed before it is published, and every trigger that is still owed one.
 
 SQLite in WAL mode. What survives: the death of any process, always; loss of power, with `durability = "power"`
-(each commit then waits for the disk). A journal that cannot be read is set aside, never deleted, and numbering goes
-on above the reserved mark (numbers.py), so that no number is used twice.
+(each commit then waits for the disk). On a full disk verdicts wait in the spill (spill.py), and go out with
+`journalled: false`. A journal that cannot be read is set aside, never deleted, and numbering goes on above the
+reserved mark (numbers.py), so that no number is used twice.
 """
 
 import fcntl
 import os
 import sqlite3
+import threading
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import structlog
+
+from flawline.agent.journal_schema import CorruptJournal, is_damage, prepare
 from flawline.agent.numbers import NumberMark
+from flawline.agent.spill import Spill, Unwritten
+from flawline.agent.verdict import Trigger
 from flawline.agent.wire import Header, pack, unpack
 from flawline.config.errors import ConfigError, JournalError
 
-_SCHEMA_VERSION = 1
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS verdicts (
-  seq INTEGER PRIMARY KEY, camera TEXT NOT NULL, camera_seq INTEGER NOT NULL,
-  t_publish INTEGER NOT NULL, result TEXT NOT NULL, header BLOB NOT NULL);
-CREATE INDEX IF NOT EXISTS verdicts_by_camera ON verdicts (camera, camera_seq);
-CREATE TABLE IF NOT EXISTS triggers (
-  id INTEGER PRIMARY KEY, camera TEXT NOT NULL, trigger_id TEXT, part_id TEXT,
-  t_trigger INTEGER NOT NULL, recipe TEXT NOT NULL, recipe_version INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS feedback (
-  id INTEGER PRIMARY KEY, seq INTEGER NOT NULL, label TEXT NOT NULL, who TEXT NOT NULL, note TEXT NOT NULL,
-  t INTEGER NOT NULL);
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class OpenTrigger:
-    """A trigger that was accepted before the agent died and is still owed a verdict."""
-
-    row: int
-    camera: str
-    trigger_id: str | None
-    part_id: str | None
-    t_trigger: int
-    recipe: str
-    recipe_version: int
+log = structlog.get_logger()
+_KEPT_UNWRITTEN = 20_000  # verdicts kept in memory while the journal cannot be written
+_STEP = 200  # rows in one step of catching up or forgetting, about a millisecond
 
 
 class Journal:
-    """One station's journal. Every method blocks and is called from one thread, the journal's own."""
+    """One station's journal. All is called from one thread, its own; but for `replay` (any) and `checkpoint` (one)."""
 
     def __init__(self, folder: Path, durability: Literal["process", "power"] = "process") -> None:
         self.folder = folder
+        self.file = folder / "journal.sqlite"
         self._synchronous = "FULL" if durability == "power" else "NORMAL"
         self.set_aside: Path | None = None
         self.seq_jump: tuple[int, int] | None = None
         self.last_seq = 0
         self.camera_seqs: dict[str, int] = {}
+        self._reading = threading.Lock()  # of `_unwritten` and of the reading connection
+        self._unwritten: deque[Unwritten] = deque(maxlen=_KEPT_UNWRITTEN)
         self._lock = self._lock_folder()
         self._mark = NumberMark(folder / "seq.mark")
+        self._spill = Spill(folder / "spill")
+        self._found_version = 0
         self._database = self._open()
-        self._take_up_numbers()
+        self._reader = self._connect(self.file)
+        self._keeper = self._connect(self.file)
+        self._take_up_numbers(durability)
 
     def _lock_folder(self) -> int:
         """Only one agent may write here. The lock goes with the process, however it ends."""
@@ -76,141 +67,249 @@ class Journal:
         return lock
 
     def _open(self) -> sqlite3.Connection:
-        file = self.folder / "journal.sqlite"
         try:
-            return self._connect(file)
-        except JournalError:
-            if not file.exists():
-                raise
-        self.set_aside = file.with_name(f"journal.corrupt-{time.time_ns()}.sqlite")
+            return self._connect(self.file, first=True)
+        except CorruptJournal as error:
+            log.error("journal_corrupt", error=str(error))
+        self.set_aside = self.file.with_name(f"journal.corrupt-{time.time_ns()}.sqlite")
         for suffix in ("", "-wal", "-shm"):
-            part = Path(f"{file}{suffix}")
+            part = Path(f"{self.file}{suffix}")
             if part.exists():
                 part.rename(f"{self.set_aside}{suffix}")
-        return self._connect(file)
+        return self._connect(self.file, first=True)
 
-    def _connect(self, file: Path) -> sqlite3.Connection:
+    def _connect(self, file: Path, *, first: bool = False) -> sqlite3.Connection:
         database: sqlite3.Connection | None = None
         try:
             database = sqlite3.connect(file, isolation_level=None, check_same_thread=False, timeout=1.0)
-            database.execute("PRAGMA journal_mode=WAL")
-            database.execute(f"PRAGMA synchronous={self._synchronous}")
-            version = int(database.execute("PRAGMA user_version").fetchone()[0])
-            if version > _SCHEMA_VERSION:
-                raise ConfigError(f"{file}: was written by a newer flawline (schema {version})")
-            if database.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
-                raise JournalError(f"{file}: is corrupt")
-            database.executescript(_SCHEMA)
-            database.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+            version = prepare(database, file, self._synchronous, check=first and not self._mark.was_clean)
         except (sqlite3.Error, JournalError, ConfigError) as error:
             if database is not None:
                 database.close()
             if isinstance(error, sqlite3.Error):
-                raise JournalError(f"{file}: cannot be opened: {error}") from error
+                kind = CorruptJournal if is_damage(error) else JournalError
+                raise kind(f"{file}: cannot be opened: {error}") from error
             raise
+        if first:
+            self._found_version = version
         return database
 
-    def _take_up_numbers(self) -> None:
+    def _take_up_numbers(self, durability: str) -> None:
         last = int(self._database.execute("SELECT coalesce(max(seq), 0) FROM verdicts").fetchone()[0])
-        rows = self._database.execute("SELECT camera, max(camera_seq) FROM verdicts GROUP BY camera")
-        self.camera_seqs = {camera: int(number) for camera, number in rows}
-        lost = self.set_aside is not None or (last == 0 and not self._mark.fresh)
-        start = self._mark.reserved if lost else max(last, self._mark.floor)
-        if start > last:
-            # Every camera's own count is at most the station's, so the station's is safe for all of them.
+        self.camera_seqs = dict(self._database.execute("SELECT camera, camera_seq FROM counts"))
+        lost = self._found_version == 0 and self._mark.reserved > 0
+        if not lost:
+            for header, row in self._spill.read():
+                if self._database.execute("SELECT 1 FROM verdicts WHERE seq = ?", (header["seq"],)).fetchone() is None:
+                    self._unwritten.append((header, row))
+                self._count(header["camera"], header["camera_seq"])
+                last = max(last, header["seq"])
+            for camera, number in self._mark.cameras.items():
+                self._count(camera, number)
+        start = max(last, self._mark.floor)
+        # Without power loss the journal and the mark hold all that went out; else only the reservation is sure.
+        if lost or (self._mark.power_lost and durability == "process"):
+            start = max(start, self._mark.reserved)
             self.seq_jump = (last, start + 1)
+            # Every camera's own count is at most the station's, so the station's is safe for all of them.
             self.camera_seqs = dict.fromkeys(self.camera_seqs, start)
-        self._camera_start = start if start > last else 0
+        self._camera_start = start if self.seq_jump else 0
         self.last_seq = start
+
+    def _count(self, camera: str, number: int) -> None:
+        self.camera_seqs[camera] = max(self.camera_seqs.get(camera, 0), number)
 
     def number(self, header: Header) -> None:
         """Give a verdict its numbers: the station's and the camera's next."""
-        self._mark.reserve(self.last_seq + 1)
+        try:
+            self._mark.reserve(self.last_seq + 1)
+        except JournalError as error:  # the line goes on; only a loss of this journal could now repeat a number
+            log.error("numbers_not_reserved", error=str(error))
         self.last_seq += 1
         camera = header["camera"]
         self.camera_seqs[camera] = self.camera_seqs.get(camera, self._camera_start) + 1
         header["seq"], header["camera_seq"] = self.last_seq, self.camera_seqs[camera]
 
-    def append(self, verdicts: Iterable[tuple[Header, int | None]]) -> None:
-        """Commit numbered verdicts, and settle the trigger (by its row) that each one answers.
+    def commit(
+        self,
+        verdicts: Sequence[tuple[Header, Trigger | None]],
+        accepted: Iterable[Trigger] = (),
+        late: Iterable[Header] = (),
+    ) -> None:
+        """Commit, at once: triggers that were accepted, numbered verdicts with the triggers they answer, late results.
 
-        Raises JournalError where the disk refuses; the caller then says `journalled: false`.
+        Raises JournalError where the disk refuses. Then the verdicts say `journalled: false` and are kept, to be
+        journalled when that is possible again, and the triggers have no row.
         """
-        rows = [
-            ((h["seq"], h["camera"], h["camera_seq"], h["t_publish"], h["result"], pack(h)), trigger)
-            for h, trigger in verdicts
-        ]
+        accepted = list(accepted)
         try:
-            self._database.execute("BEGIN IMMEDIATE")
-            self._database.executemany("INSERT INTO verdicts VALUES (?, ?, ?, ?, ?, ?)", [row for row, _ in rows])
+            self._begin()
+            for trigger in accepted:
+                self._insert_trigger(trigger)
+            self._insert_verdicts([(header, trigger.row if trigger else None) for header, trigger in verdicts])
             self._database.executemany(
-                "DELETE FROM triggers WHERE id = ?", [(trigger,) for _, trigger in rows if trigger is not None]
+                "INSERT OR REPLACE INTO late VALUES (?, ?)", [(header["seq"], pack(header)) for header in late]
             )
             self._database.execute("COMMIT")
         except sqlite3.Error as error:
             self._roll_back()
-            raise JournalError(f"{self.folder / 'journal.sqlite'}: cannot be written: {error}") from error
+            for trigger in accepted:
+                trigger.row = None
+            self._keep_unwritten([(header, trigger.row if trigger else None) for header, trigger in verdicts])
+            raise JournalError(f"{self.file}: cannot be written: {error}") from error
+        if self._unwritten:
+            self._catch_up()
 
-    def used_without_journal(self, seq: int) -> None:
-        """This verdict goes out without being journalled: the next start goes on above it."""
-        self._mark.used_without_journal(seq)
+    def _begin(self) -> None:
+        self._database.execute("BEGIN IMMEDIATE")
 
-    def accept(
-        self, camera: str, trigger_id: str | None, part_id: str | None, t_trigger: int, recipe: str, version: int
-    ) -> int:
-        """Remember a trigger that is owed a verdict; returns its row. Raises JournalError."""
-        try:
-            cursor = self._database.execute(
-                "INSERT INTO triggers (camera, trigger_id, part_id, t_trigger, recipe, recipe_version)"
-                " VALUES (?, ?, ?, ?, ?, ?)",
-                (camera, trigger_id, part_id, t_trigger, recipe, version),
-            )
-        except sqlite3.Error as error:
-            self._roll_back()
-            raise JournalError(f"{self.folder / 'journal.sqlite'}: cannot be written: {error}") from error
-        return int(cursor.lastrowid or 0)
-
-    def unanswered(self) -> list[OpenTrigger]:
-        """Triggers accepted by an agent that died before it answered them, oldest first."""
-        rows = self._database.execute(
-            "SELECT id, camera, trigger_id, part_id, t_trigger, recipe, recipe_version FROM triggers ORDER BY id"
+    def _insert_trigger(self, trigger: Trigger) -> None:
+        cursor = self._database.execute(
+            "INSERT INTO triggers (camera, trigger_id, part_id, t_trigger, recipe, recipe_version)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                *(trigger.camera, trigger.trigger_id, trigger.part_id),
+                *(trigger.t_trigger, trigger.recipe, trigger.recipe_version),
+            ),
         )
-        return [OpenTrigger(*row) for row in rows]
+        trigger.row = cursor.lastrowid
 
-    def replay(self, from_seq: int, to_seq: int | None, limit: int) -> tuple[list[Header], int, bool]:
-        """Journalled verdicts from a number on: the headers, the number to go on with, and whether that was all."""
-        last = self.last_seq if to_seq is None else to_seq
+    def _insert_verdicts(self, verdicts: Sequence[Unwritten]) -> None:
+        for h, row in verdicts:
+            inserted = self._database.execute(
+                "INSERT OR IGNORE INTO verdicts VALUES (?, ?, ?, ?, ?, ?)",
+                (h["seq"], h["camera"], h["camera_seq"], h["t_publish"], h["result"], pack(h)),
+            )
+            # Only with its own verdict: rows' numbers are used again.
+            if row is not None and inserted.rowcount:
+                self._database.execute("DELETE FROM triggers WHERE id = ?", (row,))
+        counts = {h["camera"]: h["camera_seq"] for h, _ in verdicts}
+        self._database.executemany(
+            "INSERT INTO counts VALUES (?, ?) ON CONFLICT (camera) DO UPDATE"
+            " SET camera_seq = max(camera_seq, excluded.camera_seq)",
+            counts.items(),
+        )
+
+    def _keep_unwritten(self, verdicts: list[Unwritten]) -> None:
+        if not verdicts:
+            return
+        for header, _ in verdicts:
+            header["journalled"] = False
+        if not self._spill.add(verdicts):
+            try:
+                self._mark.used(verdicts[-1][0]["seq"], self.camera_seqs)
+            except JournalError as error:
+                log.error("numbers_not_reserved", error=str(error))
+        with self._reading:
+            self._unwritten.extend(verdicts)
+
+    def _catch_up(self) -> None:
+        """The disk takes verdicts again: write some of those that were kept."""
+        step = [self._unwritten[i] for i in range(min(_STEP, len(self._unwritten)))]
+        try:
+            self._begin()
+            self._insert_verdicts(step)
+            self._database.execute("COMMIT")
+        except sqlite3.Error:
+            self._roll_back()
+            return
+        with self._reading:
+            for _ in step:
+                self._unwritten.popleft()
+        if not self._unwritten:
+            self._spill.clear()
+
+    @property
+    def unwritten(self) -> int:
+        """Published verdicts that are not journalled yet."""
+        return len(self._unwritten)
+
+    def unanswered(self) -> list[Trigger]:
+        """Triggers accepted by an agent that died before it answered them, oldest first."""
+        answered = {row for _, row in self._unwritten}
         rows = self._database.execute(
-            "SELECT header FROM verdicts WHERE seq BETWEEN ? AND ? ORDER BY seq LIMIT ?", (from_seq, last, limit + 1)
-        ).fetchall()
-        headers = [unpack(row[0]) for row in rows[:limit]]
+            "SELECT camera, trigger_id, part_id, t_trigger, recipe, recipe_version, id FROM triggers ORDER BY id"
+        )
+        return [trigger for trigger in (Trigger(*row) for row in rows) if trigger.row not in answered]
+
+    def replay(self, from_seq: int, to_seq: int | None, limit: int) -> tuple[list[Header], list[Header], int, bool]:
+        """Verdicts from a number on, their late results, the number to go on with, and whether that was all."""
+        last = self.last_seq if to_seq is None else to_seq
+        span = "WHERE seq BETWEEN ? AND ? ORDER BY seq LIMIT ?"
+        with self._reading:
+            kept = [header for header, _ in self._unwritten if from_seq <= header["seq"] <= last]
+            try:
+                rows = self._reader.execute(
+                    f"SELECT seq, header FROM verdicts {span}", (from_seq, last, limit + 1)
+                ).fetchall()
+                late = self._reader.execute(f"SELECT header FROM late {span}", (from_seq, last, limit)).fetchall()
+            except sqlite3.Error as error:
+                raise JournalError(f"{self.file}: cannot be read: {error}") from error
+        found: dict[int, Header] = {header["seq"]: header for header in kept}
+        found |= {seq: unpack(header) for seq, header in rows}
+        headers = [found[seq] for seq in sorted(found)]
+        complete, headers = len(headers) <= limit, headers[:limit]
         next_seq = headers[-1]["seq"] + 1 if headers else from_seq
-        return headers, next_seq, len(rows) <= limit
+        results = [header for header in (unpack(row[0]) for row in late) if header["seq"] < next_seq]
+        return headers, results, next_seq, complete
 
     def feedback(self, seq: int, label: str, who: str, note: str) -> None:
         """Keep an operator's word on a verdict. Raises JournalError where there is no such verdict."""
-        if self._database.execute("SELECT 1 FROM verdicts WHERE seq = ?", (seq,)).fetchone() is None:
-            raise JournalError(f"there is no verdict {seq} in the journal")
-        self._database.execute(
-            "INSERT INTO feedback (seq, label, who, note, t) VALUES (?, ?, ?, ?, ?)",
-            (seq, label, who, note, time.time_ns()),
-        )
+        try:
+            if self._database.execute("SELECT 1 FROM verdicts WHERE seq = ?", (seq,)).fetchone() is None:
+                raise JournalError(f"there is no verdict {seq} in the journal")
+            self._database.execute(
+                "INSERT INTO feedback (seq, label, who, note, t) VALUES (?, ?, ?, ?, ?)",
+                (seq, label, who, note, time.time_ns()),
+            )
+        except sqlite3.Error as error:
+            raise JournalError(f"{self.file}: cannot be written: {error}") from error
 
     def drop_old(self, keep_days: float, keep_verdicts: int) -> int:
-        """Forget verdicts beyond the limits, the newest always kept; returns how many."""
+        """Forget verdicts beyond the limits, a step of the oldest ones, the newest always kept; returns how many."""
         oldest = time.time_ns() - int(keep_days * 86_400e9)
-        cursor = self._database.execute(
-            "DELETE FROM verdicts WHERE seq < ? AND (t_publish < ? OR seq <= ?)",
-            (self.last_seq, oldest, self.last_seq - keep_verdicts),
-        )
-        return cursor.rowcount
+        try:
+            rows = self._database.execute(
+                "SELECT seq, t_publish FROM verdicts WHERE seq < ? ORDER BY seq LIMIT ?", (self.last_seq, _STEP)
+            )
+            gone = [(seq,) for seq, t in rows if t < oldest or seq <= self.last_seq - keep_verdicts]
+            if gone:
+                self._begin()
+                for table in ("verdicts", "late", "feedback"):
+                    self._database.executemany(f"DELETE FROM {table} WHERE seq = ?", gone)
+                self._database.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._roll_back()
+            raise JournalError(f"{self.file}: cannot be written: {error}") from error
+        return len(gone)
+
+    def checkpoint(self) -> None:
+        """Carry the write-ahead log over into the database. Waits for the disk: commits go on meanwhile."""
+        try:
+            self._keeper.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except sqlite3.Error as error:
+            raise JournalError(f"{self.file}: cannot be written: {error}") from error
+
+    def query(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """One statement for who keeps a table of its own here (recipes.py). Raises JournalError."""
+        try:
+            return self._database.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            self._roll_back()
+            raise JournalError(f"{self.file}: {error}") from error
 
     def _roll_back(self) -> None:
         if self._database.in_transaction:
             self._database.execute("ROLLBACK")
 
     def close(self) -> None:
-        """Let go of the files and the lock."""
-        self._database.close()
+        """Let go of the files and the lock. What was numbered is noted, so that nothing need be checked next time."""
+        for database in (self._keeper, self._reader, self._database):
+            database.close()
+        try:
+            self._mark.used(self.last_seq, self.camera_seqs, clean=True)
+        except JournalError as error:
+            log.error("numbers_not_reserved", error=str(error))
+        self._spill.close()
         self._mark.close()
         os.close(self._lock)

@@ -1,62 +1,66 @@
-"""The PUB socket: verdicts and masks go out here. A slow subscriber costs only itself."""
+"""The PUB socket: verdicts and masks go out here. A slow subscriber costs only itself.
 
-import ipaddress
-from urllib.parse import urlsplit
+Sending never waits: what a subscriber has not taken is kept up to the high-water mark, then it loses the newest.
+A subscriber that does not answer ZeroMQ's heartbeats is dropped with all that was kept for it.
+"""
 
 import zmq
-import zmq.asyncio
 
 from flawline.agent import wire
+from flawline.agent.security import Curve
 from flawline.config.errors import ConfigError
 from flawline.config.settings import PublishSettings
 
-
-def require_loopback(key: str, endpoint: str, insecure: bool) -> None:
-    """Raise ConfigError for an address that other machines reach, unless the file says `insecure = true`."""
-    parts = urlsplit(endpoint)
-    if parts.scheme in ("ipc", "inproc") or insecure:
-        return
-    try:
-        local = parts.hostname == "localhost" or ipaddress.ip_address(parts.hostname or "").is_loopback
-    except ValueError:
-        local = False
-    if not local:
-        raise ConfigError(f"{key} = {endpoint!r} is reached from other machines: write `insecure = true` to allow it")
+_HEARTBEAT_MS = 5000
 
 
 class Publisher:
     """Binds at once, so that subscribers are connected before the first verdict."""
 
-    def __init__(self, context: zmq.asyncio.Context, settings: PublishSettings, station: str) -> None:
-        require_loopback("publish.endpoint", settings.endpoint, settings.insecure)
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], settings: PublishSettings, station: str) -> None:
+        curve = Curve.of("publish", settings)
         self._station = station
         self._socket = context.socket(zmq.PUB)
         self._socket.setsockopt(zmq.SNDHWM, settings.high_water_mark)
         self._socket.setsockopt(zmq.LINGER, 2000)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, 4096)  # subscriptions are all that may come in
+        self._socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
+        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * _HEARTBEAT_MS)
+        if curve is not None:
+            curve.guard(self._socket)
         try:
             self._socket.bind(settings.endpoint)
         except zmq.ZMQError as error:
             self._socket.close(0)
             raise ConfigError(f"publish.endpoint: {settings.endpoint} cannot be bound: {error}") from error
 
-    async def verdict(self, header: wire.Header) -> None:
+    def verdict(self, header: wire.Header) -> None:
         """One verdict, exactly as journalled."""
-        await self._socket.send_multipart([wire.verdict_topic(self._station, header["camera"]), wire.pack(header)])
+        self._send(wire.verdict_topic(self._station, header["camera"]), wire.pack(header))
 
-    async def mask(self, verdict: wire.Header, shape: tuple[int, int], encoding: str, payload: bytes) -> None:
-        """The mask that belongs to a verdict."""
+    def late(self, header: wire.Header) -> None:
+        """The result that came after its `error: deadline` verdict."""
+        self._send(wire.late_topic(self._station, header["camera"]), wire.pack(header))
+
+    def mask(
+        self, verdict: wire.Header, shape: tuple[int, int], encoding: str, payload: bytes, *, refined: bool = False
+    ) -> None:
+        """The mask that belongs to a verdict; `refined`: the second one, after SAM has run."""
         header = {
             "schema": wire.MASK_SCHEMA,
             **{key: verdict[key] for key in ("seq", "station", "camera", "frame_id")},
             "shape": list(shape),
             "encoding": encoding,
+            "refined": refined,
         }
-        topic = wire.mask_topic(self._station, verdict["camera"])
-        await self._socket.send_multipart([topic, wire.pack(header), payload])
+        self._send(wire.mask_topic(self._station, verdict["camera"]), wire.pack(header), payload)
 
-    async def status(self, status: wire.Header) -> None:
+    def status(self, status: wire.Header) -> None:
         """The station's status."""
-        await self._socket.send_multipart([wire.status_topic(self._station), wire.pack(status)])
+        self._send(wire.status_topic(self._station), wire.pack(status))
+
+    def _send(self, *parts: bytes) -> None:
+        self._socket.send_multipart(parts, zmq.NOBLOCK)
 
     def close(self) -> None:
         """Send what is queued, for two seconds at most."""

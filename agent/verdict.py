@@ -1,10 +1,12 @@
 """A job from trigger to verdict, and the verdict's header."""
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from flawline.agent.wire import VERDICT_SCHEMA, Header
+from flawline.camera.ring import FrameRing
 from flawline.config.recipe import Recipe
 
 Reason = Literal[
@@ -27,8 +29,9 @@ class ActiveRecipe:
     id: str
     version: int
     recipe: Recipe
-    sha256: str
+    sha256: str | None
     threshold: float | None = None  # from the recipe, or the bundle's once the worker has said it
+    memory_sha256: str | None = None  # of the memory of good parts, where it has one
 
     @property
     def key(self) -> str:
@@ -36,24 +39,28 @@ class ActiveRecipe:
         return f"{self.id}@{self.version}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Trigger:
     """A trigger that was accepted and is owed a verdict."""
 
-    row: int | None  # in the journal; None where the journal could not be written
+    camera: str
     trigger_id: str | None
     part_id: str | None
+    t_trigger: int  # UTC, ns
+    recipe: str
+    recipe_version: int
+    row: int | None = None  # in the journal, set by its thread; None where the journal could not be written
 
 
 @dataclass(slots=True, eq=False)
 class Job:
     """One trigger or one free-running frame on its way to its one verdict."""
 
-    number: int
     camera: str
     recipe: ActiveRecipe
     t_trigger: int  # UTC, ns; for a free-running frame the time it was grabbed
     mono: float  # the same moment on the monotonic clock, s
+    number: int = 0
     trigger: Trigger | None = None
     frame_id: int | None = None
     t_grab: int | None = None
@@ -64,15 +71,29 @@ class Job:
     attempts: int = 0
     began_mono: float | None = None
     queued_mono: float | None = None
-    answered: Header | None = None  # the verdict, once it is decided; its seq comes when it is journalled
-    degraded: bool = False
-    holds: int = 0  # how many still use the slot: the worker, and what follows publishing
+    verdict: Header | None = None  # once it is decided; its seq comes when it is journalled
+    held: "Outcome | None" = None  # the CLIP-only outcome that came after the deadline, until SAM has run
+    points: list[list[float]] = field(default_factory=list)  # of its inspection: x, y, label
+    timer: asyncio.TimerHandle | None = None  # the deadline's
+    holds: int = 0  # how many still use the slot: the pipeline, and each message that follows
 
     @property
     def deadline_mono(self) -> float | None:
         """When the verdict must be out, on the monotonic clock."""
         limit = self.recipe.recipe.deadline_ms
         return None if limit is None else self.mono + limit / 1000
+
+    @property
+    def is_late(self) -> bool:
+        """Its verdict was `deadline`; the real result is still to follow."""
+        return self.verdict is not None and self.verdict["reason"] == "deadline"
+
+    def let_go(self, ring: FrameRing) -> None:
+        """One user of the slot less; the last one gives it back."""
+        self.holds -= 1
+        if self.holds == 0 and self.slot is not None:
+            ring.release(self.slot)
+            self.slot = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +115,7 @@ class VerdictWriter:
     def __init__(self, station: str, boot_id: str, agent_version: str) -> None:
         self.station = station
         self.boot_id = boot_id
-        self._provenance: dict[str, Any] = {
-            "agent": agent_version,
-            "bundle": None,
-            "bundle_sha256": None,
-            "memory_sha256": None,
-        }
+        self._provenance: dict[str, Any] = {"agent": agent_version, "bundle": None, "bundle_sha256": None}
 
     def models_are(self, bundle: str, bundle_sha256: str | None) -> None:
         """From now on verdicts name this bundle."""
@@ -159,6 +175,12 @@ class VerdictWriter:
             "t_grab": job.t_grab,
             "t_start": job.t_start,
             "t_publish": time.time_ns(),
+            "mono_trigger": int(job.mono * 1e9),
+            "mono_publish": time.monotonic_ns(),
             "deadline_ms": job.recipe.recipe.deadline_ms,
-            "provenance": {**self._provenance, "recipe_sha256": job.recipe.sha256},
+            "provenance": {
+                **self._provenance,
+                "recipe_sha256": job.recipe.sha256,
+                "memory_sha256": job.recipe.memory_sha256,
+            },
         }

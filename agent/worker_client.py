@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from flawline.camera.ring import FrameRing
-from flawline.config.errors import BundleError, WorkerError
+from flawline.config.errors import BundleError, ConfigError, WorkerError
 from flawline.config.settings import ModelSettings, WorkerSettings
 from flawline.models import protocol
 from flawline.models.protocol import Message
@@ -22,7 +22,8 @@ _PING_EVERY_S = 1.0
 
 
 class WorkerClient:
-    """One worker process at a time. `on_message` gets what it says, `on_lost` is called when it is gone."""
+    """One worker process at a time. `on_message` gets what it says of jobs, `on_ready` what it says of its models,
+    `on_lost` is called when it is gone, `on_unhealthy` when it will not be replaced for now."""
 
     def __init__(
         self,
@@ -31,14 +32,19 @@ class WorkerClient:
         settings: WorkerSettings,
         recipes: dict[str, dict[str, Any]],
         on_message: Callable[[Message], None],
+        on_ready: Callable[[dict[str, Any]], None],
         on_lost: Callable[[], None],
+        on_unhealthy: Callable[[], None],
     ) -> None:
         self._ring = ring
         self._model = model
         self._settings = settings
         self._recipes = recipes
         self._on_message = on_message
+        self._on_ready = on_ready
         self._on_lost = on_lost
+        self._on_unhealthy = on_unhealthy
+        self._recipe_replies: dict[str, asyncio.Future[float]] = {}
         self._process: asyncio.subprocess.Process | None = None
         self._channel: socket.socket | None = None
         self._deaths: deque[float] = deque()
@@ -47,6 +53,7 @@ class WorkerClient:
         self.restarts = 0
         self.about: dict[str, Any] = {}
         self._pong = 0.0
+        self.gpu_memory_bytes = 0
         self.busy_since: float | None = None
 
     @property
@@ -88,6 +95,7 @@ class WorkerClient:
         self.ready = True
         self.busy_since = None
         self._pong = time.monotonic()
+        self._on_ready(self.about)
         log.info("worker_ready", pid=message["pid"], seconds=round(message["seconds"], 2), **self.about)
 
     def send(self, message: Message) -> bool:
@@ -106,7 +114,11 @@ class WorkerClient:
             data = await asyncio.get_running_loop().sock_recv(self._channel, protocol.PACKET_BYTES)
         except OSError:
             return None
-        return protocol.unpack(data) if data else None
+        try:
+            return protocol.unpack(data) if data else None
+        except ValueError as error:
+            log.error("worker_talks_nonsense", error=str(error))
+            return None
 
     async def run(self) -> None:
         """Serve until cancelled, over as many processes as it takes."""
@@ -114,16 +126,57 @@ class WorkerClient:
             async with asyncio.TaskGroup() as group:
                 watch = group.create_task(self._watch())
                 while (message := await self._receive()) is not None:
-                    if message["op"] == "pong":
-                        self._pong = time.monotonic()
-                    else:
-                        self._on_message(message)
+                    if not self._take(message):
+                        break
                 watch.cancel()
             self.ready = False
             await self._kill()
             log.error("worker_lost", restarts=self.restarts)
+            for reply in self._recipe_replies.values():
+                if not reply.done():
+                    reply.set_exception(WorkerError("the worker died", "worker_lost"))
             self._on_lost()
             await self._replace()
+
+    def _take(self, message: Message) -> bool:
+        """False for a worker that says what was not agreed: it is replaced like one that has died."""
+        try:
+            match message["op"]:
+                case "pong":
+                    self._pong = time.monotonic()
+                    self.gpu_memory_bytes = int(message["gpu_memory_bytes"])
+                case "recipe":
+                    reply = self._recipe_replies.get(message["key"])
+                    if reply is not None and not reply.done():
+                        if "error" in message:
+                            reply.set_exception(ConfigError(message["error"]))
+                        else:
+                            reply.set_result(float(message["threshold"]))
+                case _:
+                    self._on_message(message)
+        except (KeyError, TypeError, ValueError) as error:
+            log.exception("worker_talks_nonsense", op=str(message.get("op")), error=str(error))
+            return False
+        return True
+
+    async def add_recipe(self, key: str, table: dict[str, Any]) -> float:
+        """Make a recipe known to the worker, and to those that replace it; returns its threshold.
+
+        Raises ConfigError where the worker refuses it, WorkerError where no worker answers.
+        """
+        reply: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self._recipe_replies[key] = reply
+        try:
+            if not self.ready or not self.send(protocol.recipe(key, table)):
+                raise WorkerError("the worker is not ready; try again", "worker_lost")
+            async with asyncio.timeout(self._settings.job_limit_s):
+                threshold = await reply
+        except TimeoutError as error:
+            raise WorkerError("the worker did not take the recipe in time", "worker_lost") from error
+        finally:
+            del self._recipe_replies[key]
+        self._recipes[key] = table
+        return threshold
 
     async def _watch(self) -> None:
         """Kill a worker that neither answers pings nor finishes its job in time; its socket then ends."""
@@ -159,6 +212,7 @@ class WorkerClient:
             elif self.healthy:
                 self.healthy = False
                 log.error("worker_unhealthy", restarts_per_minute=self._settings.restarts_per_minute)
+                self._on_unhealthy()
             await asyncio.sleep(0.5)
 
     async def _kill(self) -> None:
@@ -171,6 +225,17 @@ class WorkerClient:
                 self._process.kill()
             await self._process.wait()
             self._process = None
+
+    def status(self) -> dict[str, Any]:
+        """For the status message."""
+        return {
+            "pid": self.pid,
+            "ready": self.ready,
+            "healthy": self.healthy,
+            "restarts": self.restarts,
+            "gpu_memory_bytes": self.gpu_memory_bytes,
+            **{key: self.about.get(key) for key in ("bundle", "bundle_sha256", "device", "precision")},
+        }
 
     async def stop(self) -> None:
         """Ask it to end, and make it end."""

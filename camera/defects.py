@@ -24,6 +24,11 @@ class Kind:
     largest: float = 0.25
     edge: bool = False  # sits on the part's outline
     free: bool = False  # may lie beside the part as well
+    suits: tuple[str, ...] = ()  # materials it is typical of; rarer on all others
+
+    def chance(self, material: str) -> float:
+        """Share of the draws on a material."""
+        return self.weight if not self.suits or material in self.suits else 0.25 * self.weight
 
 
 def tone(rng: Rng, spot: Spot, power: float) -> Picture:
@@ -42,7 +47,8 @@ def scratch(rng: Rng, spot: Spot) -> Picture:
     power = contrast(rng)
     colour = tone(rng, spot, power)
     length = spot.r * rng.uniform(3.5, 6.5)
-    width = float(np.clip(spot.r**2 * 2.2 / length / many**0.5, 1, 9 * spot.unit + 1.5))
+    thickest = float(np.exp(rng.uniform(0, 2.2))) * spot.unit + 0.6
+    width = float(np.clip(spot.r**2 * 2.2 / length / many**0.5, 0.8, thickest))
     total: Plane = np.zeros(spot.body.shape, np.float32)
     bend = rng.choice([0.02, 0.1, 0.4])
     for _ in range(many):
@@ -78,7 +84,8 @@ def crack(rng: Rng, spot: Spot) -> Picture:
     """A jagged dark line with branches."""
     power = contrast(rng)
     length = spot.r * rng.uniform(3, 5.5)
-    width = float(np.clip(spot.r**2 * 1.5 / length, 1, 8 * spot.unit + 1.5))
+    thickest = float(np.exp(rng.uniform(0, 2.2))) * spot.unit + 0.6
+    width = float(np.clip(spot.r**2 * 1.5 / length, 0.8, thickest))
     angle = rng.uniform(0, 6.28)
     total: Plane = np.zeros(spot.body.shape, np.float32)
     tips = [(spot.cx - np.cos(angle) * length / 2, spot.cy - np.sin(angle) * length / 2, angle, length, width)]
@@ -254,6 +261,8 @@ def thread(rng: Rng, spot: Spot) -> Picture:
     return picture
 
 
+METALS = ("brushed", "cast", "ground", "paint", "mesh", "perforated")
+TEXTILES = ("weave", "knit", "carpet", "leather", "foam", "paper")
 KINDS: dict[str, Kind] = {
     "scratch": Kind(scratch, 3.8, 1.6, 0.08),
     "abrasion": Kind(abrasion, 1.8, 0.6),
@@ -262,14 +271,14 @@ KINDS: dict[str, Kind] = {
     "bubble": Kind(bubble, 1.9, 0.5, 0.06),
     "chip": Kind(chip, 1.7, 1.1, edge=True),
     "hole": Kind(hole, 2.2, 0.9, 0.12),
-    "pitting": Kind(pitting, 2.2, 1.0, 0.15),
-    "wrinkle": Kind(wrinkle, 3.0, 0.6, 0.12),
+    "pitting": Kind(pitting, 2.2, 1.2, 0.15, suits=(*METALS, "plastic", "stone")),
+    "wrinkle": Kind(wrinkle, 3.0, 1.0, 0.12, suits=TEXTILES),
     "distortion": Kind(distortion, 1.5, 0.6, 0.15),
-    "fray": Kind(fray, 2.4, 0.5, 0.08),
-    "thread": Kind(thread, 3.8, 0.6, 0.05),
+    "fray": Kind(fray, 2.4, 1.1, 0.08, suits=TEXTILES),
+    "thread": Kind(thread, 3.8, 1.4, 0.05, suits=TEXTILES[:3]),
     "stain": Kind(blemishes.stain, 2.0, 1.3),
     "discoloration": Kind(blemishes.discoloration, 1.9, 0.8),
-    "rust": Kind(blemishes.rust, 2.0, 1.2),
+    "rust": Kind(blemishes.rust, 2.0, 1.6, suits=METALS),
     "burn": Kind(blemishes.burn, 2.2, 0.5),
     "print": Kind(blemishes.faded, 1.9, 0.6),
     "smear": Kind(blemishes.smear, 3.0, 0.6),

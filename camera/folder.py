@@ -10,7 +10,7 @@ import numpy as np
 from flawline.camera.camera import Camera, EndOfFrames
 from flawline.camera.frame import Frame, Pixels
 from flawline.camera.pace import Pace
-from flawline.config.errors import ConfigError, ImageError
+from flawline.config.errors import CameraError, ConfigError, ImageError
 from flawline.config.settings_camera import CameraSettings
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
@@ -75,7 +75,7 @@ class FolderCamera(Camera):
         self.name = settings.name
         self._folder = settings.path
         self._loop = settings.loop
-        self._by_command = settings.trigger != "free"
+        self._by_command = settings.trigger == "software"  # `hardware`: as if its line were triggered at `fps`
         self._triggers = threading.Semaphore(0)
         self._pace = Pace(None if self._by_command else settings.fps)
         self._files: list[Path] = []
@@ -86,12 +86,20 @@ class FolderCamera(Camera):
             raise ConfigError(f"camera {self.name!r}: path {self._folder} holds no pictures")
 
     def open(self) -> None:
-        """List the files; a reopened camera goes on where it was."""
+        """List the files; a reopened camera goes on where it was, without the triggers of before."""
+        self._look()
         self._files = list_pictures(self._folder)
+        self._triggers = threading.Semaphore(0)
         self._pace.restart()
+
+    def _look(self) -> None:
+        """The folder may lie on a share that is gone."""
+        if not self._folder.is_dir():
+            raise CameraError(f"camera {self.name!r}: the folder {self._folder} has gone")
 
     def grab(self, timeout_s: float) -> Frame | None:
         """The next file's picture at the set rate."""
+        self._look()
         at_end = self._next >= len(self._files) and not (self._loop and self._files)
         if at_end and not self._by_command:
             raise EndOfFrames

@@ -61,4 +61,11 @@ def emboss(height: Plane, light: tuple[float, float], strength: float) -> Plane:
 
 def tint(plane: Plane, colour: NDArray[np.float32]) -> Picture:
     """A plane of brightness factors painted in one colour, (H, W, 3)."""
-    return plane[:, :, None] * colour.astype(np.float32)
+    red, green, blue = (np.float32(value) for value in colour)
+    painted: Picture = cv2.merge((plane * red, plane * green, plane * blue))
+    return painted
+
+
+def spread(plane: Plane) -> Picture:
+    """The plane three times, (H, W, 3): multiplying by it is much faster than broadcasting over a last axis of 3."""
+    return cv2.merge((plane, plane, plane)) if plane.size else np.empty((*plane.shape, 3), np.float32)

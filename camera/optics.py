@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from flawline.camera.noise import Picture, Plane, cloud, grain
+from flawline.camera.noise import Picture, Plane, cloud, grain, spread
 
 Rng = np.random.Generator
 
@@ -27,6 +27,7 @@ class Optics:
     exposure: float
     contrast: float
     blur: float
+    specks: int  # of dust on lens or part, too faint to matter
     sharpen: float  # the camera's own edge enhancement
     noise: float
     moire: float
@@ -53,7 +54,8 @@ def choose_optics(rng: Rng) -> Optics:
         mono=bool(pick[3] < 0.2),
         exposure=float(np.exp(rng.normal(0.0, 0.16))),
         contrast=float(rng.uniform(0.65, 1.3)),
-        blur=float(rng.uniform(0.3, 0.8) if pick[4] < 0.7 else rng.uniform(0.8, 1.8)),
+        blur=float(rng.uniform(0.0, 0.65) if pick[4] < 0.75 else rng.uniform(0.65, 1.7)),
+        specks=int(rng.integers(5, 60)) if rng.random() < 0.15 else 0,
         sharpen=float(rng.uniform(0.3, 1.2) if rng.random() < 0.2 else 0.0),
         noise=float(rng.uniform(0.5, 3) if pick[5] < 0.75 else rng.uniform(3, 11)),
         moire=float(rng.uniform(0.005, 0.03) if rng.random() < 0.08 else 0.0),
@@ -127,7 +129,9 @@ def expose(picture: Picture, light: Light, optics: Optics, window: tuple[slice, 
         seen += light.glare[window]
     if optics.mono:
         seen = cv2.cvtColor(cv2.cvtColor(seen, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    seen = (seen - 120) * np.float32(optics.contrast) + 120
+    seen -= np.float32(120)
+    seen *= np.float32(optics.contrast)
+    seen += np.float32(120)
     np.clip(seen, 0, 255, out=seen)
     if optics.blur > 0.35:
         seen = cv2.GaussianBlur(seen, (0, 0), optics.blur * max(1.0, min(light.gain.shape[:2]) / 512))
@@ -143,11 +147,16 @@ def record(rng: Rng, seen: Picture, optics: Optics) -> NDArray[np.uint8]:
     h, w = seen.shape[:2]
     noise: Plane = grain(rng, h, w) * np.float32(optics.noise)
     if optics.mono or rng.random() < 0.3:
-        seen = seen + noise[:, :, None]
+        seen = seen + spread(noise)
     else:
         shared = noise * np.float32(0.7)
         other = grain(rng, h, w) * np.float32(0.7 * optics.noise)
-        seen = seen + np.dstack([shared + other, shared, shared - other])
+        seen = seen + cv2.merge((shared + other, shared, shared - other))
+    if optics.specks:
+        ys, xs = rng.integers(0, h, optics.specks), rng.integers(0, w, optics.specks)
+        dust = np.zeros((h, w), np.float32)
+        dust[ys, xs] = rng.uniform(-60, 60, optics.specks)
+        seen = seen + cv2.GaussianBlur(dust, (0, 0), 0.8 + 0.6 * (optics.specks % 3))[:, :, None]
     pixels = np.clip(seen, 0, 255).astype(np.uint8)
     if optics.jpeg:
         data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, optics.jpeg])[1]

@@ -1,4 +1,4 @@
-"""Families of products: which part is drawn by whom, of what, and what it is called."""
+"""Products and their parts: a design is drawn once, its parts are laid on a background again and again."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,117 +6,14 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from flawline.camera import parts_board, parts_metal, parts_more, parts_pack, surfaces, surfaces_more
-from flawline.camera.noise import Picture, Plane, cloud
+from flawline.camera.families import FAMILIES, METAL
+from flawline.camera.noise import Picture, Plane, spread
 from flawline.camera.optics import Optics, choose_optics
-from flawline.camera.scene import Canvas, Draft, Fault, Labels, Outline, Scene
+from flawline.camera.scene import Canvas, Draft, Fault, Labels, Outline, Scene, box, circle
 from flawline.camera.textures import Colour, Material, choose_material, grey, vivid
 
 Rng = np.random.Generator
-METAL = ("brushed", "ground", "cast", "paint", "brushed", "paint")
-SMOOTH = ("plastic", "paint", "brushed")
-ANY = ("plastic", "paint", "brushed", "cast", "ground", "wood", "leather", "foam", "paper", "stone", "weave")
 BACKGROUNDS = ("plastic", "plastic", "paint", "paper", "brushed", "cast", "wood", "weave", "carpet", "stone", "foam")
-
-
-@dataclass(frozen=True)
-class Family:
-    """One kind of product: words for it, the materials it is made of, its painter."""
-
-    words: tuple[str, ...]
-    kinds: tuple[str, ...]
-    surface: Callable[[Draft], Picture] | None = None  # fills the frame
-    shape: Callable[[Draft], None] | None = None  # lies on a background
-    palette: str = "any"  # colours: any, metal
-    fills: float = 0.0  # share of the designs that fill the picture with one object
-
-
-def _bare(*words: str, kind: str) -> Family:
-    return Family(words, (kind,), surface=surfaces.material, palette="metal" if kind in METAL[:3] else "any")
-
-
-FAMILIES: dict[str, Family] = {
-    "brushed_metal": _bare("brushed metal sheet", "metal surface", "steel plate", kind="brushed"),
-    "cast_metal": _bare("cast metal surface", "casting", "rough metal surface", kind="cast"),
-    "ground_metal": _bare("machined metal surface", "turned metal face", "metal surface", kind="ground"),
-    "wood": _bare("wood", "wooden board", "wood panel", kind="wood"),
-    "leather": _bare("leather", "piece of leather", "leather surface", kind="leather"),
-    "weave": _bare("woven fabric", "fabric", "cloth", kind="weave"),
-    "knit": _bare("knitted fabric", "knitwear", "fabric", kind="knit"),
-    "plastic": _bare("plastic surface", "plastic sheet", "moulded plastic", kind="plastic"),
-    "paint": _bare("painted surface", "painted metal sheet", "lacquered panel", kind="paint"),
-    "stone": _bare("stone slab", "terrazzo", "stone surface", kind="stone"),
-    "carpet": _bare("carpet", "felt", "carpet sample", kind="carpet"),
-    "paper": _bare("paper", "sheet of paper", "cardboard", kind="paper"),
-    "foam": _bare("foam", "sponge", "foam sheet", kind="foam"),
-    "mesh": _bare("wire mesh", "grid", "metal grid", kind="mesh"),
-    "perforated": _bare("perforated sheet", "perforated metal", "sheet with holes", kind="perforated"),
-    "cloth": Family(("cloth", "fabric", "textile", "woven fabric"), ("weave",), surface=surfaces.cloth),
-    "tile": Family(("tile", "tiled surface", "ceramic tile"), ("stone", "plastic", "paint"), surface=surfaces.tile),
-    "stripes": Family(
-        ("striped fabric", "fabric", "striped cloth"), ("weave", "knit", "paper"), surface=surfaces.stripes
-    ),
-    "pattern": Family(
-        ("printed fabric", "printed sheet", "patterned surface"),
-        ("weave", "paper", "plastic", "carpet"),
-        surface=surfaces.pattern,
-    ),
-    "braid": Family(("braided rope", "rope", "wicker"), ("weave",), surface=surfaces.braid),
-    "thread": Family(
-        ("screw thread", "ball screw", "threaded rod", "spindle"),
-        ("brushed",),
-        surface=surfaces.thread,
-        palette="metal",
-    ),
-    "ribs": Family(("ribbed plate", "heat sink", "corrugated sheet"), (*METAL, "plastic"), surface=surfaces.corrugated),
-    "solar": Family(("solar cell", "solar panel", "wafer"), ("plastic", "stone"), surface=surfaces_more.solar),
-    "weld": Family(("weld seam", "welded plate", "weld"), METAL, surface=surfaces_more.weld, palette="metal"),
-    "marble": Family(("marble slab", "marble", "stone tile"), ("stone",), surface=surfaces_more.marble),
-    "planks": Family(("wooden floor", "planks", "parquet"), ("wood",), surface=surfaces_more.planks),
-    "grains": Family(("granules", "pellets", "gravel"), ("plastic",), surface=surfaces_more.grains),
-    "plate": Family(("metal plate", "plate", "sheet metal part"), METAL, shape=parts_metal.plate),
-    "bracket": Family(("metal bracket", "bracket", "metal part"), METAL, shape=parts_metal.bracket),
-    "disc": Family(("disc", "metal disc", "round part"), (*METAL, "plastic"), shape=parts_metal.disc),
-    "washer": Family(("washer", "metal ring", "ring"), (*METAL, "plastic"), shape=parts_metal.washer),
-    "nut": Family(("metal nut", "nut", "hexagon nut"), METAL, shape=parts_metal.nut),
-    "gear": Family(("gear", "gear wheel", "cog"), (*METAL, "plastic"), shape=parts_metal.gear),
-    "screw": Family(("screw", "bolt", "metal screw"), ("brushed",), shape=parts_metal.screw, palette="metal"),
-    "tube": Family(("tube", "pipe", "metal tube"), (*METAL, "plastic"), shape=parts_metal.tube, fills=0.4),
-    "casting": Family(
-        ("casting", "cast part", "cast metal part"), ("cast", "paint"), shape=parts_metal.casting, palette="metal"
-    ),
-    "component": Family(
-        ("transistor", "electronic component", "chip on a board"), ("plastic",), shape=parts_board.component, fills=0.6
-    ),
-    "circuit": Family(
-        ("circuit board", "printed circuit board", "pcb"), ("plastic", "paint"), shape=parts_board.circuit, fills=0.4
-    ),
-    "connector": Family(("connector", "plug", "pin connector"), ("plastic",), shape=parts_board.connector),
-    "cable": Family(("cable", "cable cross-section", "wire bundle"), ("plastic",), shape=parts_board.cable),
-    "spring": Family(("spring", "coil spring", "metal spring"), ("brushed",), shape=parts_more.spring, palette="metal"),
-    "lens": Family(("lens", "glass disc", "glass cover"), ("plastic",), shape=parts_more.lens),
-    "brush": Family(("toothbrush", "brush"), ("plastic",), shape=parts_more.brush),
-    "clip": Family(("metal clip", "wire hook", "bent wire"), ("brushed",), shape=parts_more.clip, palette="metal"),
-    "keypad": Family(
-        ("keypad", "control panel", "button panel"), ("plastic", "paint"), shape=parts_more.keypad, fills=0.3
-    ),
-    "box": Family(("carton", "package", "box with a label"), ("paper", "plastic", "paint"), shape=parts_pack.carton),
-    "bottle": Family(("bottle", "bottle mouth", "jar"), ("plastic",), shape=parts_pack.bottle),
-    "pill": Family(("pill", "tablet"), ("plastic", "paper", "foam"), shape=parts_pack.pill),
-    "capsule": Family(("capsule", "softgel"), ("plastic",), shape=parts_pack.capsule),
-    "food": Family(("cookie", "nut", "piece of food"), ("foam", "stone", "leather", "wood"), shape=parts_pack.food),
-    "zipper": Family(("zipper", "zip fastener"), ("weave",), shape=parts_pack.zipper, fills=0.5),
-    "label": Family(
-        ("printed label", "label", "name plate"), ("paper", "plastic", "brushed"), shape=parts_pack.label, fills=0.3
-    ),
-}
-UNSEEN_FAMILIES = ("carpet", "mesh", "tile", "braid", "gear", "capsule", "connector", "zipper")
-TRAIN_FAMILIES = tuple(name for name in FAMILIES if name not in UNSEEN_FAMILIES)
-
-
-def has_elements(family: str) -> bool:
-    """True if parts of the family have elements that can be missing, bent or misplaced."""
-    return FAMILIES[family].shape is not None or family in ("pattern", "solar")
 
 
 @dataclass(frozen=True)
@@ -152,6 +49,14 @@ def design_product(rng: Rng, family: str) -> Product:
     ground = choose_material(rng, str(rng.choice(BACKGROUNDS)))
     fills = rng.random() < entry.fills
     many = entry.shape is not None and not fills and rng.random() < 0.14
+    if many:
+        scale = float(rng.uniform(0.28, 0.42))
+    elif fills:
+        scale = 1.4
+    elif rng.random() < 0.08:  # a close look at some place of the part
+        scale = float(rng.uniform(1.4, 2.4))
+    else:
+        scale = float(np.exp(rng.uniform(-0.55, 0.3)))
     level = rng.choice([rng.uniform(8, 40), rng.uniform(90, 180), rng.uniform(200, 250)])
     if rng.random() < 0.6:
         tone = np.clip(level + rng.normal(0, 6, 3), 3, 252).astype(np.float32)
@@ -168,7 +73,7 @@ def design_product(rng: Rng, family: str) -> Product:
         tilt=float(rng.choice([0, 0, 0.5 * np.pi, rng.uniform(0, 6.28)])) * (0.0 if fills else 1.0),
         loose=bool(rng.random() < 0.3) and not fills,
         count=int(rng.integers(2, 7)) if many else 1,
-        scale=float(1.4 if fills else rng.uniform(0.28, 0.42) if many else np.exp(rng.uniform(-0.55, 0.3))),
+        scale=scale,
         skew=float(abs(rng.normal(0, 0.05)) if rng.random() < 0.5 else 0.0),
     )
 
@@ -225,8 +130,7 @@ def _object_scene(
     rng = np.random.default_rng([seed, 77])
     if product.plain >= 1:
         under = np.empty((h, w, 3), np.float32)
-        under[:] = product.background.colour
-        under *= (1 + 0.03 * cloud(rng, max(2, h // 16), max(2, w // 16), 6))[:1, :1, None]
+        under[:] = product.background.colour * np.float32(rng.normal(1, 0.02))
     else:
         under = product.background.render(rng, h, w, unit, product.optics.direction)
         under += (product.background.colour - under) * np.float32(product.plain)
@@ -235,6 +139,8 @@ def _object_scene(
     size = int(np.clip(product.scale * min(h, w), 40, 1.4 * min(h, w)))
     places = _places(product, rng, h, w, size)
     wrong = int(rng.integers(len(places)))
+    if product.seed % 7 == 0:
+        _fixture(product, under, unit)
     picture = under.copy()
     depth = product.design.uniform(0, 16) * unit
     for number, (x, y, angle) in enumerate(places):
@@ -246,7 +152,8 @@ def _object_scene(
         whole = whole or draft.fault
         if whole is not None:
             draft.canvas.deform(whole)
-        corners = _placed(size, size, x, y, angle, 1.0, product.skew, product.design)
+        zoom = max(1.0, product.scale * min(h, w) / size)
+        corners = _placed(size, size, x, y, angle, zoom, product.skew, product.design)
         margin = int(3 * depth) + 2
         low, high = corners.min(0).astype(int) - margin, corners.max(0).astype(int) + margin
         x0, y0, x1, y1 = max(0, low[0]), max(0, low[1]), min(w, high[0]), min(h, high[1])
@@ -261,11 +168,32 @@ def _object_scene(
         window = np.s_[y0:y1, x0:x1]
         spot = picture[window]
         if depth > 1.5:
-            spot *= _shadow(cover, depth, product.optics.direction)[:, :, None]
-        spot += (colour - spot) * cover[:, :, None]
+            spot *= spread(_shadow(cover, depth, product.optics.direction))
+        colour -= spot
+        colour *= spread(cover)
+        spot += colour
         np.maximum(body[window], cover, out=body[window])
         labels[window] = np.where(inner > 0, inner, labels[window])
     return Scene(np.clip(picture, 0, 255), body, np.clip(under, 0, 255), labels)
+
+
+def _fixture(product: Product, under: Picture, unit: float) -> None:
+    """What the part lies on or in: rails, a nest, a line on the belt; drawn into `under`."""
+    h, w = under.shape[0], under.shape[1]
+    rng = product.design
+    canvas = Canvas(h, w, product.optics.direction)
+    canvas.colour, canvas.cover = under, np.ones((h, w), np.float32)
+    tilt = float(rng.choice([0, 0, rng.uniform(-0.5, 0.5)]))
+    tone = product.background.colour * np.float32(rng.uniform(0.4, 1.6))
+    for _ in range(int(rng.integers(1, 4))):
+        x, y, thick = rng.uniform(0, w), rng.uniform(0, h), rng.uniform(2, 60) * unit
+        if rng.random() < 0.25:
+            r = rng.uniform(0.1, 0.5) * w
+            canvas.fill([circle(x, y, r), circle(x, y, max(1.0, r - thick))], tone, bevel=1.5)
+        elif rng.random() < 0.5:
+            canvas.fill([box(x, h / 2, thick, 2 * h, tilt)], tone, bevel=1.5)
+        else:
+            canvas.fill([box(w / 2, y, 2 * w, thick, tilt)], tone, bevel=1.5)
 
 
 def _shadow(cover: Plane, depth: float, light: tuple[float, float]) -> Plane:
@@ -287,6 +215,8 @@ def _places(product: Product, rng: Rng, h: int, w: int, size: int) -> list[tuple
     if product.count == 1:
         room = 0.25 if product.scale < 0.7 else 0.04
         spread = room * min(h, w) * (0.4 if product.loose else 0.12)
+        if product.scale > 1.4:
+            spread = 0.3 * (product.scale - 1) * min(h, w)
         return [(w / 2 + float(rng.normal(0, spread)), h / 2 + float(rng.normal(0, spread)), angle())]
     columns = max(1, min(product.count, round(w / size / 1.05)))
     rows = max(1, min(-(-product.count // columns), round(h / size / 1.05)))

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from flawline.camera.noise import Picture, Plane, emboss
+from flawline.camera.noise import Picture, Plane, emboss, spread
 from flawline.camera.textures import Colour, Material
 
 Labels = NDArray[np.uint8]  # (H, W), 0 background, 1.. instances
@@ -131,7 +131,7 @@ class Canvas:
         source = paint[y0:y1, x0:x1] if paint.ndim == 3 else paint
         if bevel > 0:
             relief = emboss(cv2.GaussianBlur(mask, (0, 0), bevel) * np.float32(bevel * 2), self.light, strength)
-            source = source * relief[:, :, None]
+            source = source * spread(relief)
         if opacity < 1:
             mask = mask * np.float32(opacity)
         self._lay(source, mask, x0, y0, add)
@@ -140,7 +140,9 @@ class Canvas:
         window = np.s_[y0 : y0 + mask.shape[0], x0 : x0 + mask.shape[1]]
         spot, cover = self.colour[window], self.cover[window]
         whole = mask + cover * (1 - mask)  # colours are not premultiplied
-        spot += (source - spot) * (mask / np.maximum(whole, 1e-3))[:, :, None]
+        change = source - spot
+        change *= spread((mask / np.maximum(whole, 1e-3)).astype(np.float32))
+        spot += change
         if add:
             cover[:] = whole
 

@@ -7,9 +7,9 @@ from queue import Empty, Full, Queue
 import numpy as np
 
 from flawline.camera.camera import Camera
+from flawline.camera.families import FAMILIES
 from flawline.camera.frame import Frame
 from flawline.camera.pace import Pace
-from flawline.camera.parts import FAMILIES
 from flawline.camera.synthetic import Product, Sample, choose_product, draw_part
 from flawline.config.errors import CameraError, ConfigError
 from flawline.config.settings_camera import CameraSettings

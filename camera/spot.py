@@ -6,7 +6,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
-from flawline.camera.noise import Picture, Plane, cloud
+from flawline.camera.noise import Picture, Plane, cloud, spread
 from flawline.camera.scene import Outline
 
 Rng = np.random.Generator
@@ -42,7 +42,7 @@ def contrast(rng: Rng) -> float:
 
 def mix(picture: Picture, colour: Picture, cover: Plane, opacity: float = 1.0) -> Picture:
     """`colour`, (3,) or (h, w, 3), laid over the picture where `cover`, 0 to 1, says so."""
-    mixed: Picture = picture + (colour - picture) * (cover * np.float32(opacity))[:, :, None]
+    mixed: Picture = picture + (colour - picture) * spread(cover * np.float32(opacity))
     return mixed
 
 

@@ -8,17 +8,10 @@ from numpy.typing import NDArray
 
 from flawline.camera import words
 from flawline.camera.defects import KINDS
+from flawline.camera.families import FAMILIES, TRAIN_FAMILIES, UNSEEN_FAMILIES, has_elements
 from flawline.camera.noise import Picture
 from flawline.camera.optics import Light, expose, record, shine
-from flawline.camera.parts import (
-    FAMILIES,
-    TRAIN_FAMILIES,
-    UNSEEN_FAMILIES,
-    Product,
-    design_product,
-    draw_scene,
-    has_elements,
-)
+from flawline.camera.parts import Product, design_product, draw_scene
 from flawline.camera.scene import Fault, Scene
 from flawline.camera.spot import Spot
 from flawline.camera.words import DEFECT_KINDS, STATE_WORDS, UNSEEN_DEFECT_KINDS
@@ -40,7 +33,7 @@ Window = tuple[slice, slice]
 FORM_KINDS = ("missing", "bent", "misplaced")  # drawn by the part's own painter
 SMALLEST, LARGEST = 0.0002, 0.25  # area of a defect against the picture
 VISIBLE = 6.0  # grey levels: less than that is not labelled
-_TRIES = 8
+_TRIES = 16
 
 
 @dataclass
@@ -89,9 +82,10 @@ def draw_part(
     scene = draw_scene(product, seed, height, width)
     light = shine(light_rng, product.optics, height, width, float(scene.picture[::8, ::8].mean()))
     work = _Work(product, seed, scene, light, allowed)
+    alike = bool(defect_rng.random() < 0.4)  # a fault of the process leaves its mark more than once
     for _ in range(defects):
         for _ in range(_TRIES):
-            if work.add(defect_rng):
+            if work.add(defect_rng, alike):
                 break
     image = record(noise_rng, expose(work.picture, light, product.optics, np.s_[:, :]), product.optics)
     family = FAMILIES[product.family]
@@ -113,15 +107,18 @@ class _Work:
         self.defects: list[tuple[str, tuple[int, int, int, int]]] = []
         self._h, self._w = scene.picture.shape[0], scene.picture.shape[1]
         self._unit = min(self._h, self._w) / 512
-        self._allowed = [k for k in allowed if not (k in FORM_KINDS and self.defects)]
-        weights = np.array([KINDS[k].weight if k in KINDS else 1.2 for k in self._allowed])
+        self._allowed = allowed
+        material = product.materials[0].kind
+        weights = np.array([KINDS[k].chance(material) if k in KINDS else 1.2 for k in self._allowed])
         self._chance = weights / weights.sum()
         self._whole = bool((scene.body > 0.5).all())
         self._formless = set() if has_elements(product.family) else set(FORM_KINDS)
 
-    def add(self, rng: Rng) -> bool:
-        """Try one more defect. True if it can be seen."""
+    def add(self, rng: Rng, alike: bool) -> bool:
+        """Try one more defect, of the kind of the last one if they shall be `alike`. True if it can be seen."""
         kind = self._allowed[int(rng.choice(len(self._allowed), p=self._chance))]
+        if alike and self.defects and self.defects[-1][0] in KINDS:
+            kind = self.defects[-1][0]
         if kind in FORM_KINDS:
             return self._change_form(rng, kind)
         recipe = KINDS[kind]

@@ -93,6 +93,21 @@ class TilingSettings(Strict):
         return self
 
 
+class Calibration(Strict):
+    """Where a recipe's threshold came from; written by `flawline calibrate`."""
+
+    date: str = Field(description="when, UTC, ISO 8601")
+    count: int = Field(ge=1, description="good parts it was taken from")
+    rejected: int = Field(ge=0, description="how many of them it rejects")
+    target_fpr: Unit = Field(description="the false reject rate that was asked for")
+    confidence: Unit = Field(description="probability that `false_reject_bound` holds")
+    false_reject_bound: Unit = Field(description="upper limit of the false reject rate")
+    method: str = Field(description="how the bound was found")
+    threshold: Unit = Field(description="the threshold that was found")
+    bundle: str = Field(description="the model bundle's name")
+    bundle_sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="and its hash: with another one it says nothing")
+
+
 class Recipe(Strict):
     """One product: its words, thresholds and regions. Boxes are x, y, w, h in pixels of the captured frame."""
 
@@ -125,6 +140,7 @@ class Recipe(Strict):
     cascade: CascadeSettings = Field(default_factory=CascadeSettings, description="cascaded prompts (CPS)")
     fusion: FusionSettings = Field(default_factory=FusionSettings, description="the final map")
     tiling: TilingSettings = Field(default_factory=TilingSettings, description="tiles for large frames")
+    calibration: Calibration | None = Field(None, description="where the threshold came from")
 
     @field_validator("roi", "ignore")
     @classmethod

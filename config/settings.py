@@ -40,9 +40,9 @@ class WorkerSettings(Strict):
     restarts_per_minute: int = Field(5, ge=0, description="more than this and the agent says unhealthy")
     drain_s: float = Field(10.0, ge=0.0, description="at a stop, accepted frames are still judged for so long")
     engine: str = Field(
-        "flawline.models.noop:NoopEngine",
+        "flawline.models.collaboration:CollaborationEngine",
         pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
-        description="module:class that judges; the no-op engine finds the same square in every picture",
+        description="module:class that judges; flawline.models.noop:NoopEngine finds the same square in every picture",
     )
 
 
@@ -83,6 +83,8 @@ class JournalSettings(Strict):
     keep_days: float = Field(90.0, gt=0.0, description="verdicts older than this are dropped")
     keep_verdicts: int = Field(5_000_000, ge=1000, description="at most this many verdicts are kept")
     archive: Literal["fail", "never"] = Field("fail", description="which pictures are kept beside the journal")
+    archive_good_every: int = Field(200, ge=0, description="of the good ones, every so many-th is kept; 0: none")
+    archive_format: Literal["jpg", "png"] = Field("jpg", description="how they are kept; png is exact, and slow")
     archive_mb: float = Field(2000.0, ge=0.0, description="budget of the pictures; the oldest go first")
     min_free_mb: float = Field(500.0, ge=0.0, description="below this free space no picture is archived")
 

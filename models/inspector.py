@@ -16,7 +16,9 @@ from torch import Tensor
 
 from flawline.config.errors import ConfigError, ImageError
 from flawline.config.recipe import Recipe
-from flawline.models.decide import blank_ignored, components, counted_region, decide
+from flawline.models.bundle import user_folder
+from flawline.models.decide import as_float32, blank_ignored, components, counted_region, decide
+from flawline.models.features import FeatureEncoder
 from flawline.models.frames import FrameGeometry, as_rgb, fit, squash, upload
 from flawline.models.fuse import fuse, map_in_frame, region_in_frame
 from flawline.models.prompt import PointPrompts, point_prompts, region
@@ -67,12 +69,22 @@ class Refined:
     cascade: Cascade
 
 
+@dataclass
+class Evidence:
+    """What CLIP, PPG and CPS say of encoded tiles under one recipe, before fusion and decision."""
+
+    maps: Tensor  # (B, S, S) float32, P(abnormal) in CLIP's frame
+    regions: Tensor  # (B, S, S) bool, S_a
+    refined: Refined | None  # None where every S_a is empty, or SAM was left out
+
+
 class Inspector:
     """CLIP and SAM of one bundle, judging pictures by recipes. Not thread-safe; one per process or device."""
 
     def __init__(self, towers: Towers, recipe: Recipe | None = None) -> None:
         self.towers = towers
         self._prepared: dict[Recipe, Prepared] = {}
+        self._encoders: dict[str, FeatureEncoder] = {}  # of F, where a recipe names another than SAM's
         self.recipe = recipe if recipe is not None else Recipe()
         self.prepare(self.recipe)
 
@@ -97,6 +109,10 @@ class Inspector:
         if recipe not in self._prepared:
             towers = self.towers
             manifest = towers.bundle.manifest
+            name = recipe.prompt.features
+            if name != "sam" and name not in self._encoders:
+                folders = [towers.bundle.folder, user_folder().parent / "features"]
+                self._encoders[name] = FeatureEncoder(name, manifest.sam.input_size, folders).to(towers.device)
             words = Words.of(recipe, manifest.prompts)
             identity = towers.bundle.checksum(manifest.clip.checkpoint)
             wanted = recipe.prompt.region_threshold
@@ -186,15 +202,27 @@ class Inspector:
     ) -> list[InspectionResult]:
         """The result of every picture. `clip_only` leaves SAM out: the defects are then the components of S_a,
         whatever their size, and the result is marked `degraded`."""
+        return self.decide(encoded, self.evidence(encoded, recipe, clip_only=clip_only), recipe, clip_only=clip_only)
+
+    @torch.inference_mode()
+    def evidence(self, encoded: Encoded, recipe: Recipe | None = None, *, clip_only: bool = False) -> Evidence:
+        """Everything that a decision rests on; `clip_only` leaves SAM out."""
         prepared = self.prepare(self.recipe if recipe is None else recipe)
         maps = self._map(encoded, prepared)
         regions = region(maps, prepared.recipe.prompt, prepared.region_threshold)
         encoded.clock.lap("clip")
+        rows = [] if clip_only else suspicious(regions)
+        return Evidence(maps, regions, self._refine(encoded, prepared, maps, regions, rows) if rows else None)
+
+    @torch.inference_mode()
+    def decide(
+        self, encoded: Encoded, evidence: Evidence, recipe: Recipe | None = None, *, clip_only: bool = False
+    ) -> list[InspectionResult]:
+        """The result of every picture from its evidence; see `judge` for `clip_only`."""
+        prepared = self.prepare(self.recipe if recipe is None else recipe)
         if clip_only:
-            return self._decide_by_clip(encoded, prepared, maps, regions)
-        rows = suspicious(regions)
-        refined = self._refine(encoded, prepared, maps, regions, rows) if rows else None
-        return self._decide(encoded, prepared, maps, refined)
+            return self._decide_by_clip(encoded, prepared, evidence.maps, evidence.regions)
+        return self._decide(encoded, prepared, evidence.maps, evidence.refined)
 
     def _refine(self, encoded: Encoded, prepared: Prepared, maps: Tensor, regions: Tensor, rows: list[int]) -> Refined:
         recipe, clock = prepared.recipe, encoded.clock
@@ -202,7 +230,8 @@ class Inspector:
         clock.lap("encode")
         features = embedding
         if recipe.prompt.features != "sam":
-            features = self.towers.other_features(recipe.prompt.features, encoded.pixels[rows], encoded.geometry)
+            fitted = torch.cat([fit(encoded.pixels[row : row + 1], encoded.geometry) for row in rows])
+            features = self._encoders[recipe.prompt.features](fitted)
         most = recipe.cascade.max_regions if recipe.cascade.per_region else None
         prompts = point_prompts(maps[rows], regions[rows], features, encoded.geometry, recipe.prompt, most)
         clock.lap("prompt")
@@ -248,7 +277,8 @@ class Inspector:
             whole = self._stitch(encoded, recipe, located, picture)
             inside = self._stitch(encoded, recipe, marked, picture)
             # Enlarging may lower a peak a little: inside S_a the map says at least what S_a was cut at.
-            whole = np.where(inside > 0, np.maximum(whole, np.float32(threshold)), np.minimum(whole, below(threshold)))
+            cut = as_float32(threshold)
+            whole = np.where(inside > 0, np.maximum(whole, cut), np.minimum(whole, np.nextafter(cut, np.float32(-1))))
             mask, defects = components(whole, threshold, 1, recipe.mm_per_px)
             score = float(whole.max(initial=0.0))
             results.append(InspectionResult(whole, mask, score, threshold, defects, stage_ms, degraded=True))
@@ -273,21 +303,15 @@ class Inspector:
     def trace(self, image: NDArray[np.uint8], recipe: Recipe | None = None) -> InspectionTrace:
         """Judge one picture and keep every intermediate. Raises ConfigError for a recipe that cuts tiles."""
         recipe = self.recipe if recipe is None else recipe
-        prepared = self.prepare(recipe)
         encoded = self.encode([image], recipe)
         if len(encoded.tiles) > 1:
             raise ConfigError("a trace shows one frame: switch the recipe's tiling off")
-        maps = self._map(encoded, prepared)
-        regions = region(maps, recipe.prompt, prepared.region_threshold)
-        refined = None
-        if suspicious(regions):
-            refined = self._refine(encoded, prepared, maps, regions, [0])
-        result = self._decide(encoded, prepared, maps, refined)[0]
+        evidence = self.evidence(encoded, recipe)
         return InspectionTrace(
-            result,
-            clip_map=maps[0].cpu().numpy(),
-            region=regions[0].cpu().numpy(),
-            **self._trace_of_sam(encoded, refined),
+            self.decide(encoded, evidence, recipe)[0],
+            clip_map=evidence.maps[0].cpu().numpy(),
+            region=evidence.regions[0].cpu().numpy(),
+            **self._trace_of_sam(encoded, evidence.refined),
         )
 
     def _trace_of_sam(self, encoded: Encoded, refined: Refined | None) -> dict[str, Any]:
@@ -301,8 +325,8 @@ class Inspector:
                 "stages": [],
             }
         tile = encoded.tiles[0]
+        points, labels = points_in_frame(encoded, refined, 0)
         offset = np.array([tile.columns.start, tile.rows.start], np.float32)
-        points, labels = refined.prompts.of_frame(0)
         stages = []
         for level in refined.cascade.levels:
             mask = np.zeros((encoded.height, encoded.width), bool)
@@ -314,18 +338,21 @@ class Inspector:
             box = refined.cascade.box[0].float().cpu().numpy() + np.tile(offset, 2)
         return {
             "sam_embedding": encoded.embeddings[0].cpu().numpy(),
-            "points": points.cpu().numpy() + offset,
-            "labels": labels.cpu().numpy(),
+            "points": points,
+            "labels": labels,
             "box": box,
             "stages": stages,
         }
 
 
+def points_in_frame(encoded: Encoded, refined: Refined, place: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The point prompts of the refined tile number `place`: (n, 2) x, y in the captured frame, and (n,) labels."""
+    tile = encoded.tiles[refined.rows[place] % len(encoded.tiles)]
+    points, labels = refined.prompts.of_frame(place)
+    offset = np.array([tile.columns.start, tile.rows.start], np.float32)
+    return points.cpu().numpy() + offset, labels.cpu().numpy()
+
+
 def suspicious(regions: Tensor) -> list[int]:
     """Numbers of the tiles whose S_a is not empty: the one value that the host reads before the end."""
     return [row for row, any_pixel in enumerate(regions.flatten(1).any(dim=1).tolist()) if any_pixel]
-
-
-def below(threshold: float) -> np.float32:
-    """The largest float32 below `threshold`."""
-    return np.float32(np.nextafter(np.float32(threshold), np.float32(-np.inf)))

@@ -76,7 +76,8 @@ class Lite0Pyramid(nn.Module):
         chosen = [levels[index] for index in indices]
         if intermediates_only:
             return chosen
-        return self.backbone.bn2(self.backbone.conv_head(features[-1])), chosen
+        last: Tensor = self.backbone.bn2(self.backbone.conv_head(features[-1]))
+        return last, chosen
 
     def forward_head(self, last: Tensor) -> Tensor:
         """(B, 1280, h, w) -> (B, 1280)."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import flawline.models.pyramid  # noqa: F401  registers the embedded trunk with timm
 from flawline.config.errors import BundleError, ConfigError
 from flawline.config.recipe import Recipe
 from flawline.models.bundle import Bundle, open_bundle
@@ -15,7 +16,6 @@ from flawline.models.checkpoints import load_weights, read_state_dict
 from flawline.models.clip import DenseClip
 from flawline.models.localise import AdapterLocaliser, WindowLocaliser
 from flawline.models.refine import MaskRefiner
-import flawline.models.pyramid  # noqa: F401  registers the embedded trunk with timm
 from flawline.models.sam import build_sam, load_sam
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -81,7 +81,7 @@ class Worker:
                 os._exit(0)  # the agent is gone; the main thread may be deep inside an inspection
             message = protocol.unpack(data)
             if message["op"] == "ping":
-                self._send("pong", n=message["n"])
+                self._send("pong", n=message["n"], gpu_memory_bytes=_gpu_memory_bytes())
             else:
                 self._work.put(message)
 
@@ -157,11 +157,18 @@ class Worker:
             except RuntimeError as error:
                 if type(error).__name__ != "OutOfMemoryError":
                     raise
-                torch = sys.modules["torch"]
-                torch.cuda.empty_cache()
+                if "torch" in sys.modules:
+                    sys.modules["torch"].cuda.empty_cache()
                 if attempt == 2:
                     raise MemoryError(str(error)) from error
         raise AssertionError("unreachable")
+
+
+def _gpu_memory_bytes() -> int:
+    """What this process holds on the GPU; 0 without one. Only looks where torch was loaded and uses CUDA."""
+    torch = sys.modules.get("torch")
+    cuda = getattr(torch, "cuda", None)
+    return int(cuda.memory_reserved()) if cuda is not None and cuda.is_initialized() else 0
 
 
 def main(arguments: list[str]) -> int:

@@ -1,5 +1,7 @@
 """What cameras and lines do to a picture, at random: crop, stretch, turn, light, colour, blur, noise, compression."""
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +32,7 @@ def augment(
 
 def photometric(rng: Rng, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Light, colour, blur, noise and compression; the geometry stays."""
-    picture = image.astype(np.float32)
+    picture: NDArray[Any] = image.astype(np.float32)
     if rng.random() < 0.25:
         grey = picture @ np.array([0.299, 0.587, 0.114], np.float32)
         picture = np.repeat(grey[:, :, None], 3, axis=2)
@@ -45,8 +47,9 @@ def photometric(rng: Rng, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         picture = cv2.GaussianBlur(picture, (0, 0), float(rng.uniform(0.3, 1.4)))
     if rng.random() < 0.35:
         picture = picture + rng.normal(0, float(rng.uniform(1, 10)), picture.shape[:2])[:, :, None]
-    result = np.clip(picture, 0, 255).astype(np.uint8)
+    result: NDArray[np.uint8] = np.clip(picture, 0, 255).astype(np.uint8)
     if rng.random() < 0.3:
         _, data = cv2.imencode(".jpg", result, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(40, 96))])
-        result = cv2.imdecode(data, cv2.IMREAD_COLOR)  # channel order is kept: nothing here reads it as a colour
+        decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)  # channel order is kept: nothing here reads it as a colour
+        return np.asarray(decoded, np.uint8)
     return result

@@ -1,9 +1,7 @@
 """Trains the embedded CLIP: pyramid, text tower, projection and linear layers, from drawn parts and their captions."""
 
-import itertools
 import json
 import math
-import random
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,20 +14,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from flawline.camera.synthetic import DEFECT_KINDS, STATE_WORDS
+from flawline.camera.synthetic import DEFECT_KINDS, UNSEEN_DEFECT_KINDS
 from flawline.config.errors import ConfigError
 from flawline.models.bundle import ClipSettings
 from flawline.models.clip import DenseClip
 from flawline.models.localise import AdapterLocaliser
 from flawline.models.pyramid import WIDTH
 from flawline.models.training.augment import augment
-from flawline.models.training.losses import contrastive_loss, dice_loss, focal_loss, segmentation_loss
+from flawline.models.training.losses import segmentation_loss
 from flawline.models.training.pictures import Pictures
-from flawline.models.words import STATES_ABNORMAL, STATES_NORMAL, TEMPLATES
 
 EMBED_DIM = 128
 TEXT_WIDTH = 96
-TEMPERATURE = 30.0
+TEMPERATURE = 10.0
 CLIP_CONFIG: dict[str, Any] = {
     "embed_dim": EMBED_DIM,
     "custom_text": True,
@@ -49,13 +46,14 @@ LITE0_MEAN, LITE0_STD = 127.0 / 255.0, 128.0 / 255.0
 class ClipSchedule:
     """How long and how fast. Sizes are edges of the training crop, px, drawn anew for every batch."""
 
-    steps: int = 3000
+    steps: int = 2300
     batch: int = 8
-    sizes: tuple[int, ...] = (288, 320, 384)
+    sizes: tuple[int, ...] = (256, 288, 352)
     rate: float = 1e-3  # of everything that starts at random
     backbone_rate: float = 1.5e-4
     seed: int = 7
     checkpoint_every: int = 250
+    threads: int = 2  # each takes its share of a batch
 
 
 def new_clip(folder: Path, token_table: Tensor, input_size: int) -> DenseClip:
@@ -96,53 +94,63 @@ def load_imagenet_weights(backbone: Any) -> None:
     backbone.load_state_dict(dict(zip(own, given, strict=True)))
 
 
-def sentences_for(words: str, states: tuple[str, ...], chance: random.Random, count: int) -> list[str]:
-    """`count` sentences of an object, states and templates drawn at random."""
-    return [chance.choice(TEMPLATES).format(chance.choice(states).format(words)) for _ in range(count)]
+class Anchors(torch.nn.Module):
+    """Directions of the joint space that the image side is trained against: normal, abnormal, and every kind.
+
+    The text tower learns afterwards to put its sentences there (train_text.py), so that words move the map.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.nn.init.orthogonal_(torch.empty(2 + len(DEFECT_KINDS), EMBED_DIM)))
+
+    def forward(self) -> Tensor:
+        """(2 + kinds, D) unit vectors."""
+        directions: Tensor = functional.normalize(self.weight, dim=-1)
+        return directions
+
+    def pair(self) -> Tensor:
+        """(D, 2): normal and abnormal, as the localiser takes them."""
+        both: Tensor = self()[:2].T
+        return both
 
 
 @dataclass
 class Batch:
-    """One step's pictures and sentences; per picture NORMAL + ABNORMAL + KIND sentences and a caption."""
+    """One step's pictures: (B, 3, S, S) normalised, (B, S, S) 0 or 1, the same of the asked kind, and that kind."""
 
-    images: Tensor  # (B, 3, S, S) normalised
-    truth: Tensor  # (B, S, S) 0 or 1
-    kind_truth: Tensor  # (B, S, S) 0 or 1, of the kind that the picture is asked for
-    sentences: list[str]
+    images: Tensor
+    truth: Tensor
+    kind_truth: Tensor
+    asked: Tensor  # (B,) int64, place in DEFECT_KINDS
 
-
-NORMAL, ABNORMAL, KIND = 2, 3, 2
+    def shares(self, count: int) -> list["Batch"]:
+        """The batch in `count` parts, one for each thread."""
+        planes = (self.images, self.truth, self.kind_truth, self.asked)
+        return [Batch(*parts) for parts in zip(*(plane.chunk(count) for plane in planes), strict=True)]
 
 
 def batches(pictures: Pictures, schedule: ClipSchedule, start: int) -> Iterator[Batch]:
     """From step `start` on; two are prepared ahead."""
+    known = [place for place, kind in enumerate(DEFECT_KINDS) if kind not in UNSEEN_DEFECT_KINDS]
 
     def make(step: int) -> Batch:
         rng = np.random.default_rng((schedule.seed, step))
-        chance = random.Random(f"{schedule.seed}-{step}")
         size = int(rng.choice(schedule.sizes))
-        images, truths, kind_truths, sentences = [], [], [], []
+        images, truths, kind_truths, asked = [], [], [], []
         for index in rng.integers(0, len(pictures), schedule.batch):
             image, (kinds,) = augment(rng, pictures.image[index], [pictures.kinds[index]], size)
-            words = pictures.words[index]
-            name = words["object"] if chance.random() < 0.8 else chance.choice(("object", "part", "product", "surface"))
-            present = [int(kind) for kind in np.unique(kinds) if kind]
-            asked = (
-                chance.choice(present) if present and chance.random() < 0.75 else chance.randint(1, len(DEFECT_KINDS))
-            )
+            present = [int(kind) - 1 for kind in np.unique(kinds) if kind]
+            asked.append(int(rng.choice(present if present and rng.random() < 0.75 else known)))
             images.append(image)
             truths.append(kinds > 0)
-            kind_truths.append(kinds == asked)
-            sentences += sentences_for(name, STATES_NORMAL, chance, NORMAL)
-            sentences += sentences_for(name, STATES_ABNORMAL, chance, ABNORMAL)
-            sentences += sentences_for(name, STATE_WORDS[DEFECT_KINDS[asked - 1]], chance, KIND)
-            sentences.append(chance.choice(words["captions"]))
+            kind_truths.append(kinds == asked[-1] + 1)
         stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
         return Batch(
             ((stacked / 255.0 - LITE0_MEAN) / LITE0_STD).contiguous(memory_format=torch.channels_last),
             torch.from_numpy(np.stack(truths)).float(),
             torch.from_numpy(np.stack(kind_truths)).float(),
-            sentences,
+            torch.tensor(asked),
         )
 
     with ThreadPoolExecutor(1) as pool:
@@ -155,37 +163,43 @@ def batches(pictures: Pictures, schedule: ClipSchedule, start: int) -> Iterator[
             yield ready
 
 
-def training_loss(clip: DenseClip, adapter: AdapterLocaliser, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-    """Maps of the general and of the asked kind by focal + dice, per tap and of their mean; captions by contrast."""
+def training_loss(
+    clip: DenseClip, adapter: AdapterLocaliser, anchors: Anchors, batch: Batch
+) -> tuple[Tensor, dict[str, float]]:
+    """Maps of all defects and of the asked kind by focal + dice, per tap and of their mean."""
     size = batch.images.shape[-1] // 4
-    count = len(batch.images)
-    visual, text = clip.model.visual, clip.model.text
-    output = visual.forward_intermediates(batch.images, indices=clip.indices)
-    taps, pooled = output["image_intermediates"], output["image_features"]
-    encoded = functional.normalize(text(clip.tokenizer(batch.sentences)), dim=-1)
-    encoded = encoded.view(count, NORMAL + ABNORMAL + KIND + 1, -1)
-    edges = (0, NORMAL, NORMAL + ABNORMAL, NORMAL + ABNORMAL + KIND)
-    normal, abnormal, kind = (
-        functional.normalize(encoded[:, a:b].mean(dim=1), dim=-1) for a, b in itertools.pairwise(edges)
+    taps = clip.dense(batch.images).taps
+    directions = anchors()
+    general_direction = (directions[1] - directions[0]).expand(len(batch.images), -1)
+    kind_direction = directions[2 + batch.asked] - directions[0]
+    truth, kind_truth = (
+        functional.interpolate(plane.unsqueeze(1), (size, size), mode="area").squeeze(1)
+        for plane in (batch.truth, batch.kind_truth)
     )
-    truth = functional.interpolate(batch.truth.unsqueeze(1), (size, size), mode="area").squeeze(1)
-    kind_truth = functional.interpolate(batch.kind_truth.unsqueeze(1), (size, size), mode="area").squeeze(1)
     general: list[Tensor] = []
     special: list[Tensor] = []
     for number, features in enumerate(taps):
         z = adapter.embed(number, features)
-        for direction, maps in ((abnormal - normal, general), (kind - normal, special)):
+        for direction, maps in ((general_direction, general), (kind_direction, special)):
             logits = torch.einsum("bhwd,bd->bhw", z, direction * adapter.temperature).unsqueeze(1)
             enlarged = functional.interpolate(logits, (size, size), mode="bilinear", align_corners=True)
             maps.append(enlarged.squeeze(1).sigmoid())
-    mean, kind_mean = torch.stack(general).mean(dim=0), torch.stack(special).mean(dim=0)
     map_loss = sum((segmentation_loss(one, truth) for one in general), torch.zeros(())) / len(general)
-    map_loss = map_loss + segmentation_loss(mean, truth)
-    kind_loss = focal_loss(kind_mean, kind_truth) + dice_loss(kind_mean, kind_truth)
-    caption_loss = contrastive_loss(functional.normalize(pooled, dim=-1), encoded[:, -1], clip.model.logit_scale.exp())
-    total = map_loss + 0.4 * kind_loss + 0.1 * caption_loss
-    parts = {"map": map_loss, "kind": kind_loss, "caption": caption_loss}
-    return total, {name: float(value.detach()) for name, value in parts.items()}
+    map_loss = map_loss + segmentation_loss(torch.stack(general).mean(dim=0), truth)
+    kind_loss = segmentation_loss(torch.stack(special).mean(dim=0), kind_truth)
+    mean, defective = general[0].detach(), truth > 0.5
+    seen = mean[defective].mean() if bool(defective.any()) else mean.new_zeros(())
+    parts = {"map": map_loss, "kind": kind_loss, "p_bad": seen, "p_good": mean[~defective].mean()}
+    return map_loss + 0.3 * kind_loss, {name: float(value.detach()) for name, value in parts.items()}
+
+
+def step_gradients(
+    clip: DenseClip, adapter: AdapterLocaliser, anchors: Anchors, batch: Batch, weights: list[Tensor]
+) -> tuple[list[Tensor], dict[str, float]]:
+    """Gradients of one share of a batch, and the loss' parts. One thread: torch keeps one core busy best so."""
+    torch.set_num_threads(1)
+    loss, parts = training_loss(clip, adapter, anchors, batch)
+    return list(torch.autograd.grad(loss, weights)), parts
 
 
 def train_clip(
@@ -194,27 +208,36 @@ def train_clip(
     schedule: ClipSchedule,
     folder: Path,
     say: Callable[[str], None],
-    validate: Callable[[DenseClip, AdapterLocaliser], dict[str, float]],
-) -> AdapterLocaliser:
-    """Train in place and return the linear layers; goes on from the checkpoint in `folder` where there is one."""
+    validate: Callable[[DenseClip, AdapterLocaliser, Anchors], dict[str, float]],
+) -> tuple[AdapterLocaliser, Anchors]:
+    """Train pyramid and backbone in place; returns the linear layers and what they were trained against.
+
+    Goes on from the checkpoint in `folder` where there is one.
+    """
     torch.manual_seed(schedule.seed)
     adapter = AdapterLocaliser([WIDTH] * 3, EMBED_DIM, TEMPERATURE, centred=False)
     trunk = clip.model.visual.trunk
-    clip.model.requires_grad_(True)
-    clip.model.text.token_embedding.requires_grad_(False)
-    for module in (trunk.backbone.conv_stem, trunk.backbone.bn1, trunk.backbone.blocks[:2]):
+    anchors = Anchors()
+    trunk.requires_grad_(True)
+    for module in (
+        trunk.backbone.conv_head,
+        trunk.backbone.bn2,
+        trunk.backbone.conv_stem,
+        trunk.backbone.bn1,
+        trunk.backbone.blocks[:2],
+    ):
         module.requires_grad_(False)  # edges and colours are known; they cost the most to train
     clip.model.visual.to(memory_format=torch.channels_last)
     clip.eval()  # the backbone's batch norms keep ImageNet's statistics
     backbone = [weight for weight in trunk.backbone.parameters() if weight.requires_grad]
     known = {id(weight) for weight in backbone}
-    fresh = [weight for weight in clip.model.parameters() if weight.requires_grad and id(weight) not in known]
+    fresh = [weight for weight in trunk.parameters() if weight.requires_grad and id(weight) not in known]
     groups: list[dict[str, Any]] = [
         {"params": backbone, "lr": schedule.backbone_rate, "top": schedule.backbone_rate},
-        {"params": [*fresh, *adapter.parameters()], "lr": schedule.rate, "top": schedule.rate},
+        {"params": [*fresh, *adapter.parameters(), *anchors.parameters()], "lr": schedule.rate, "top": schedule.rate},
     ]
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01)
-    modules = torch.nn.ModuleDict({"clip": clip.model, "adapter": adapter})
+    modules = torch.nn.ModuleDict({"trunk": trunk, "adapter": adapter, "anchors": anchors})
     average = {name: value.clone() for name, value in modules.state_dict().items()}
     checkpoint = folder / "clip-training.pt"
     start = 0
@@ -227,16 +250,20 @@ def train_clip(
         say(f"clip: going on from step {start}")
     began = time.monotonic()
     sums: dict[str, float] = {}
+    weights: list[Tensor] = [weight for group in groups for weight in group["params"]]
+    threads = min(schedule.threads, schedule.batch)
+    pool = ThreadPoolExecutor(threads, "share")
     for step, batch in zip(range(start, schedule.steps), batches(pictures, schedule, start), strict=False):
         progress = step / schedule.steps
         warm = min(1.0, (step + 1) / 200)
         for group in optimiser.param_groups:
             group["lr"] = group["top"] * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
-        loss, parts = training_loss(clip, adapter, batch)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_([weight for group in groups for weight in group["params"]], 1.0)
+        made = list(pool.map(lambda part: step_gradients(clip, adapter, anchors, part, weights), batch.shares(threads)))
+        for weight, *shares in zip(weights, *(gradients for gradients, _ in made), strict=True):
+            weight.grad = sum(shares[1:], shares[0]) / len(shares)
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
+        parts = {name: sum(other[name] for _, other in made) / len(made) for name in made[0][1]}
         keep = min(0.998, (step + 1) / (step + 20))
         for name, value in modules.state_dict().items():
             if value.dtype.is_floating_point:
@@ -255,10 +282,11 @@ def train_clip(
             checkpoint.with_suffix(".partial").replace(checkpoint)
             held = {name: value.clone() for name, value in modules.state_dict().items()}
             modules.load_state_dict(average)
-            figures = validate(clip, adapter)
+            figures = validate(clip, adapter, anchors)
             say(f"clip step {done} unseen families: " + " ".join(f"{k} {v:.3f}" for k, v in figures.items()))
             if done < schedule.steps:
                 modules.load_state_dict(held)
+    pool.shutdown()
     modules.load_state_dict(average)
     modules.requires_grad_(False)
-    return adapter.eval()
+    return adapter.eval(), anchors

@@ -68,7 +68,7 @@ def draw_target(rng: Rng, kinds: NDArray[np.uint8], parts: NDArray[np.uint8]) ->
         return None
     kind = rng.random()
     box = jittered_box(rng, mask) if kind < 0.35 else None
-    if 0.2 <= kind:
+    if kind >= 0.2:
         positives = int(rng.integers(1, 4))
         negatives = int(rng.integers(0, 4)) if rng.random() < 0.75 else 0
     else:
@@ -335,17 +335,18 @@ def held_out_prompts(pictures: Pictures, seed: int) -> Iterator[tuple[int, NDArr
 def prompt_quality(sam: Any, pictures: Pictures, seed: int = 5) -> dict[str, float]:
     """Mean IoU, the mask chosen by predicted IoU: from one positive point, and from a box and a point."""
     refiner = MaskRefiner(sam)
-    point_ious, box_ious = [], []
+    point_ious: list[float] = []
+    box_ious: list[float] = []
     for row, mask, rng in held_out_prompts(pictures, seed):
         image = torch.from_numpy(np.asarray(pictures.image[row])).permute(2, 0, 1).unsqueeze(0).float()
         embedding = sam.image_encoder(sam.preprocess(image))
         points, labels, present = draw_points(rng, mask, 1, 0)
-        prompt = [torch.from_numpy(part).unsqueeze(0) for part in (points, labels, present)]
+        at, label, there = (torch.from_numpy(part).unsqueeze(0) for part in (points, labels, present))
         ys, xs = np.nonzero(mask)
         box = torch.tensor([[xs.min(), ys.min(), xs.max(), ys.max()]], dtype=torch.float32)
         wanted = torch.from_numpy(mask).unsqueeze(0).float()
         for target, with_box in ((point_ious, None), (box_ious, box)):
-            logits, scores = refiner.decode(embedding, *prompt, with_box)
+            logits, scores = refiner.decode(embedding, at, label, there, with_box)
             chosen = int(scores[0, 1:].argmax()) + 1
             full = functional.interpolate(logits[:, chosen : chosen + 1], mask.shape, mode="bilinear")
             target.append(float(mask_iou(full, wanted)[0, 0]))

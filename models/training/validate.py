@@ -1,5 +1,6 @@
 """How well the maps of a bundle in training find drawn defects of families that it never saw."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,36 +11,25 @@ from torch.nn import functional
 
 from flawline.models.clip import DenseClip
 from flawline.models.localise import AdapterLocaliser
-from flawline.models.text import mean_direction
-from flawline.models.words import STATES_ABNORMAL, STATES_NORMAL, TEMPLATES, ensemble
-
-FEW_TEMPLATES = TEMPLATES[::6]  # the ensemble in short, so that validating stays cheap
 
 
 @torch.no_grad()
 def clip_maps(
-    clip: DenseClip, adapter: AdapterLocaliser, images: NDArray[np.uint8], objects: list[str], size: int
+    clip: DenseClip, adapter: AdapterLocaliser, images: NDArray[np.uint8], texts: Sequence[Tensor], size: int
 ) -> NDArray[np.float32]:
-    """(N, H, W, 3) RGB and the words of each -> (N, size, size) P(abnormal)."""
-    texts = {name: text_pair(clip, name) for name in sorted(set(objects))}
+    """(N, H, W, 3) RGB and the (D, 2) text features of each -> (N, size, size) P(abnormal)."""
     maps = []
     for start in range(0, len(images), 8):
         part = torch.from_numpy(np.asarray(images[start : start + 8])).permute(0, 3, 1, 2).float()
         if part.shape[-1] != size:
             part = functional.interpolate(part, (size, size), mode="bicubic", antialias=True).clamp(0, 255)
-        taps = clip.dense(clip.normalise(part).to(memory_format=torch.channels_last)).taps
-        for row, name in enumerate(objects[start : start + 8]):
-            maps.append(adapter([tap[row : row + 1] for tap in taps], texts[name], size)[0].numpy())
+        taps = clip.dense(clip.normalise(part).contiguous(memory_format=torch.channels_last)).taps
+        for row, text in enumerate(texts[start : start + 8]):
+            maps.append(adapter([tap[row : row + 1] for tap in taps], text, size)[0].numpy())
     return np.stack(maps)
 
 
-def text_pair(clip: DenseClip, name: str) -> Tensor:
-    """(D, 2): the short ensemble of an object."""
-    pairs = [mean_direction(clip, ensemble(name, states, FEW_TEMPLATES)) for states in (STATES_NORMAL, STATES_ABNORMAL)]
-    return torch.stack(pairs, dim=1)
-
-
-def figures(maps: NDArray[np.float32], truth: NDArray[np.bool_]) -> dict[str, float]:
+def figures(maps: NDArray[np.float32], truth: NDArray[Any]) -> dict[str, float]:
     """Pixel AUROC, largest F1 and its threshold, average precision, and image AUROC by the map's maximum."""
     scores, labels = maps.reshape(-1), truth.reshape(-1)
     order = np.argsort(-scores, kind="stable")
@@ -53,7 +43,9 @@ def figures(maps: NDArray[np.float32], truth: NDArray[np.bool_]) -> dict[str, fl
         "pixel_f1_max": float(f1.max()),
         "at": float(scores[order][last][f1.argmax()]),
         "pixel_ap": float((precision * np.diff(recall, prepend=0.0)).sum()),
-        "image_auroc": auroc(maps.reshape(len(maps), -1).max(axis=1), truth.reshape(len(truth), -1).any(axis=1)),
+        "image_auroc": auroc(
+            maps.reshape(len(maps), -1).max(axis=1), np.asarray(truth.reshape(len(truth), -1).any(axis=1))
+        ),
     }
 
 

@@ -1,67 +1,88 @@
 """What a PLC programmer relies on: numbers without gaps or repeats over restarts, crashes and damage."""
 
+import contextlib
+import os
 import resource
 import signal
+import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flawline.agent import numbers
 from flawline.agent.journal import Journal
+from flawline.agent.verdict import Trigger
 from flawline.config.errors import ConfigError, JournalError
 
 
 def verdict(journal: Journal, camera: str = "top", padding: int = 0) -> dict[str, Any]:
     header: dict[str, Any] = {"camera": camera, "t_publish": 1, "result": "pass", "padding": "x" * padding}
+    header["journalled"] = True
     journal.number(header)
     return header
+
+
+@contextlib.contextmanager
+def full_disk(size: int = 200_000) -> Iterator[None]:
+    """No file of this process may grow beyond `size` bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    former = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, former)
 
 
 def test_numbers_go_on_without_gap_over_a_restart(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     sent = [verdict(journal), verdict(journal, "side"), verdict(journal)]
-    journal.append([(header, None) for header in sent])
+    journal.commit([(header, None) for header in sent], late=[sent[1]])
     journal.close()
     again = Journal(tmp_path)
     assert again.seq_jump is None
     following = verdict(again)
     assert (following["seq"], following["camera_seq"]) == (4, 3)
-    assert again.replay(1, None, 100) == (sent, 4, True)
-    assert again.replay(1, None, 2) == (sent[:2], 3, False)
+    assert again.replay(1, None, 100) == (sent, [sent[1]], 4, True)
+    assert again.replay(1, None, 1) == (sent[:1], [], 2, False)
     again.close()
 
 
-def test_a_committed_verdict_survives_kill_9(tmp_path: Path) -> None:
+def test_a_committed_verdict_survives_kill_9_and_an_open_trigger_too(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path; from flawline.agent.journal import Journal\n"
-        "j = Journal(Path(sys.argv[1])); j.accept('top', 'T1', 'P1', 5, 'default', 1)\n"
-        "h = {'camera': 'top', 't_publish': 1, 'result': 'pass'}; j.number(h); j.append([(h, None)])\n"
-        "os.kill(os.getpid(), signal.SIGKILL)"
+        "from flawline.agent.verdict import Trigger\n"
+        "j = Journal(Path(sys.argv[1])); t = [Trigger('top', f'T{n}', 'P1', 5, 'default', 1) for n in range(3)]\n"
+        "h = {'camera': 'top', 't_publish': 1, 'result': 'pass'}; j.number(h)\n"
+        "j.commit([(h, t[0])], t[:2]); os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60)
     assert done.returncode == -signal.SIGKILL
     journal = Journal(tmp_path)
-    assert journal.last_seq == 1
+    assert (journal.last_seq, journal.seq_jump) == (1, None)
     (owed,) = journal.unanswered()
     assert (owed.camera, owed.trigger_id, owed.part_id, owed.t_trigger) == ("top", "T1", "P1", 5)
-    journal.append([(verdict(journal), owed.row)])
+    journal.commit([(verdict(journal), owed)])
     assert journal.unanswered() == []
     journal.close()
 
 
-@pytest.mark.parametrize("damage", ["garbage", "gone"])
+@pytest.mark.parametrize("damage", ["garbage", "gone", "empty"])
 def test_a_lost_journal_never_repeats_a_number(tmp_path: Path, damage: str) -> None:
     journal = Journal(tmp_path)
     used = [verdict(journal) for _ in range(7)]
-    journal.append([(header, None) for header in used])
+    journal.commit([(header, None) for header in used])
     journal.close()
     file = tmp_path / "journal.sqlite"
-    if damage == "garbage":
-        file.write_bytes(b"not a database " * 1000)
-    else:
+    if damage == "gone":
         file.unlink()
+    else:
+        file.write_bytes(b"not a database " * 1000 if damage == "garbage" else b"")
     again = Journal(tmp_path)
     assert (again.set_aside is not None) == (damage == "garbage")
     assert again.seq_jump is not None
@@ -71,23 +92,57 @@ def test_a_lost_journal_never_repeats_a_number(tmp_path: Path, damage: str) -> N
     again.close()
 
 
-def test_a_full_disk_is_said_and_its_numbers_are_not_used_again(tmp_path: Path) -> None:
+def test_power_loss_jumps_over_what_may_have_been_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = Journal(tmp_path)
-    journal.append([(verdict(journal), None)])
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    former = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
-    try:
-        unwritten = verdict(journal, padding=400_000)
+    journal.commit([(verdict(journal), None)])
+    monkeypatch.setattr(numbers, "machine_boot", lambda: "after the power came back")
+    journal._mark.close()  # as a process that ends without a word
+    journal._database.close()
+    os.close(journal._lock)
+    again = Journal(tmp_path)
+    assert again.seq_jump == (1, 1 + numbers.BLOCK + 1)
+    again.close()
+
+
+def test_a_full_disk_is_said_and_its_verdicts_are_kept_over_a_restart(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.commit([(verdict(journal), None)])
+    answered = Trigger("top", "T1", None, 5, "default", 1)
+    journal.commit([], [answered])
+    with full_disk():
+        unwritten = verdict(journal, padding=150_000)
+        refused = Trigger("top", "T2", None, 6, "default", 1)
         with pytest.raises(JournalError, match=r"journal\.sqlite"):
-            journal.append([(unwritten, None)])
-        journal.used_without_journal(unwritten["seq"])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, former)
+            journal.commit([(unwritten, answered), (verdict(journal, "side"), None)], [refused])
+        assert refused.row is None
+        assert unwritten["journalled"] is False
+        assert journal.unanswered() == []
+    assert [header["seq"] for header in journal.replay(1, None, 9)[0]] == [1, 2, 3]
     journal.close()
     again = Journal(tmp_path)
-    assert verdict(again)["seq"] == unwritten["seq"] + 1
+    assert again.seq_jump is None
+    assert again.unanswered() == []
+    assert [header["seq"] for header in again.replay(1, None, 9)[0]] == [1, 2, 3]
+    following = verdict(again)
+    assert (following["seq"], following["camera_seq"]) == (4, 3)
+    again.commit([(following, None)])
+    assert again.unwritten == 0
+    again.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "journal.sqlite")) as database:
+        assert database.execute("SELECT group_concat(seq) FROM verdicts").fetchone() == ("1,2,3,4",)
+        assert database.execute("SELECT count(*) FROM triggers").fetchone() == (0,)
+
+
+def test_verdicts_that_no_file_can_hold_do_not_repeat_their_numbers(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.commit([(verdict(journal), None)])
+    with full_disk():
+        unwritten = [verdict(journal, padding=5 << 20), verdict(journal, padding=5 << 20)]
+        with pytest.raises(JournalError):
+            journal.commit([(header, None) for header in unwritten])
+    journal.close()
+    again = Journal(tmp_path)
+    assert (verdict(again)["seq"], again.seq_jump) == (4, None)
     again.close()
 
 
@@ -98,12 +153,26 @@ def test_two_agents_cannot_share_a_journal(tmp_path: Path) -> None:
     journal.close()
 
 
+def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:
+    Journal(tmp_path).close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "journal.sqlite")) as database:
+        database.execute("PRAGMA user_version=99")
+    with pytest.raises(ConfigError, match="newer flawline"):
+        Journal(tmp_path)
+    assert not list(tmp_path.glob("*corrupt*"))
+
+
 def test_feedback_needs_its_verdict_and_old_verdicts_go(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    journal.append([(verdict(journal), None) for _ in range(5)])
+    journal.commit([(verdict(journal, "side"), None)])
+    journal.commit([(verdict(journal), None) for _ in range(5)])
     journal.feedback(2, "good", "anna", "only dust")
     with pytest.raises(JournalError, match="no verdict 99"):
         journal.feedback(99, "good", "anna", "")
-    assert journal.drop_old(keep_days=1, keep_verdicts=1000) == 4  # t_publish is 1 ns after the epoch
-    assert [header["seq"] for header in journal.replay(1, None, 10)[0]] == [5]
+    assert journal.drop_old(keep_days=1, keep_verdicts=1000) == 5  # t_publish is 1 ns after the epoch
+    assert [header["seq"] for header in journal.replay(1, None, 10)[0]] == [6]
+    journal.checkpoint()
     journal.close()
+    again = Journal(tmp_path)
+    assert verdict(again, "side")["camera_seq"] == 2  # though no verdict of that camera is left
+    again.close()

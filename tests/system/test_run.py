@@ -1,5 +1,6 @@
 """The real program from outside: pictures in, one verdict each at a subscriber of its own, nothing left behind."""
 
+import contextlib
 import json
 import os
 import signal
@@ -27,7 +28,8 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def line(tmp_path: Path) -> Iterator[tuple[list[str], str, Path]]:
+def line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[list[str], str, Path]]:
+    monkeypatch.setenv("LINE_UNDER_TEST", str(tmp_path))  # children inherit it: ours are told from others'
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     rng = np.random.default_rng(1)
@@ -40,10 +42,11 @@ def line(tmp_path: Path) -> Iterator[tuple[list[str], str, Path]]:
         f'[[cameras]]\nname = "top"\nbackend = "folder"\npath = "pictures"\n'
         f'[publish]\nendpoint = "{endpoint}"\n[journal]\npath = "state"\n'
         f'[control]\nendpoint = "tcp://127.0.0.1:{free_port()}"\n'
+        f"[preview]\nport = {free_port()}\n"
+        '[worker]\nengine = "flawline.models.noop:NoopEngine"\n'
     )
     yield [*CLI, "run", "--config", str(config)], endpoint, tmp_path
-    workers = subprocess.run(["pgrep", "-f", "flawline.models.worker"], capture_output=True, text=True).stdout
-    assert not workers.split(), "a worker was left behind"
+    assert not ours(tmp_path), "a process was left behind"
 
 
 def subscriber(endpoint: str, count: int) -> subprocess.Popen[str]:
@@ -139,6 +142,16 @@ def wait_for_worker(control: str, restarts: int) -> dict[str, Any]:
             return status
         time.sleep(0.05)
     raise AssertionError(f"no worker after {restarts} restarts")
+
+
+def ours(folder: Path) -> list[str]:
+    """Command lines of the processes that were started with this folder in their environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if str(folder).encode() in (process / "environ").read_bytes() and int(process.name) != os.getpid():
+                found.append((process / "cmdline").read_text())
+    return found
 
 
 def text_lines(file: Path) -> list[str]:

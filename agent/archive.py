@@ -1,0 +1,104 @@
+"""Pictures of failed parts, and a sample of good ones, beside the journal: under a budget, oldest first out."""
+
+import os
+import shutil
+from collections import deque
+from pathlib import Path
+
+import cv2
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from flawline.agent.wire import Header
+from flawline.config.settings import JournalSettings
+
+log = structlog.get_logger()
+_WAITING = 4
+"""Pictures that may wait to be written; further ones are passed over, because each holds a slot of the ring."""
+
+
+class Archive:
+    """`wants` is asked on the event loop; `keep` and `scan` block, and run on the archive's own thread."""
+
+    def __init__(self, folder: Path, settings: JournalSettings) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._budget = int(settings.archive_mb * 1e6)
+        self._floor = int(settings.min_free_mb * 1e6)
+        self._files: deque[tuple[Path, int]] = deque()
+        self._good = 0
+        self.waiting = 0
+        self.bytes = 0
+        self.passed_over = 0
+        self.trouble: str | None = None
+
+    def scan(self) -> None:
+        """Count what earlier runs left. Names begin with the verdict's number, so that sorting is by age."""
+        found = [(path, path.stat().st_size) for path in self._folder.glob("*/*") if path.is_file()]
+        self._files = deque(sorted(found, key=lambda pair: pair[0].name))
+        self.bytes = sum(size for _, size in found)
+
+    def wants(self, header: Header) -> bool:
+        """Whether this verdict's picture is to be kept; takes a place in the queue where it is."""
+        if self._settings.archive == "never" or header["result"] == "error":
+            return False
+        if header["result"] == "pass":
+            self._good += 1
+            every = self._settings.archive_good_every
+            if every == 0 or self._good % every:
+                return False
+        if self.waiting >= _WAITING:
+            self.passed_over += 1
+            return False
+        self.waiting += 1
+        return True
+
+    def keep(self, header: Header, picture: NDArray[np.uint8]) -> None:
+        """Write (H, W, 3) RGB as `CAMERA/SEQ-RESULT.jpg`, unless the disk is too full; old ones make room."""
+        suffix = self._settings.archive_format
+        file = self._folder / header["camera"] / f"{header['seq']:012}-{header['result']}.{suffix}"
+        try:
+            quality = [cv2.IMWRITE_JPEG_QUALITY, 92] if suffix == "jpg" else [cv2.IMWRITE_PNG_COMPRESSION, 1]
+            data = cv2.imencode(f".{suffix}", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), quality)[1].tobytes()
+            file.parent.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self._folder).free
+            if free < self._floor + len(data):
+                self._say(f"{self._folder}: {free / 1e6:.0f} MB free, less than journal.min_free_mb: nothing is kept")
+                return
+            self._make_room(len(data))
+            if self.bytes + len(data) > self._budget:
+                self._say(f"{self._folder}: journal.archive_mb is too small for one picture")
+                return
+            part = file.with_suffix(".part")
+            part.write_bytes(data)
+            os.replace(part, file)
+        except (OSError, cv2.error) as error:
+            self._say(f"{file}: cannot be written: {error}")
+            return
+        self._files.append((file, len(data)))
+        self.bytes += len(data)
+        self._say(None)
+
+    def _make_room(self, size: int) -> None:
+        while self._files and self.bytes + size > self._budget:
+            oldest, there = self._files.popleft()
+            oldest.unlink(missing_ok=True)
+            self.bytes -= there
+
+    def _say(self, trouble: str | None) -> None:
+        """Once when it begins, once when it ends."""
+        if trouble is not None and self.trouble is None:
+            log.warning("archive_stops", reason=trouble)
+        elif trouble is None and self.trouble is not None:
+            log.info("archive_goes_on")
+        self.trouble = trouble
+
+    def status(self) -> Header:
+        """For the status message."""
+        return {
+            "pictures": len(self._files),
+            "bytes": self.bytes,
+            "passed_over": self.passed_over,
+            "trouble": self.trouble,
+        }

@@ -1,0 +1,154 @@
+"""What the operators' page shows beside the video: last verdicts, counters of the shift, last failed parts."""
+
+import time
+from collections import Counter, OrderedDict, deque
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flawline.agent import shot
+from flawline.agent.observer import JudgedFrame
+from flawline.agent.shot import Shot
+from flawline.agent.wire import Header
+from flawline.config.settings_preview import PreviewSettings
+
+HISTORY = 240
+"""Verdicts per camera that the page plots."""
+_FAILS_PER_S = 4.0
+"""Failed parts that are copied at most per second and camera: when every part fails, the last ones tell enough."""
+
+
+@dataclass(slots=True)
+class Fail:
+    """A failed part with its pictures: raw until somebody asks for them, then as files."""
+
+    shot: Shot
+    files: dict[str, bytes]
+
+    def file(self, name: str) -> bytes | None:
+        """`thumb.jpg`, `picture.jpg`, `marked.jpg`, `map.png` or `mask.png`; None where there is none."""
+        if name not in self.files:
+            made = self._make(name)
+            if made is None:
+                return None
+            self.files[name] = made
+        return self.files[name]
+
+    def _make(self, name: str) -> bytes | None:
+        taken = self.shot
+        match name:
+            case "thumb.jpg":
+                return shot.jpeg(shot.thumbnail(taken), 75)
+            case "picture.jpg":
+                return shot.jpeg(taken.picture, 90)
+            case "marked.jpg":
+                return shot.jpeg(shot.marked(taken), 90)
+            case "map.png":
+                return shot.png(shot.heat(taken.anomaly_map)) if taken.anomaly_map is not None else None
+            case "mask.png":
+                return shot.png(np.where(taken.mask > 0, 255, 0).astype(np.uint8)) if taken.mask is not None else None
+        return None
+
+
+class Board:
+    """An observer. Everything it keeps is bounded; `events` are numbered, so that every page knows what it has."""
+
+    def __init__(self, settings: PreviewSettings, cameras: list[str]) -> None:
+        self._settings = settings
+        self.history: dict[str, deque[dict[str, Any]]] = {name: deque(maxlen=HISTORY) for name in cameras}
+        self.fails: OrderedDict[int, Fail] = OrderedDict()
+        self._copied_at: dict[str, float] = {}
+        self.counts: Counter[str] = Counter()
+        self.per_camera: dict[str, Counter[str]] = {name: Counter() for name in cameras}
+        self.since = time.time()
+        self._until = self._next_shift(time.time())
+        self.number = 0
+
+    def judged(self, frame: JudgedFrame) -> None:
+        """Take note of one verdict, or of what follows it."""
+        if frame.kind == "verdict":
+            self._note(frame.header)
+        if frame.header["result"] == "fail" and frame.picture is not None:
+            self._keep(frame, frame.picture)
+
+    def _note(self, header: Header) -> None:
+        self.number += 1
+        self._turn_shift()
+        camera, result = header["camera"], header["result"]
+        self.counts[result] += 1
+        self.per_camera[camera][result] += 1
+        self.history[camera].append(
+            {
+                "n": self.number,
+                **{key: header[key] for key in ("seq", "camera", "result", "reason", "score", "threshold", "degraded")},
+                **{key: header[key] for key in ("frame_id", "part_id", "t_publish", "deadline_ms")},
+                "recipe": header["recipe"]["id"],
+                "defects": len(header["defects"]),
+                "total_ms": header["stage_ms"].get("total"),
+                "t_trigger": header["t_trigger"],
+            }
+        )
+
+    def _keep(self, frame: JudgedFrame, picture: NDArray[np.uint8]) -> None:
+        """Copy a failed part; a refined mask replaces the first one."""
+        header, now = frame.header, time.monotonic()
+        if header["seq"] not in self.fails:
+            if now - self._copied_at.get(header["camera"], 0.0) < 1.0 / _FAILS_PER_S:
+                return
+            self._copied_at[header["camera"]] = now
+        taken = shot.take(header, picture, frame.mask, frame.anomaly_map, frame.points, self._settings.long_side)
+        self.fails[header["seq"]] = Fail(taken, {})
+        while len(self.fails) > self._settings.fails_kept:
+            self.fails.popitem(last=False)
+
+    def since_event(self, number: int) -> list[dict[str, Any]]:
+        """The verdicts that came after that event, oldest first, as far as they are kept."""
+        news: list[dict[str, Any]] = []
+        for history in self.history.values():
+            for entry in reversed(history):
+                if entry["n"] <= number:
+                    break
+                news.append(entry)
+        return sorted(news, key=lambda entry: entry["n"])
+
+    def summary(self) -> dict[str, Any]:
+        """Counters of the shift and the numbers of the failed parts that are kept, newest first."""
+        self._turn_shift()
+        return {
+            "since": self.since,
+            "counts": {result: self.counts[result] for result in ("pass", "fail", "error")},
+            "per_camera": {
+                name: {result: counts[result] for result in ("pass", "fail", "error")}
+                for name, counts in self.per_camera.items()
+            },
+            "fails": [
+                {"seq": seq, "camera": fail.shot.header["camera"], "score": fail.shot.header["score"]}
+                | {"t": fail.shot.header["t_publish"]}
+                for seq, fail in reversed(self.fails.items())
+            ],
+        }
+
+    def _turn_shift(self) -> None:
+        """Start the counters again where a shift has begun."""
+        if self._until is None or time.time() < self._until:
+            return
+        self.since = self._until
+        self._until = self._next_shift(self._until + 1)
+        self.counts.clear()
+        for counts in self.per_camera.values():
+            counts.clear()
+
+    def _next_shift(self, after: float) -> float | None:
+        """The next local time of day at which a shift begins, as a Unix time."""
+        if not self._settings.shifts:
+            return None
+        moment = datetime.fromtimestamp(after)
+        starts = []
+        for text in self._settings.shifts:
+            hour, minute = (int(part) for part in text.split(":"))
+            start = moment.replace(hour=hour, minute=minute, second=0, microsecond=0)
+            starts.append(start if start > moment else start + timedelta(days=1))
+        return min(starts).timestamp()

@@ -1,0 +1,395 @@
+"""The workbench on the command line: evaluate, train-adapter, calibrate. Torch is loaded only when one runs."""
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import rich.console
+import rich.table
+
+from flawline import __version__
+from flawline.agent.progress import WorkProgress
+from flawline.config.errors import BundleError, ConfigError
+from flawline.config.recipe import Recipe
+from flawline.config.recipe_file import update_recipe
+from flawline.config.sources import load_settings
+
+KIND = click.Choice(["mvtec", "visa", "folder"])
+FOLDER = click.Path(path_type=Path, file_okay=False)
+SHARE = click.FloatRange(0.0, 1.0, min_open=True, max_open=True)
+
+
+def _size(_context: click.Context, _option: click.Parameter, value: str) -> int | None:
+    if value == "native":
+        return None
+    if not value.isdigit() or not 32 <= int(value) <= 4096:
+        raise click.BadParameter("give an edge from 32 to 4096 px, or `native`")
+    return int(value)
+
+
+def _split(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> list[str]:
+    return [name for value in values for name in value.split(",") if name]
+
+
+@click.command()
+@click.option("--dataset", "kind", type=KIND, required=True, help="how the folder is laid out")
+@click.option("--root", type=FOLDER, required=True, help="the data set's folder")
+@click.option("--category", "named", multiple=True, callback=_split, help="only these classes", metavar="C ...")
+@click.argument("more", nargs=-1, metavar="[C ...]")
+@click.option("--bundle", default="demo", show_default=True, help="a bundle's name, or its folder")
+@click.option(
+    "--adapter", type=click.Path(path_type=Path, dir_okay=False), help="linear layers instead of the bundle's"
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N")
+@click.option("--precision", default="auto", type=click.Choice(["auto", "bf16", "fp16", "fp32"]), show_default=True)
+@click.option("--config", "file", type=click.Path(path_type=Path), help="take a recipe from this TOML file")
+@click.option("--recipe", default="default", show_default=True, help="which one")
+@click.option("--object", "words", help="the object's name in the prompts [default: the class's name]")
+@click.option("--ablation", "ablations", multiple=True, callback=_split, help="table2 (dilation), table3 (cascade)")
+@click.option(
+    "--methods",
+    multiple=True,
+    is_flag=False,
+    flag_value="all",
+    callback=_split,
+    help="other methods beside: all, or windows, clip, boxes, contrast, blur",
+)
+@click.option("--size", default="518", callback=_size, show_default=True, help="frame of the metrics: px, or native")
+@click.option("--limit", type=click.IntRange(min=1), help="at most so many good and so many defective pictures a class")
+@click.option("--tolerate", is_flag=True, help="pictures without a fitting mask count in image metrics only")
+@click.option("--keep-maps", is_flag=True, help="leave the raw float32 maps in OUT/.work")
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@click.option("--shards", type=click.IntRange(min=1), default=2, show_default=True, help="processes of --engine ray")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="of the bootstrap")
+@click.option("--out", type=FOLDER, required=True, help="where results.json, results.md and plots go")
+def evaluate(
+    kind: Any,
+    root: Path,
+    named: list[str],
+    more: tuple[str, ...],
+    bundle: str,
+    adapter: Path | None,
+    device: str,
+    precision: str,
+    file: Path | None,
+    recipe: str,
+    words: str | None,
+    ablations: list[str],
+    methods: list[str],
+    size: int | None,
+    limit: int | None,
+    tolerate: bool,
+    keep_maps: bool,
+    engine: str,
+    shards: int,
+    seed: int,
+    out: Path,
+) -> None:
+    """Measure a bundle on a data set: table, results.json, results.md, plots.
+
+    Interrupted, the same command goes on where it was.
+    """
+    from flawline.models import datasets, results_report, study
+    from flawline.models import evaluate as evaluation
+
+    if more and not named:
+        raise ConfigError(f"unexpected argument {more[0]!r}: classes are named by --category")
+    categories = datasets.read_dataset(kind, root, [*named, *more], tolerate=tolerate)
+    if limit is not None:
+        categories = [evaluation.subset(category, limit) for category in categories]
+    rows = study.rows_of(ablations, methods)
+    base = _recipe(file, recipe) if file is not None else Recipe()
+    recipes = {
+        category.name: base.model_copy(
+            update={"object": words or (base.object if file else datasets.object_words(kind, category.name))}
+        )
+        for category in categories
+    }
+    console = rich.console.Console(stderr=True)
+    with console.status("loading the models") if console.is_terminal else _quiet():
+        from flawline.models.adapter_file import with_adapter
+        from flawline.models.inspector import Inspector
+        from flawline.models.row_maps import RowMaps
+
+        inspector = Inspector.load(bundle, device=device, precision=precision)
+        if adapter is not None:
+            inspector = Inspector(with_adapter(inspector.towers, adapter))
+    towers = inspector.towers
+    running, left_out = [], {}
+    for row in rows:
+        if row.source is None:
+            continue
+        try:
+            inspector.prepare(row.recipe(base))
+        except BundleError as error:
+            if row is study.AGENT:
+                raise
+            left_out[row.key] = str(error)
+        else:
+            running.append(row)
+    identity = json.dumps([towers.bundle.sha256, _digest(adapter), str(towers.dtype), towers.device.type, __version__])
+    plan = evaluation.Plan(categories, running, recipes, size, out, identity, seed)
+
+    def judge_for(category: datasets.Category) -> Any:
+        recipe = recipes[category.name]
+        if engine == "ray":
+            from flawline.models.ray_engine import judge_by_ray
+
+            return judge_by_ray(towers.bundle.folder, adapter, device, precision, running, recipe, size, shards)
+        maps = RowMaps(inspector, running, recipe, size)
+        return lambda samples: evaluation.judge_locally(maps, samples, recipe.min_defect_area_px)
+
+    started = datetime.now(UTC)
+    with WorkProgress("evaluate") as progress:
+        run = evaluation.Evaluation(plan, judge_for, progress)
+        reports = run.run(keep_maps=keep_maps)
+        settings = {
+            "dataset": kind,
+            "root": str(root),
+            "categories": [category.name for category in categories],
+            "size": size,
+            "limit": limit,
+            "bundle": towers.bundle.name,
+            "bundle_sha256": towers.bundle.sha256,
+            "adapter": str(adapter) if adapter else None,
+            "device": str(towers.device),
+            "precision": str(towers.dtype).removeprefix("torch."),
+            "recipe": base.model_dump(mode="json"),
+            "objects": {name: one.object for name, one in recipes.items()},
+            "engine": engine,
+            "seed": seed,
+            "version": __version__,
+            "date": started.isoformat(timespec="seconds"),
+            "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
+            "problems": [str(problem) for category in categories for problem in category.problems],
+            "without_masks": [category.name for category in categories if not category.with_masks],
+        }
+        content = results_report.results(settings, rows, reports, left_out)
+        results_report.write_results(out, content)
+        _plots(out, {name: report[study.AGENT.key] for name, report in reports.items()}, progress)
+        for problem in settings["problems"]:
+            progress.say(f"problem: {problem}")
+        for name in settings["without_masks"]:
+            progress.say(f"{name}: no masks, so there are image metrics only")
+    if not keep_maps:
+        run.clean_up()
+    _show(results_report.CLASS_HEADINGS, results_report.class_lines(content))
+    if len(rows) > 1:
+        _show(*results_report.row_table(content))
+        for note in results_report.row_notes(content):
+            click.echo(note)
+    click.echo(f"{out / 'results.json'}, {out / 'results.md'}, {out / 'plots'}")
+
+
+def _plots(out: Path, reports: dict[str, Any], progress: WorkProgress) -> None:
+    from flawline.models.plots import write_plots
+
+    try:
+        write_plots(out / "plots", reports)
+    except ConfigError as error:
+        progress.say(f"curves and histograms are left out: {error}")
+
+
+def _show(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    table = rich.table.Table(box=None, pad_edge=False, header_style="bold")
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+    for line in lines:
+        table.add_row(*line)
+    console = rich.console.Console()
+    # elsewhere than on a terminal nothing is cut off to fit a width that nobody has
+    (console if console.is_terminal else rich.console.Console(width=200)).print(table)
+
+
+@click.command("train-adapter")
+@click.option("--dataset", "kind", type=KIND, required=True, help="how the folder is laid out")
+@click.option("--root", type=FOLDER, required=True, help="the data set's folder; its test split is trained on")
+@click.option("--category", "named", multiple=True, callback=_split, help="only these classes", metavar="C ...")
+@click.argument("more", nargs=-1, metavar="[C ...]")
+@click.option("--bundle", default="demo", show_default=True, help="whose CLIP: a bundle's name, or its folder")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N")
+@click.option("--epochs", type=click.IntRange(min=1), help="[default: 3 on mvtec, else 15]")
+@click.option("--batch", type=click.IntRange(min=2), help="[default: 16; the published script has 8]")
+@click.option("--lr", "learning_rate", type=click.FloatRange(0.0, min_open=True), help="[default: 0.001]")
+@click.option(
+    "--mosaic", type=click.FloatRange(0.0, 1.0), help="share of 2 x 2 mosaics [default: 0.2 on mvtec, else 0]"
+)
+@click.option("--seed", type=click.IntRange(min=0), help="[default: 111]")
+@click.option("--tolerate", is_flag=True, help="leave out pictures without a fitting mask")
+@click.option("--cache", type=FOLDER, help="folder of CLIP's features [default: the user's cache]")
+@click.option("--no-cache", is_flag=True, help="compute the features anew in every epoch")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="FILE.safetensors; FILE.pth beside it"
+)
+def train_adapter(
+    kind: Any,
+    root: Path,
+    named: list[str],
+    more: tuple[str, ...],
+    bundle: str,
+    device: str,
+    tolerate: bool,
+    cache: Path | None,
+    no_cache: bool,
+    out: Path,
+    **given: Any,
+) -> None:
+    """Train CLIP's linear layers on a data set with masks.
+
+    Interrupted, the same command goes on from FILE.state.
+    """
+    if more and not named:
+        raise ConfigError(f"unexpected argument {more[0]!r}: classes are named by --category")
+    from flawline.models import datasets
+
+    categories = datasets.read_dataset(kind, root, [*named, *more], tolerate=tolerate)
+    from flawline.models.adapter_training import AdapterTrainer, TrainingPlan
+    from flawline.models.bundle import open_bundle
+    from flawline.models.feature_cache import default_folder
+    from flawline.models.towers import choose_device
+
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written: {error.strerror or error}") from error
+    plan = TrainingPlan.of(kind, **given)
+    opened = open_bundle(bundle)
+    opened.verify()
+    features = None if no_cache else cache or default_folder()
+    trainer = AdapterTrainer(opened, kind, categories, plan, choose_device(device), features)
+    state = out.with_suffix(".state")
+    with WorkProgress("train-adapter") as progress:
+        done = trainer.resume(state)
+        progress.start(plan.epochs * trainer.steps_per_epoch, trainer.done)
+        if done is False and state.exists():
+            progress.say(f"{state} belongs to another run and will be replaced")
+        left_out = sum(len(category.test) for category in categories) - len(trainer.samples)
+        if left_out:
+            progress.say(f"{left_out} pictures without a fitting mask are left out")
+
+        def report(step: Any) -> None:
+            progress.step(f"epoch {step.epoch} of {plan.epochs}, loss {step.loss:.4f}")
+
+        try:
+            trainer.train(report, lambda: trainer.save_state(state))
+        except KeyboardInterrupt:
+            trainer.save_state(state)
+            progress.say(f"interrupted; the same command goes on from {state}")
+            raise
+    safetensors, april_gan = out.with_suffix(".safetensors"), out.with_suffix(".pth")
+    trainer.write(safetensors, april_gan)
+    state.unlink(missing_ok=True)
+    click.echo(
+        f"{safetensors} (ours), {april_gan} (APRIL-GAN's); try it with `flawline evaluate --adapter {safetensors}`"
+    )
+
+
+@click.command()
+@click.option("--good", type=FOLDER, required=True, help="pictures of good parts")
+@click.option("--recipe", default="default", show_default=True, help="whose threshold")
+@click.option(
+    "--config", "file", type=click.Path(path_type=Path), help="the TOML file; the threshold is written into it"
+)
+@click.option(
+    "--target-fpr", type=SHARE, default=0.01, show_default=True, help="highest allowed share of good parts rejected"
+)
+@click.option("--confidence", type=SHARE, default=0.95, show_default=True, help="probability that this holds")
+@click.option("--bundle", help="a bundle's name, or its folder [default: the file's, or demo]")
+@click.option("--device", help="auto, cpu, cuda, cuda:N [default: the file's, or auto]")
+@click.option("--dry-run", is_flag=True, help="print the threshold, leave the file as it is")
+@click.option("--json", "as_json", is_flag=True, help="one JSON object")
+def calibrate(
+    good: Path,
+    recipe: str,
+    file: Path | None,
+    target_fpr: float,
+    confidence: float,
+    bundle: str | None,
+    device: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Find a recipe's threshold from good parts, with an upper bound on the rate of false rejects.
+
+    The bound is the exact binomial one (Clopper-Pearson) for an order statistic; it holds for any distribution
+    of scores, if the pictures are a fair sample of the parts to come.
+    """
+    from flawline.models.calibrate import METHOD, require_enough
+    from flawline.models.calibrate import calibrate as find_threshold
+    from flawline.models.datasets import good_pictures
+    from flawline.models.ground_truth import read_rgb
+
+    pictures = good_pictures(good)
+    settings = load_settings(file)
+    judged_by = _recipe(file, recipe)
+    require_enough(len(pictures), target_fpr, confidence)
+    from flawline.models.inspector import Inspector
+
+    model = settings.model
+    inspector = Inspector.load(bundle or model.bundle, device or model.device, model.precision, judged_by)
+    scores = []
+    with WorkProgress("calibrate") as progress:
+        progress.start(len(pictures))
+        for picture in pictures:
+            scores.append(inspector.inspect(read_rgb(picture)).score)
+            progress.step(picture.name)
+    found = find_threshold(scores, target_fpr, confidence)
+    opened = inspector.towers.bundle
+    calibration = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "count": found.count,
+        "rejected": found.rejected,
+        "target_fpr": target_fpr,
+        "confidence": confidence,
+        "false_reject_bound": found.false_reject_bound,
+        "method": METHOD,
+        "threshold": found.threshold,
+        "bundle": opened.name,
+        "bundle_sha256": opened.sha256,
+    }
+    written = file is not None and not dry_run
+    if written and file is not None:
+        update_recipe(file, recipe, {"threshold": found.threshold, "calibration": calibration})
+    if as_json:
+        click.echo(json.dumps({"recipe": recipe, **calibration, "written": str(file) if written else None}))
+        return
+    click.echo(
+        f"threshold {found.threshold:.6f} from {found.count} good parts ({found.rejected} of them rejected): with "
+        f"confidence {confidence:g}, at most {100 * found.false_reject_bound:.3g} % of good parts will be rejected"
+    )
+    if written:
+        click.echo(f"written to recipes.{recipe} in {file}")
+    else:
+        import tomli_w
+
+        table = {"recipes": {recipe: {"threshold": found.threshold, "calibration": calibration}}}
+        click.echo(tomli_w.dumps(table), nl=False)
+
+
+def _recipe(file: Path | None, name: str) -> Recipe:
+    recipes = load_settings(file).recipes
+    if name not in recipes:
+        raise ConfigError(f"--recipe {name}: not in {file or 'the defaults'} (there are: {', '.join(sorted(recipes))})")
+    return recipes[name]
+
+
+def _digest(path: Path | None) -> str | None:
+    from flawline.models.bundle import file_sha256
+
+    return None if path is None else file_sha256(path)
+
+
+class _quiet:
+    """A `with` block that says nothing."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+WORKBENCH = (evaluate, train_adapter, calibrate)

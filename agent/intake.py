@@ -1,0 +1,367 @@
+"""The way in: cameras, triggers, and which frame belongs to which trigger. From here on each is owed a verdict.
+
+Free-running cameras: every frame is accepted as it comes. Hardware-triggered: the same, and journalled as a trigger.
+Software-triggered: a trigger is accepted by command and its exposure made at once; frames answer triggers in order.
+When a frame stays away, nobody can say which trigger the next one belongs to: then all that wait at that camera are
+answered `camera_fault`, and the camera is closed and opened again, so that no late frame is taken for another part.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+
+import structlog
+
+from flawline.agent.outbox import BACKLOG, Outbox
+from flawline.agent.pipeline import Pipeline
+from flawline.agent.recipes import RecipeBook
+from flawline.agent.verdict import ActiveRecipe, Job, Reason, Trigger
+from flawline.agent.wire import Header
+from flawline.camera.camera import Camera, EndOfFrames
+from flawline.camera.frame import Frame
+from flawline.camera.guard import Guard
+from flawline.camera.pixels import to_rgb8
+from flawline.camera.ring import FrameRing
+from flawline.config.errors import CameraError, ConfigError, FlawlineError, ImageError, RingError
+from flawline.config.recipe import Recipe
+from flawline.config.settings_camera import CameraSettings
+
+log = structlog.get_logger()
+_GRAB_S = 0.25  # a camera's thread looks up so often to see whether it should go on
+
+
+@dataclass(slots=True)
+class _Shot:
+    """A frame in its slot, or what is wrong with it."""
+
+    frame: Frame
+    slot: int | None = None
+    height: int = 0
+    width: int = 0
+    trouble: tuple[Reason, str] | None = None
+
+
+@dataclass(eq=False)
+class Line:
+    """One camera with what waits at it."""
+
+    camera: Camera
+    settings: CameraSettings
+    state: str = "closed"  # closed, up, lost, ended
+    tried: asyncio.Event = field(default_factory=asyncio.Event)  # it was opened, or has failed to
+    out_of_step: bool = False
+    pending: deque[Job] = field(default_factory=deque)  # triggers whose frame has not come, oldest first
+    on_their_way: int = 0
+    frames: int = 0
+    error: str | None = None
+    trigger_thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "trigger"))
+
+    @property
+    def name(self) -> str:
+        """The camera's."""
+        return self.settings.name
+
+    @property
+    def up(self) -> bool:
+        """It delivers frames."""
+        return self.state == "up" and not self.out_of_step
+
+
+class Intake:
+    """Everything but grabbing happens on the event loop, so nothing is locked."""
+
+    def __init__(
+        self,
+        cameras: Iterable[tuple[Camera, CameraSettings]],
+        ring: FrameRing,
+        recipes: RecipeBook,
+        pipeline: Pipeline,
+        outbox: Outbox,
+        queue_depth: int,
+        frames_limit: int | None,
+    ) -> None:
+        self.lines = {settings.name: Line(camera, settings) for camera, settings in cameras}
+        self._ring = ring
+        self._recipes = recipes
+        self._pipeline = pipeline
+        self._outbox = outbox
+        self._depth = queue_depth
+        self._limit = frames_limit
+        self._guards = {name: Guard(line.settings) for name, line in self.lines.items()}
+        self._moved = asyncio.Event()
+        self.paused = False
+        self.running = False
+        self.stopping = asyncio.Event()
+        self.done = asyncio.Event()
+        outbox.on_published = self._on_published
+
+    # -- triggers ---------------------------------------------------------------------------------------------
+
+    def recover(self, triggers: Iterable[Trigger]) -> None:
+        """Triggers that an agent accepted before it died: each is answered now."""
+        for trigger in triggers:
+            key = f"{trigger.recipe}@{trigger.recipe_version}"
+            recipe = self._recipes.known(key) or ActiveRecipe(trigger.recipe, trigger.recipe_version, Recipe(), None)
+            job = Job(trigger.camera, recipe, trigger.t_trigger, time.monotonic(), trigger=trigger)
+            self._accept(self.lines.get(trigger.camera), job)
+            self._pipeline.fail(job, "agent_restart", "the agent died before it answered this trigger")
+
+    async def trigger(self, camera: str, trigger_id: str | None, part_id: str | None) -> bool:
+        """Accept a trigger: from now on it is owed a verdict. Returns whether it is journalled.
+
+        Raises ConfigError where no verdict could follow: an unknown camera, one that is not triggered by command.
+        """
+        t_trigger, mono = time.time_ns(), time.monotonic()
+        line = self.lines.get(camera)
+        if line is None:
+            raise ConfigError(f"camera: there is no {camera!r} (there are: {', '.join(self.lines)})")
+        if line.settings.trigger != "software":
+            raise ConfigError(f"camera: {camera!r} has trigger = {line.settings.trigger!r}; commands need 'software'")
+        if not self.running or self.stopping.is_set():
+            raise ConfigError(f"the agent is {'stopping' if self.stopping.is_set() else 'starting'}")
+        if self._limit is not None and self._outbox.accepted >= self._limit:
+            raise ConfigError("the agent has taken as many triggers as --frames allows")
+        recipe = self._recipes.of(camera)
+        trigger = Trigger(camera, trigger_id, part_id, t_trigger, recipe.id, recipe.version)
+        job = Job(camera, recipe, t_trigger, mono, trigger=trigger)
+        journalled = self._outbox.accept(trigger)
+        self._accept(line, job)
+        if self.paused:
+            self._pipeline.fail(job, "paused", "the agent is paused")
+        elif not line.up:
+            self._pipeline.fail(job, "camera_fault", line.error or f"camera {camera!r} is {line.state}")
+        elif len(line.pending) + self._pipeline.queued(camera) >= self._depth:
+            self._pipeline.dropped["trigger", "full"] += 1
+            self._pipeline.fail(job, "overrun", "worker.queue_depth triggers are waiting")
+        else:
+            line.pending.append(job)
+            await self._expose(line, job)
+        return await journalled
+
+    async def _expose(self, line: Line, job: Job) -> None:
+        loop = asyncio.get_running_loop()
+        limit_s = line.settings.trigger_timeout_ms / 1000
+        loop.call_later(limit_s, self._no_frame, line, job)
+        try:
+            async with asyncio.timeout(limit_s):
+                await loop.run_in_executor(line.trigger_thread, line.camera.trigger)
+        except TimeoutError:
+            pass  # `_no_frame` says it
+        except (CameraError, NotImplementedError) as error:
+            self._lose_step(line, f"camera {line.name!r} could not be triggered: {error}")
+
+    def _no_frame(self, line: Line, job: Job) -> None:
+        if job in line.pending:
+            self._lose_step(
+                line, f"no frame from {line.name!r} within trigger_timeout_ms = {line.settings.trigger_timeout_ms}"
+            )
+
+    def _lose_step(self, line: Line, why: str) -> None:
+        """See the head of this file. The camera's task closes and opens it at its next look."""
+        log.error("camera_out_of_step", camera=line.name, waiting=len(line.pending), error=why)
+        line.out_of_step, line.error = True, why
+        self._fail_pending(line, why)
+
+    def _fail_pending(self, line: Line, why: str) -> None:
+        while line.pending:
+            self._pipeline.fail(line.pending.popleft(), "camera_fault", why)
+
+    def _accept(self, line: Line | None, job: Job) -> None:
+        if line is not None:
+            line.on_their_way += 1
+        self._pipeline.accept(job)
+
+    # -- frames -----------------------------------------------------------------------------------------------
+
+    async def run_camera(self, line: Line) -> None:
+        """Grab until the source ends or the agent stops; a lost camera is opened again with back-off."""
+        loop = asyncio.get_running_loop()
+        pause = 0.5
+        with ThreadPoolExecutor(1, f"camera-{line.name}") as thread:
+            while not self.stopping.is_set():
+                try:
+                    await loop.run_in_executor(thread, line.camera.open)
+                    if line.state == "lost":
+                        log.info("camera_back", camera=line.name)
+                    line.state, line.out_of_step, line.error, pause = "up", False, None, 0.5
+                    line.tried.set()
+                    await self._grab_all(line, thread)
+                except EndOfFrames:
+                    log.info("camera_at_end", camera=line.name)
+                    line.state = "ended"
+                    return
+                except Exception as error:  # one camera's fault, even a driver's own, is not the others'
+                    if isinstance(error, ConfigError) and line.state == "closed":
+                        raise  # the very first open: what the camera refuses is a wrong configuration
+                    if not isinstance(error, FlawlineError):
+                        log.exception("camera_driver_failed", camera=line.name)
+                    if line.state != "lost":
+                        log.error("camera_lost", camera=line.name, error=str(error))
+                    line.state, line.error = "lost", str(error)
+                    line.tried.set()
+                    await self._sleep(pause)
+                    pause = min(pause * 2, 10.0)
+                finally:
+                    self._fail_pending(line, line.error or f"camera {line.name!r} was closed")
+                    await loop.run_in_executor(thread, line.camera.close)
+            line.state = "closed"
+
+    async def _sleep(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self.stopping.wait()
+        except TimeoutError:
+            pass
+
+    async def _grab_all(self, line: Line, thread: ThreadPoolExecutor) -> None:
+        """Until the agent stops (and no trigger waits for its frame), or the camera is out of step."""
+        loop = asyncio.get_running_loop()
+        free = line.settings.trigger == "free"
+        while not line.out_of_step and (line.pending or not self.stopping.is_set()):
+            await self._wait_for_room(line, free and line.camera.patient)
+            if free and self.paused:
+                # What runs freely is not taken in while paused: nobody asked for it. Files wait, other sources flow on.
+                if await loop.run_in_executor(thread, line.camera.grab, _GRAB_S) is not None:
+                    self._pipeline.dropped["intake", "paused"] += 1
+                continue
+            shot = await loop.run_in_executor(thread, partial(self._grab, line.camera))
+            if shot is None:
+                continue
+            line.frames += 1
+            if line.settings.trigger == "software":
+                self._attach_to_trigger(line, shot)
+            elif self._limit is not None and self._outbox.accepted >= self._limit:
+                self._throw_away(shot)
+                self.stopping.set()
+            else:
+                self._attach(self._for_frame(line, shot), shot)
+
+    async def _wait_for_room(self, line: Line, patient: bool) -> None:
+        """A patient source waits while its queue is full, and while the agent is paused: it never overruns.
+
+        Every source waits while the journal hangs.
+        """
+
+        def room() -> bool:
+            if self.stopping.is_set():
+                return True
+            if patient and (self.paused or line.on_their_way >= self._depth):
+                return False
+            return self._outbox.backlog < BACKLOG
+
+        while not room():
+            self._moved.clear()
+            try:
+                async with asyncio.timeout(0.2):
+                    await self._moved.wait()
+            except TimeoutError:
+                pass
+
+    def _grab(self, camera: Camera) -> _Shot | None:
+        """On the camera's thread: the next frame, copied once, from the driver's buffer into its slot."""
+        frame = camera.grab(_GRAB_S)
+        if frame is None:
+            return None
+        if frame.pixels is None:
+            reason: Reason = "camera_fault" if frame.fault_reason == "camera_fault" else "bad_frame"
+            return _Shot(frame, trouble=(reason, frame.fault or "no picture"))
+        slot = self._ring.acquire()
+        if slot is None:
+            return _Shot(frame, trouble=("overrun", "every slot of the frame ring is in use"))
+        height, width = frame.size
+        shot = _Shot(frame, slot, height, width)
+        try:
+            picture = self._ring.picture(slot, height, width)
+            to_rgb8(frame.pixels, frame.pixel_format, picture)
+            self._guards[camera.name].check(picture, frame.pixel_format)
+        except (ImageError, RingError) as error:
+            shot.trouble = ("bad_frame", f"{frame.source or camera.name}: {error}")
+        return shot
+
+    def _attach_to_trigger(self, line: Line, shot: _Shot) -> None:
+        if line.out_of_step or not line.pending:
+            self._pipeline.dropped["intake", "no_trigger"] += 1
+            self._throw_away(shot)
+        else:
+            self._attach(line.pending.popleft(), shot)
+
+    def _for_frame(self, line: Line, shot: _Shot) -> Job:
+        """A free-running or hardware-triggered frame is its own trigger."""
+        recipe = self._recipes.of(line.name)
+        job = Job(line.name, recipe, shot.frame.t_grab, time.monotonic())
+        if line.settings.trigger == "hardware":
+            job.trigger = Trigger(line.name, None, None, shot.frame.t_grab, recipe.id, recipe.version)
+            self._outbox.accept(job.trigger)
+            if self.paused:
+                shot.trouble = ("paused", "the agent is paused")
+        self._accept(line, job)
+        return job
+
+    def _attach(self, job: Job, shot: _Shot) -> None:
+        job.frame_id, job.t_grab = shot.frame.frame_id, shot.frame.t_grab
+        if shot.slot is not None:
+            job.slot, job.height, job.width = shot.slot, shot.height, shot.width
+            job.holds += 1
+        if shot.trouble is not None:
+            self._pipeline.fail(job, *shot.trouble)
+        else:
+            self._pipeline.submit(job)
+
+    def _throw_away(self, shot: _Shot) -> None:
+        if shot.slot is not None:
+            self._ring.release(shot.slot)
+
+    # -- room, pause, stop ------------------------------------------------------------------------------------
+
+    def _on_published(self, job: Job) -> None:
+        line = self.lines.get(job.camera)
+        if line is not None:
+            line.on_their_way -= 1
+        self._moved.set()
+        if self._limit is not None and self._outbox.results.total() >= self._limit:
+            self.done.set()
+
+    async def until_open(self, limit_s: float) -> None:
+        """Triggers are taken when every camera was opened, or has failed to, or has had so long."""
+        tries = [asyncio.ensure_future(line.tried.wait()) for line in self.lines.values()]
+        await asyncio.wait(tries, timeout=limit_s)
+        for one in tries:
+            one.cancel()
+        self.running = True
+
+    def pause(self, paused: bool) -> None:
+        """While paused, triggers are answered `paused`, and what runs freely is not taken in."""
+        self.paused = paused
+        self._moved.set()
+
+    def stop(self) -> None:
+        """No camera takes in another frame, but for triggers that were accepted."""
+        self.stopping.set()
+        self._moved.set()
+
+    def close(self) -> None:
+        """Leave the threads that made exposures."""
+        for line in self.lines.values():
+            line.trigger_thread.shutdown(wait=False)
+
+    def status(self) -> Header:
+        """Each camera, for the status message."""
+        return {
+            line.name: {
+                "state": line.state,
+                "up": line.up,
+                "trigger": line.settings.trigger,
+                "backend": line.settings.backend,
+                "frames": line.frames,
+                "pending": len(line.pending),
+                "waiting": self._pipeline.queued(line.name),
+                "camera_seq": self._outbox.camera_seqs.get(line.name, 0),
+                "error": line.error,
+                "device": line.camera.info(),
+            }
+            for line in self.lines.values()
+        }

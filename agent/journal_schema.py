@@ -1,0 +1,59 @@
+"""The journal's tables, and how a database becomes one: pragmas, check, schema version."""
+
+import sqlite3
+from pathlib import Path
+
+from flawline.config.errors import ConfigError, JournalError
+
+VERSION = 2
+
+
+class CorruptJournal(JournalError):
+    """The file is there but is no journal any more: it is set aside."""
+
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS verdicts (
+  seq INTEGER PRIMARY KEY, camera TEXT NOT NULL, camera_seq INTEGER NOT NULL,
+  t_publish INTEGER NOT NULL, result TEXT NOT NULL, header BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS late (seq INTEGER PRIMARY KEY, header BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS counts (camera TEXT PRIMARY KEY, camera_seq INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS triggers (
+  id INTEGER PRIMARY KEY, camera TEXT NOT NULL, trigger_id TEXT, part_id TEXT,
+  t_trigger INTEGER NOT NULL, recipe TEXT NOT NULL, recipe_version INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS feedback (
+  id INTEGER PRIMARY KEY, seq INTEGER NOT NULL, label TEXT NOT NULL, who TEXT NOT NULL, note TEXT NOT NULL,
+  t INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS feedback_by_seq ON feedback (seq);
+CREATE TABLE IF NOT EXISTS recipes (
+  id TEXT NOT NULL, version INTEGER NOT NULL, sha256 TEXT NOT NULL, content TEXT NOT NULL, t INTEGER NOT NULL,
+  PRIMARY KEY (id, version));
+CREATE TABLE IF NOT EXISTS active (
+  camera TEXT PRIMARY KEY, id TEXT NOT NULL, version INTEGER NOT NULL, base TEXT NOT NULL);
+"""
+
+
+def prepare(database: sqlite3.Connection, file: Path, synchronous: str, *, check: bool) -> int:
+    """Make the tables, or bring older ones up to date; returns the version that was found, 0 for an empty file.
+
+    Raises ConfigError, CorruptJournal, sqlite3.Error.
+    """
+    database.execute("PRAGMA journal_mode=WAL")
+    database.execute(f"PRAGMA synchronous={synchronous}")
+    # A checkpoint waits for the disk: it is done apart, never inside a commit that a deadline waits for.
+    database.execute("PRAGMA wal_autocheckpoint=0")
+    version = int(database.execute("PRAGMA user_version").fetchone()[0])
+    if version > VERSION:
+        raise ConfigError(f"{file}: was written by a newer flawline (schema {version})")
+    if check and database.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+        raise CorruptJournal(f"{file}: is corrupt")
+    if version < VERSION:
+        database.executescript(_TABLES)
+        database.execute("INSERT OR IGNORE INTO counts SELECT camera, max(camera_seq) FROM verdicts GROUP BY camera")
+        database.execute(f"PRAGMA user_version={VERSION}")
+    return version
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """True where the file itself is wrong, false where the disk is full or will not answer."""
+    return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)

@@ -1,0 +1,222 @@
+// One camera's video: WebRTC by WHEP, MJPEG where that does not come up, and what is drawn over the picture.
+
+const UP_WITHIN_MS = 3000;
+const FROZEN_MS = 3000;
+const TRY_AGAIN_MS = 30000;
+const KEPT_DRAWINGS = 64;
+const VOTES = 4;
+const KINDS = { pass: "#39e0a8", fail: "#ff7a2e", error: "#f08adf" };
+
+export const layers = { outlines: true, boxes: true, points: false };
+
+export class CameraVideo {
+  constructor(name, screen) {
+    this.name = name;
+    this.video = screen.querySelector("video");
+    this.image = screen.querySelector(".mjpeg");
+    this.canvas = screen.querySelector(".overlay");
+    this.label = screen.querySelector(".transport");
+    this.peer = null;
+    this.session = null;
+    this.attempt = 0;
+    this.frames = 0;
+    this.frameAt = 0;
+    this.shown = null;
+    new ResizeObserver(() => this.draw()).observe(screen);
+    this.connect();
+    setInterval(() => this.watch(), 500);
+    addEventListener("pagehide", () => this.leave());
+  }
+
+  // WebRTC first; whoever is not up in three seconds gets MJPEG, and WebRTC another try later.
+  async connect() {
+    const attempt = ++this.attempt;
+    this.leave();
+    this.drawings = [];
+    this.votes = new Map();
+    this.offset = null;
+    this.missed = 0;
+    if (this.image.hidden) this.say("connecting");
+    const limit = setTimeout(() => this.fallBack(attempt), UP_WITHIN_MS);
+    try {
+      const peer = (this.peer = new RTCPeerConnection({ iceServers: [] }));
+      peer.addTransceiver("video", { direction: "recvonly" });
+      const channel = peer.createDataChannel("overlay", { ordered: false, maxRetransmits: 0 });
+      channel.onmessage = (event) => this.take(JSON.parse(event.data));
+      peer.ontrack = (event) => {
+        if ("playoutDelayHint" in event.receiver) event.receiver.playoutDelayHint = 0;
+        this.video.srcObject = new MediaStream([event.track]);
+        this.video.play().catch(() => {});
+        this.follow(attempt, limit);
+      };
+      await peer.setLocalDescription(await peer.createOffer());
+      const answer = await fetch(`/${this.name}/whep`, {
+        method: "POST",
+        headers: { "Content-Type": "application/sdp" },
+        body: peer.localDescription.sdp,
+        signal: AbortSignal.timeout(UP_WITHIN_MS),
+      });
+      if (answer.status !== 201) throw new Error(`whep ${answer.status}`);
+      const session = answer.headers.get("Location");
+      if (attempt !== this.attempt) return void fetch(session, { method: "DELETE" });
+      this.session = session;
+      await peer.setRemoteDescription({ type: "answer", sdp: await answer.text() });
+    } catch (error) {
+      clearTimeout(limit);
+      this.fallBack(attempt);
+    }
+  }
+
+  follow(attempt, limit) {
+    const onFrame = (now, about) => {
+      if (attempt !== this.attempt) return;
+      clearTimeout(limit);
+      if (!this.image.hidden) {
+        this.image.hidden = true;
+        this.image.removeAttribute("src");
+      }
+      this.say("");
+      this.frames += 1;
+      this.frameAt = performance.now();
+      this.match(about.rtpTimestamp);
+      this.video.requestVideoFrameCallback(onFrame);
+    };
+    this.video.requestVideoFrameCallback(onFrame);
+  }
+
+  // The overlay is burnt into the MJPEG pictures: they carry no number by which a page could match it.
+  fallBack(attempt) {
+    if (attempt !== this.attempt) return;
+    this.attempt += 1;
+    this.leave();
+    this.shown = null;
+    this.draw();
+    if (this.image.hidden || !this.image.src) {
+      this.image.src = `/${this.name}/mjpeg?burn=1&t=${Date.now()}`;
+      this.image.hidden = false;
+      this.image.onerror = () => setTimeout(() => this.image.hidden || (this.image.src = `/${this.name}/mjpeg?burn=1&t=${Date.now()}`), 2000);
+    }
+    this.say("MJPEG");
+    clearTimeout(this.again);
+    this.again = setTimeout(() => this.connect(), TRY_AGAIN_MS);
+  }
+
+  // A video that stood still for three seconds is asked for again: the agent repeats its last picture twice a second.
+  watch() {
+    if (!this.frameAt || !this.image.hidden) return;
+    if (performance.now() - this.frameAt > FROZEN_MS) {
+      this.frameAt = 0;
+      this.say("no video");
+      this.connect();
+    }
+  }
+
+  leave() {
+    if (this.session) fetch(this.session, { method: "DELETE", keepalive: true }).catch(() => {});
+    this.session = null;
+    if (this.peer) this.peer.close();
+    this.peer = null;
+  }
+
+  say(text) {
+    this.label.textContent = text;
+  }
+
+  take(drawing) {
+    this.drawings.push(drawing);
+    if (this.drawings.length > KEPT_DRAWINGS) this.drawings.shift();
+  }
+
+  // Which drawing belongs to this frame? RTP adds a random offset to the stream's time stamps. It is the one
+  // difference between frames and drawings that comes up again and again, because no two distances are alike.
+  match(stamp) {
+    const newest = this.drawings[this.drawings.length - 1];
+    if (stamp === undefined) return this.show(newest);
+    if (this.offset === null) {
+      for (const drawing of this.drawings) {
+        const offset = (stamp - drawing.ts) >>> 0;
+        const votes = (this.votes.get(offset) || 0) + 1;
+        this.votes.set(offset, votes);
+        if (votes >= VOTES) this.offset = offset;
+      }
+      if (this.votes.size > 4096) this.votes.clear();
+    }
+    if (this.offset === null) return this.show(newest);
+    const mine = this.drawings.find((drawing) => (drawing.ts + this.offset) >>> 0 === stamp);
+    this.missed = mine ? 0 : this.missed + 1;
+    if (this.missed > 5) {
+      this.offset = null;
+      this.votes.clear();
+      this.missed = 0;
+    }
+    this.show(mine || null);
+  }
+
+  show(drawing) {
+    this.shown = drawing || null;
+    this.draw();
+    this.canvas.dataset.frame = drawing ? drawing.frame_id : "";
+    this.canvas.dataset.matched = this.offset !== null;
+  }
+
+  draw() {
+    const { clientWidth: width, clientHeight: height } = this.canvas;
+    const ratio = window.devicePixelRatio || 1;
+    if (this.canvas.width !== Math.round(width * ratio)) this.canvas.width = Math.round(width * ratio);
+    if (this.canvas.height !== Math.round(height * ratio)) this.canvas.height = Math.round(height * ratio);
+    const pen = this.canvas.getContext("2d");
+    pen.setTransform(1, 0, 0, 1, 0, 0);
+    pen.clearRect(0, 0, this.canvas.width, this.canvas.height);
+    const drawing = this.shown;
+    if (!drawing || !this.image.hidden) return;
+    const [w, h] = drawing.size;
+    const scale = Math.min(this.canvas.width / w, this.canvas.height / h);
+    const left = (this.canvas.width - w * scale) / 2;
+    const top = (this.canvas.height - h * scale) / 2;
+    const x = (value) => left + value * scale;
+    const y = (value) => top + value * scale;
+    const across = w / drawing.frame[0];
+    const down = h / drawing.frame[1];
+    pen.lineJoin = "round";
+    const stroke = (path, colour, thick) => {
+      pen.strokeStyle = "rgb(0 0 0 / .7)";
+      pen.lineWidth = (thick + 2) * ratio;
+      pen.stroke(path);
+      pen.strokeStyle = colour;
+      pen.lineWidth = thick * ratio;
+      pen.stroke(path);
+    };
+    if (layers.boxes) {
+      const path = new Path2D();
+      const air = 5 * ratio;
+      for (const [bx, by, bw, bh] of drawing.boxes)
+        path.rect(x(bx * across) - air, y(by * down) - air, bw * across * scale + 2 * air, bh * down * scale + 2 * air);
+      stroke(path, KINDS[drawing.result], 2);
+    }
+    if (layers.outlines) {
+      const path = new Path2D();
+      // Corners are the middles of preview pixels.
+      for (const corners of drawing.outlines) {
+        for (let i = 0; i < corners.length; i += 2) path.lineTo(x(corners[i] + 0.5), y(corners[i + 1] + 0.5));
+        path.closePath();
+        path.moveTo(NaN, NaN);
+      }
+      stroke(path, "#ffe040", 2.5);
+    }
+    if (layers.points) {
+      for (const [px, py, label] of drawing.points) {
+        const path = new Path2D();
+        const cx = x(px * across);
+        const cy = y(py * down);
+        const arm = 7 * ratio;
+        path.moveTo(cx - arm, cy);
+        path.lineTo(cx + arm, cy);
+        if (label) {
+          path.moveTo(cx, cy - arm);
+          path.lineTo(cx, cy + arm);
+        }
+        stroke(path, label ? "#6cff8d" : "#6cc0ff", 3);
+      }
+    }
+  }
+}

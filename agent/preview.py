@@ -1,0 +1,311 @@
+"""The operators' preview: page, video, live values, health and metrics on one HTTP port. Read-only."""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
+from typing import Any
+
+import structlog
+from aiohttp import web
+
+from flawline.agent import ice, shot
+from flawline.agent.board import Board
+from flawline.agent.encode import Stream
+from flawline.agent.guard import Guard
+from flawline.agent.metrics import Metrics
+from flawline.agent.observer import JudgedFrame
+from flawline.agent.whep import OfferRefused, Session, Sessions
+from flawline.agent.wire import Header
+from flawline.config.errors import ConfigError
+from flawline.config.settings_preview import PreviewSettings
+
+log = structlog.get_logger()
+_EVENT_S = 0.1  # live values at most so often
+_STATUS_S = 0.5  # and at least so often: a page that hears nothing for two seconds says so
+_WRITE_S = 5.0  # a page or player that takes no data for so long is let go
+_UNWATCHED_PER_S = 1.0  # who comes to an idle line sees the last part, not an old one
+_BURST = 3.0  # pictures copied at once above the rate, so that the last of a few parts in a row is shown
+_BOUNDARY = "flawline-frame"
+_PAGE = {
+    "index.html": "text/html",
+    "page.css": "text/css",
+    "page.js": "text/javascript",
+    "video.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
+
+
+class _Allowance:
+    """So many a second, and a few at once."""
+
+    def __init__(self, most: float) -> None:
+        self._most = self._left = most
+        self._at = time.monotonic()
+
+    def take(self, rate: float) -> bool:
+        """Whether one more is allowed at this rate, 1/s."""
+        now = time.monotonic()
+        self._left = min(self._most, self._left + (now - self._at) * rate)
+        self._at = now
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True
+
+
+class Preview:
+    """An observer that serves HTTP. `start` binds, `run` encodes until cancelled, `close` ends every connection."""
+
+    def __init__(
+        self,
+        settings: PreviewSettings,
+        station: str,
+        cameras: list[str],
+        status: Callable[[], Header],
+        metrics: Metrics,
+    ) -> None:
+        self._settings = settings
+        self._station = station
+        self._status = status
+        self._metrics = metrics
+        self._guard = Guard(settings)
+        self.board = Board(settings, cameras)
+        self._threads = ThreadPoolExecutor(1, "preview")
+        self._plain = {name: Stream(name, settings, self._threads, metrics.encoded, burn=False) for name in cameras}
+        self._burnt = {name: Stream(name, settings, self._threads, metrics.encoded, burn=True) for name in cameras}
+        self.sessions = Sessions(settings.codec)
+        self._copies = {name: _Allowance(_BURST) for name in cameras}
+        self._seats = settings.max_viewers
+        self._pages = settings.max_pages
+        metrics.viewers.set_function(lambda: settings.max_viewers - self._seats)
+        self._closing = asyncio.Event()
+        self._runner: web.AppRunner | None = None
+
+    # -- the line's side --------------------------------------------------------------------------------------
+
+    def judged(self, frame: JudgedFrame) -> None:
+        """Note the verdict, and copy the picture: as often as the video shows one, or rarely where nobody watches."""
+        self.board.judged(frame)
+        header, picture = frame.header, frame.picture
+        streams = self._plain[header["camera"]], self._burnt[header["camera"]]
+        rate = self._settings.fps if any(stream.watched for stream in streams) else _UNWATCHED_PER_S
+        if picture is None or not self._copies[header["camera"]].take(rate):
+            return
+        taken = shot.take(header, picture, frame.mask, frame.anomaly_map, frame.points, self._settings.long_side)
+        for stream in streams:
+            stream.show(taken)
+
+    # -- life -------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Bind. Raises ConfigError naming preview.host and preview.port."""
+        ice.use_settings(self._settings)
+        app = web.Application(middlewares=[self._guard.middleware], client_max_size=64 * 1024)
+        app.add_routes(
+            [
+                web.get("/", self._page),
+                web.get("/static/{name}", self._page),
+                web.get("/healthz", self._healthz),
+                web.get("/readyz", self._readyz),
+                web.get("/metrics", self._serve_metrics),
+                web.get("/events", self._events),
+                web.get(r"/fails/{seq:\d+}", self._fail),
+                web.get(r"/fails/{seq:\d+}/{file}", self._fail_file),
+                web.get("/{camera}/mjpeg", self._mjpeg),
+                web.post("/{camera}/whep", self._whep),
+                web.options("/{camera}/whep", self._whep_options),
+                web.delete("/{camera}/whep/{session}", self._whep_delete),
+                web.options("/{camera}/whep/{session}", self._whep_options),
+            ]
+        )
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0, handler_cancellation=True)
+        await self._runner.setup()
+        host, port = self._settings.host, self._settings.port
+        try:
+            await web.TCPSite(self._runner, host, port).start()
+        except OSError as error:
+            await self.close()
+            raise ConfigError(
+                f"preview.host, preview.port: http://{host}:{port} cannot be bound: {error.strerror or error}"
+            ) from error
+        log.info("preview", address=f"http://{host}:{port}/")
+
+    async def run(self) -> None:
+        """Until cancelled: encode what is watched, let go who vanished."""
+        async with asyncio.TaskGroup() as tasks:
+            for stream in (*self._plain.values(), *self._burnt.values()):
+                tasks.create_task(stream.run())
+            tasks.create_task(self.sessions.run())
+
+    async def close(self) -> None:
+        """End every connection and free the port."""
+        self._closing.set()
+        await self.sessions.close()
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+        self._threads.shutdown(wait=True)
+
+    # -- page, health, metrics --------------------------------------------------------------------------------
+
+    async def _page(self, request: web.Request) -> web.Response:
+        name = request.match_info.get("name", "index.html")
+        if name not in _PAGE:
+            raise web.HTTPNotFound
+        body = (files("flawline.agent") / "page" / name).read_bytes()
+        return web.Response(body=body, content_type=_PAGE[name], charset="utf-8")
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        return web.json_response({"alive": True})
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        status = self._status()
+        checks = {
+            "models": bool(status["worker"]["ready"]),
+            "worker": bool(status["worker"]["healthy"]),
+            "cameras": all(camera["up"] for camera in status["cameras"].values()),
+            "running": status["state"] in ("running", "paused"),
+        }
+        ready = all(checks.values())
+        return web.json_response({"ready": ready, **checks}, status=200 if ready else 503)
+
+    async def _serve_metrics(self, _: web.Request) -> web.Response:
+        return web.Response(
+            body=self._metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        )
+
+    # -- live values ------------------------------------------------------------------------------------------
+
+    async def _events(self, request: web.Request) -> web.StreamResponse:
+        """Server-sent events. Each page is sent what is new since it was last written to, so nothing queues up."""
+        if self._pages <= 0:
+            return self._full("preview.max_pages")
+        self._pages -= 1
+        try:
+            response = self._stream_response(request, "text/event-stream")
+            await response.prepare(request)
+            number, told_at = 0, 0.0
+            while not self._closing.is_set():
+                news = self.board.since_event(number)
+                now = time.monotonic()
+                if news or now - told_at >= _STATUS_S:
+                    event: dict[str, Any] = {"t": time.time_ns(), "verdicts": news}
+                    if now - told_at >= _STATUS_S:
+                        event |= {"station": self._station, "status": self._status(), **self.board.summary()}
+                        told_at = now
+                    number = news[-1]["n"] if news else number
+                    await self._write(response, b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n")
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_EVENT_S):
+                        await self._closing.wait()
+            return response
+        finally:
+            self._pages += 1
+
+    # -- failed parts -----------------------------------------------------------------------------------------
+
+    async def _fail(self, request: web.Request) -> web.Response:
+        fail = self.board.fails.get(int(request.match_info["seq"]))
+        if fail is None:
+            raise web.HTTPNotFound
+        drawing = json.loads(shot.overlay(fail.shot, 0))
+        return web.json_response({"verdict": fail.shot.header, "drawing": drawing})
+
+    async def _fail_file(self, request: web.Request) -> web.Response:
+        fail = self.board.fails.get(int(request.match_info["seq"]))
+        name = request.match_info["file"]
+        body = None
+        if fail is not None:
+            body = await asyncio.get_running_loop().run_in_executor(self._threads, fail.file, name)
+        if body is None:
+            raise web.HTTPNotFound
+        kind = "image/jpeg" if name.endswith(".jpg") else "image/png"
+        return web.Response(body=body, content_type=kind, headers={"Cache-Control": "private, max-age=3600"})
+
+    # -- video ------------------------------------------------------------------------------------------------
+
+    def _stream(self, request: web.Request) -> Stream:
+        streams = self._burnt if request.query.get("burn", "0") not in ("", "0") else self._plain
+        stream = streams.get(request.match_info["camera"])
+        if stream is None:
+            raise web.HTTPNotFound(reason="there is no such camera")
+        return stream
+
+    async def _whep(self, request: web.Request) -> web.Response:
+        stream, camera = self._stream(request), request.match_info["camera"]
+        if request.content_type != "application/sdp":
+            return web.Response(status=415, text="send an SDP offer as application/sdp\n")
+        if self._seats <= 0:
+            return self._full("preview.max_viewers")
+        self._seats -= 1
+        try:
+            session, answer = await self.sessions.begin(camera, stream, await request.text())
+        except OfferRefused as error:
+            self._seats += 1
+            return web.Response(status=error.status, text=f"{error}\n")
+        except BaseException:
+            self._seats += 1
+            raise
+        session.at_end(self._give_seat)
+        headers = {"Location": f"/{camera}/whep/{session.id}"}
+        return web.Response(status=201, text=answer, content_type="application/sdp", headers=headers)
+
+    async def _whep_delete(self, request: web.Request) -> web.Response:
+        session: Session | None = self.sessions.get(request.match_info["camera"], request.match_info["session"])
+        if session is None:
+            raise web.HTTPNotFound
+        await self.sessions.end(session)
+        return web.Response()
+
+    async def _whep_options(self, request: web.Request) -> web.Response:
+        headers = {
+            "Accept-Post": "application/sdp",
+            "Allow": "POST, DELETE, OPTIONS",
+            "Access-Control-Allow-Methods": "POST, DELETE, OPTIONS",
+            "Access-Control-Allow-Headers": "Authorization, Content-Type",
+            "Access-Control-Max-Age": "600",
+        }
+        return web.Response(status=204, headers=headers if self._guard.cors(request) else {"Allow": headers["Allow"]})
+
+    async def _mjpeg(self, request: web.Request) -> web.StreamResponse:
+        stream = self._stream(request)
+        if self._seats <= 0:
+            return self._full("preview.max_viewers")
+        self._seats -= 1
+        try:
+            response = self._stream_response(request, f"multipart/x-mixed-replace; boundary={_BOUNDARY}")
+            await response.prepare(request)
+            while not self._closing.is_set():
+                try:
+                    async with asyncio.timeout(1.0):
+                        picture = await stream.next_jpeg()
+                except TimeoutError:
+                    continue
+                head = f"--{_BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
+                await self._write(response, head.encode() + picture + b"\r\n")
+            return response
+        finally:
+            self._give_seat()
+
+    def _give_seat(self) -> None:
+        self._seats += 1
+
+    def _full(self, key: str) -> web.Response:
+        return web.Response(status=503, text=f"{key} are watching already\n", headers={"Retry-After": "10"})
+
+    def _stream_response(self, request: web.Request, kind: str) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": kind, "X-Accel-Buffering": "no"})
+        self._guard.protect(request, response)
+        return response
+
+    async def _write(self, response: web.StreamResponse, data: bytes) -> None:
+        """Write, but wait for a slow reader only so long."""
+        try:
+            async with asyncio.timeout(_WRITE_S):
+                await response.write(data)
+        except TimeoutError as error:
+            raise ConnectionResetError("the reader takes no data") from error

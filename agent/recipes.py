@@ -1,0 +1,152 @@
+"""Which recipe judges which camera: versions, switches between two frames, and what a restart takes up again."""
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import structlog
+from pydantic import ValidationError
+
+from flawline.agent.journal import Journal
+from flawline.agent.verdict import ActiveRecipe
+from flawline.agent.wire import Header
+from flawline.config.errors import ConfigError, JournalError
+from flawline.config.recipe import Recipe
+from flawline.config.settings import Settings
+from flawline.config.sources import explain
+
+log = structlog.get_logger()
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class RecipeBook:
+    """Every version of every recipe that this station has seen, and the active one of each camera.
+
+    A content keeps its version over restarts: the configuration's recipe gets a new one only where it has changed.
+    An activation holds over a restart until the configuration says something new for that camera.
+    Called on the event loop, but for `keep`, which writes to the journal and belongs to its thread.
+    """
+
+    def __init__(self, settings: Settings, journal: Journal) -> None:
+        self._versions: dict[str, ActiveRecipe] = {}
+        self._newest: dict[str, int] = {}
+        for name, version, sha256, text in journal.query(
+            "SELECT id, version, sha256, content FROM recipes ORDER BY id, version"
+        ):
+            self._newest[name] = version
+            try:
+                recipe = Recipe.model_validate_json(text)
+            except ValidationError:  # of an older flawline; its number stays taken
+                continue
+            known = ActiveRecipe(name, version, recipe, sha256, recipe.threshold)
+            self._versions[known.key] = known
+        self._journal = journal
+        configured: dict[str, ActiveRecipe] = {}
+        for name, content in settings.recipes.items():
+            configured[name] = self.version_of(name, content)
+            self._register(configured[name])
+        self._base = {camera.name: configured[camera.recipe].key for camera in settings.cameras}
+        self._active = {camera.name: configured[camera.recipe] for camera in settings.cameras}
+        for camera, name, version, base in journal.query("SELECT camera, id, version, base FROM active"):
+            again = self._versions.get(f"{name}@{version}")
+            if again is not None and self._base.get(camera) == base:
+                self._active[camera] = again
+                log.info("recipe_still_active", camera=camera, recipe=again.key)
+        self.keep(configured.values())
+
+    def version_of(self, name: str, recipe: Recipe) -> ActiveRecipe:
+        """The version with this content: one that is known, or the next number, which only `activate` takes."""
+        sha256 = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()
+        newest = self._newest.get(name, 0)
+        for version in range(newest, 0, -1):
+            known = self._versions.get(f"{name}@{version}")
+            if known is not None and known.sha256 == sha256:
+                return known
+        return ActiveRecipe(name, newest + 1, recipe, sha256, recipe.threshold)
+
+    def _register(self, recipe: ActiveRecipe) -> None:
+        self._versions[recipe.key] = recipe
+        self._newest[recipe.id] = max(self._newest.get(recipe.id, 0), recipe.version)
+
+    def find(self, name: str, version: int | None = None) -> ActiveRecipe:
+        """A version, the newest where none is named. Raises ConfigError with the names that there are."""
+        found = self._versions.get(f"{name}@{self._newest.get(name, 0) if version is None else version}")
+        if found is None:
+            there = ", ".join(sorted(self._versions))
+            raise ConfigError(f"recipe: there is no {name!r}{f' version {version}' if version else ''} ({there})")
+        return found
+
+    def known(self, key: str) -> ActiveRecipe | None:
+        """By the key that the worker and the journal use."""
+        return self._versions.get(key)
+
+    def read(self, name: str, table: dict[str, Any]) -> Recipe:
+        """A recipe from outside. Raises ConfigError naming the key that is wrong."""
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"recipe: the name {name!r} must match [A-Za-z0-9_-]+")
+        try:
+            return Recipe.model_validate(table)
+        except ValidationError as error:
+            raise ConfigError(explain(error, Recipe, f"recipe {name}", [])) from error
+
+    def of(self, camera: str) -> ActiveRecipe:
+        """The one that judges the next frame of a camera."""
+        return self._active[camera]
+
+    def activate(self, cameras: Iterable[str], recipe: ActiveRecipe) -> None:
+        """From the next frame on. The worker knows the recipe already."""
+        self._register(recipe)
+        for camera in cameras:
+            self._active[camera] = recipe
+
+    def keep(self, recipes: Iterable[ActiveRecipe], cameras: Iterable[str] = ()) -> None:
+        """On the journal's thread: remember versions and the active one of these cameras. A full disk is said."""
+        try:
+            for recipe in recipes:
+                self._journal.query(
+                    "INSERT OR IGNORE INTO recipes VALUES (?, ?, ?, ?, ?)",
+                    (recipe.id, recipe.version, recipe.sha256, recipe.recipe.model_dump_json(), time.time_ns()),
+                )
+            for camera in cameras:
+                active = self._active[camera]
+                self._journal.query(
+                    "INSERT OR REPLACE INTO active VALUES (?, ?, ?, ?)",
+                    (camera, active.id, active.version, self._base[camera]),
+                )
+        except JournalError as error:
+            log.error("recipe_not_kept", error=str(error))
+
+    def for_worker(self) -> dict[str, dict[str, Any]]:
+        """What the worker must know from its start: the newest version of each, and what is active."""
+        wanted = {self.find(name).key for name in self._newest if self.known(f"{name}@{self._newest[name]}")}
+        wanted |= {active.key for active in self._active.values()}
+        return {key: self._versions[key].recipe.model_dump(mode="json") for key in sorted(wanted)}
+
+    def thresholds_are(self, thresholds: dict[str, float]) -> None:
+        """What the worker decides by, per key: the recipe's own threshold, or its bundle's."""
+        for key, threshold in thresholds.items():
+            if key in self._versions:
+                self._versions[key] = replace(self._versions[key], threshold=threshold)
+        self._active = {camera: self._versions[active.key] for camera, active in self._active.items()}
+
+    def list(self) -> list[Header]:
+        """For `recipe.list`: every version, and which cameras it judges."""
+        return [
+            {
+                "id": known.id,
+                "version": known.version,
+                "sha256": known.sha256,
+                "threshold": known.threshold,
+                "cameras": [camera for camera, active in self._active.items() if active.key == known.key],
+                "recipe": json.loads(known.recipe.model_dump_json()),
+            }
+            for known in self._versions.values()
+        ]
+
+    def status(self) -> Header:
+        """For the status message: what judges each camera."""
+        return {camera: {"id": active.id, "version": active.version} for camera, active in self._active.items()}

@@ -1,0 +1,64 @@
+"""Writing a recipe's values back into the TOML file, comments and order kept."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+from tomlkit.exceptions import TOMLKitError
+
+from flawline.config.errors import ConfigError
+from flawline.config.sources import load_settings
+
+
+def update_recipe(file: Path, recipe: str, values: Mapping[str, Any]) -> None:
+    """Set keys of `[recipes.NAME]`; a mapping becomes a table below it. The recipe is made where it is missing.
+
+    The file is replaced as a whole, and only by one that loads. Raises ConfigError naming the file.
+    """
+    try:
+        document = tomlkit.parse(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror or error}") from error
+    except (TOMLKitError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: is not valid TOML: {error}") from error
+    recipes = document.get("recipes")
+    if recipes is None:
+        recipes = document["recipes"] = tomlkit.table(is_super_table=True)
+    table: Any = recipes.get(recipe)
+    if table is None:
+        table = recipes[recipe] = tomlkit.table()
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            inner = tomlkit.table()
+            for name, item in value.items():
+                inner[name] = item
+            table[key] = inner
+        else:
+            table[key] = value
+    _replace(file, tomlkit.dumps(document))
+
+
+def _replace(file: Path, text: str) -> None:
+    target = file.resolve()  # a linked file stays a link
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".toml", dir=target.parent)
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be written: {error.strerror or error}") from error
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        load_settings(temporary, environ={})
+        temporary.chmod(target.stat().st_mode & 0o7777)
+        temporary.replace(target)
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be written: {error.strerror or error}") from error
+    except ConfigError as error:
+        raise ConfigError(str(error).replace(str(temporary), str(file))) from error
+    finally:
+        temporary.unlink(missing_ok=True)

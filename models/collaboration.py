@@ -1,0 +1,100 @@
+"""The worker's engine: CLIP and SAM together, and the ladder that keeps a deadline without SAM."""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flawline.config.errors import BundleError
+from flawline.config.recipe import Recipe
+from flawline.models.engine import Judgement
+from flawline.models.inspector import Encoded, Evidence, Inspector, points_in_frame, suspicious
+from flawline.models.towers import load_towers
+
+MARGIN_S = 0.015
+"""What publishing wants of a deadline after the judgement: the mask's way through the ring, the commit."""
+CAUTION = 1.25
+"""Factor on the running estimate of SAM's time."""
+
+
+class CollaborationEngine:
+    """Judges by recipes; when SAM will not fit before a deadline, the CLIP map decides first."""
+
+    def __init__(self) -> None:
+        self._inspector: Inspector
+        self._recipes: dict[str, Recipe] = {}
+        self._sam_s = 0.0  # running estimate: from a suspicious map to the judgement
+
+    def load(
+        self, bundle: str, device: str, precision: str, threads: int | None, recipes: dict[str, Recipe]
+    ) -> dict[str, Any]:
+        """Load the bundle, make the recipes ready and run everything once."""
+        torch.set_num_threads(threads or max(1, (os.cpu_count() or 2) - 1))
+        towers = load_towers(bundle, device, precision)
+        self._inspector = Inspector(towers)
+        thresholds = {key: self.add_recipe(key, recipe) for key, recipe in recipes.items()}
+        self._warm_up()
+        return {
+            "bundle": towers.bundle.name,
+            "bundle_sha256": towers.bundle.sha256,
+            "device": str(towers.device),
+            "precision": str(towers.dtype).removeprefix("torch."),
+            "thresholds": thresholds,
+        }
+
+    def add_recipe(self, key: str, recipe: Recipe) -> float:
+        """Compute the recipe's text features; returns its decision threshold."""
+        try:
+            prepared = self._inspector.prepare(recipe)
+        except BundleError as error:
+            raise BundleError(f"recipe {key.partition('@')[0]!r}: {error}") from error
+        self._recipes[key] = recipe
+        return prepared.threshold
+
+    def _warm_up(self) -> None:
+        """Both ways of a picture, each twice: the first pass pays for allocation, the second is the estimate."""
+        grey = np.random.default_rng(0).integers(96, 160, (480, 640, 3), dtype=np.uint8)
+        everything = Recipe.model_validate({"prompt": {"region_threshold": 0.0}})
+        for _ in range(2):
+            self._inspector.inspect(grey)
+            encoded = self._inspector.encode([grey], everything)
+            began = time.monotonic()
+            self._inspector.judge(encoded, everything)
+            self._sam_s = time.monotonic() - began
+
+    def inspect(
+        self,
+        picture: NDArray[np.uint8],
+        recipe: str,
+        deadline_mono: float | None,
+        degraded: Callable[[Judgement], None],
+    ) -> Judgement:
+        """Judge (H, W, 3) uint8 RGB; see `Engine.inspect`."""
+        inspector, rules = self._inspector, self._recipes[recipe]
+        encoded = inspector.encode([picture], rules)
+        if deadline_mono is not None:
+            located = inspector.evidence(encoded, rules, clip_only=True)
+            left = deadline_mono - time.monotonic() - MARGIN_S
+            if 0.0 < left < CAUTION * self._sam_s and suspicious(located.regions):
+                degraded(Judgement(inspector.decide(encoded, located, rules, clip_only=True)[0]))
+        began = time.monotonic()
+        evidence = inspector.evidence(encoded, rules)
+        result = inspector.decide(encoded, evidence, rules)[0]
+        if evidence.refined is not None:
+            self._sam_s += 0.2 * (time.monotonic() - began - self._sam_s)
+        return Judgement(result, _points(encoded, evidence))
+
+
+def _points(encoded: Encoded, evidence: Evidence) -> list[tuple[float, float, int]]:
+    refined = evidence.refined
+    if refined is None:
+        return []
+    points: list[tuple[float, float, int]] = []
+    for place in range(len(refined.rows)):
+        where, labels = points_in_frame(encoded, refined, place)
+        points += [(float(x), float(y), int(label)) for (x, y), label in zip(where, labels, strict=True)]
+    return points

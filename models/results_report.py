@@ -1,0 +1,128 @@
+"""The results of an evaluation as results.json and results.md. No torch here."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flawline.models.class_report import METRICS, mean_report
+from flawline.models.study import AGENT, Printed, Row
+
+HEADINGS = ("AUROC", "F1-max", "AP", "AUPRO", "image AUROC", "image AP", "image F1-max")
+HIDDEN = ("curves", "image_scores")
+
+
+def results(
+    settings: Mapping[str, Any],
+    rows: Sequence[Row],
+    reports: Mapping[str, Mapping[str, Any]],
+    left_out: Mapping[str, str],
+) -> dict[str, Any]:
+    """results.json: `sets` and `mean` are the agent's own; `rows` holds every row of the tables.
+
+    `left_out`: why a row could not run here, by key.
+    """
+    by_row: dict[str, Any] = {}
+    for row in rows:
+        if row.source is None and _printed(row, settings) is None:
+            continue  # nothing is known of it on this data set
+        entry: dict[str, Any] = {"title": row.title, "note": row.note, "printed": _printed(row, settings)}
+        if row.source is None:
+            entry["note"] = "printed numbers only: this method cannot be rebuilt exactly here"
+        elif row.key in left_out:
+            entry["note"] = f"not run: {left_out[row.key]}"
+        else:
+            sets = {name: _without(report[row.key]) for name, report in reports.items()}
+            entry |= {"sets": sets, "mean": mean_report(sets)}
+        by_row[row.key] = entry
+    own = by_row[AGENT.key]
+    return {"settings": dict(settings), "sets": own["sets"], "mean": own["mean"], "rows": by_row}
+
+
+def _without(report: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in report.items() if name not in HIDDEN}
+
+
+def _printed(row: Row, settings: Mapping[str, Any]) -> dict[str, float | None] | None:
+    numbers: Printed | None = row.printed.get(str(settings.get("dataset")))
+    if numbers is None:
+        return None
+    names = ("pixel_auroc", "pixel_f1_max", "pixel_ap")
+    return {name: None if value is None else round(value / 100, 4) for name, value in zip(names, numbers, strict=True)}
+
+
+def percent(value: float | None) -> str:
+    """A metric as tables print it."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def class_lines(content: Mapping[str, Any]) -> list[list[str]]:
+    """The agent's own numbers: one line per class and one of means; name, pictures, defective, metrics."""
+    lines = [
+        [name, str(entry["n_images"]), str(entry["n_defective"]), *(percent(entry[metric]) for metric in METRICS)]
+        for name, entry in content["sets"].items()
+    ]
+    pictures = sum(entry["n_images"] for entry in content["sets"].values())
+    defective = sum(entry["n_defective"] for entry in content["sets"].values())
+    lines.append(["mean", str(pictures), str(defective), *(percent(content["mean"][metric]) for metric in METRICS)])
+    return lines
+
+
+def row_table(content: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headings and one line per row of the study: title, means of this run, and the printed numbers where the
+    data set has some."""
+    rows = content["rows"].values()
+    with_printed = any(entry["printed"] for entry in rows)
+    headings = ["method", *HEADINGS[:5], *(f"{name} printed" for name in HEADINGS[:3] if with_printed)]
+    lines = []
+    for entry in rows:
+        mean, printed = entry.get("mean") or {}, entry["printed"] or {}
+        line = [entry["title"], *(percent(mean.get(metric)) for metric in METRICS[:5])]
+        line += [percent(printed.get(metric)) for metric in METRICS[:3] if with_printed]
+        lines.append(line)
+    return headings, lines
+
+
+def row_notes(content: Mapping[str, Any]) -> list[str]:
+    """What must be known of single rows."""
+    return [f"{entry['title']}: {entry['note']}" for entry in content["rows"].values() if entry["note"]]
+
+
+CLASS_HEADINGS = ("class", "pictures", "defective", *HEADINGS)
+
+
+def write_results(out: Path, content: Mapping[str, Any]) -> None:
+    """results.json and results.md in `out`."""
+    (out / "results.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    (out / "results.md").write_text(markdown(content), encoding="utf-8")
+
+
+def markdown(content: Mapping[str, Any]) -> str:
+    """Both tables, what was evaluated, and what did not fit together."""
+    settings = content["settings"]
+    size = "captured frames" if settings["size"] is None else f"{settings['size']} x {settings['size']} px"
+    parts = [
+        f"# {settings['dataset']}: {settings['root']}",
+        f"Bundle `{settings['bundle']}` ({settings['bundle_sha256'][:12]}), {settings['device']}, "
+        f"{settings['precision']}; metrics at {size}; all values in percent.",
+    ]
+    if settings["limit"] is not None:
+        parts.append(
+            f"**A subset: at most {settings['limit']} good and {settings['limit']} defective pictures a class.**"
+        )
+    parts.append(_table(CLASS_HEADINGS, class_lines(content)))
+    parts.append("95 % intervals by bootstrap over pictures stand in `results.json` (`ci95`).")
+    if len(content["rows"]) > 1:
+        parts += ["## Side by side (means over classes)", _table(*row_table(content))]
+        parts += ["\n".join(f"* {note}" for note in row_notes(content))]
+    if settings["problems"]:
+        parts += [
+            "## Pictures and masks that do not fit together",
+            *(f"* {problem}" for problem in settings["problems"]),
+        ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [headings, ["---"] * len(headings), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -1,0 +1,274 @@
+"""Builds the embedded bundle from nothing but the generator and two packages of published weights: one command.
+
+Pictures, CLIP's image side, its text side, SAM, thresholds, bundle folder. Every step leaves a file in the work
+folder and is skipped where that file is there, so that an interrupted run goes on where it stopped.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from flawline.config.recipe import PromptSettings
+from flawline.models.bundle import DecoderSettings, SamSettings, file_sha256
+from flawline.models.checkpoints import StateDict
+from flawline.models.clip import DenseClip
+from flawline.models.frames import FrameGeometry
+from flawline.models.localise import AdapterLocaliser
+from flawline.models.prompt import point_prompts, region
+from flawline.models.pyramid import WIDTH
+from flawline.models.sam import build_sam, own_state
+from flawline.models.training.pictures import Pictures, PictureSet, draw_set
+from flawline.models.training.token_table import make_token_table
+from flawline.models.training.train_clip import (
+    EMBED_DIM,
+    LITE0_MEAN,
+    LITE0_STD,
+    TEMPERATURE,
+    TEXT_WIDTH,
+    Anchors,
+    ClipSchedule,
+    new_clip,
+    train_clip,
+)
+from flawline.models.training.train_sam import SamSchedule, prompt_quality, train_sam
+from flawline.models.training.train_text import TextSchedule, train_projection, train_text
+from flawline.models.training.validate import clip_maps, figures
+
+Say = Callable[[str], None]
+SAM_SETTINGS = SamSettings(
+    architecture="lite0",
+    checkpoint="sam.safetensors",
+    input_size=512,
+    trunk_from_clip=True,
+    decoder=DecoderSettings(dim=128, depth=2, heads=8, mlp_dim=512, mask_channels=16, iou_depth=3, iou_hidden=128),
+)
+
+CLIP_PICTURES = PictureSet("train", 6000, 384, 1, 0.25)
+UNSEEN_PICTURES = PictureSet("unseen", 300, 384, 2, 0.5, unseen=True)
+SAM_PICTURES = PictureSet("sam", 2000, 512, 3, 0.1)
+SAM_UNSEEN_PICTURES = PictureSet("sam-unseen", 200, 512, 4, 0.1, unseen=True)
+
+
+@dataclass(frozen=True)
+class DemoPlan:
+    """Everything that the embedded bundle depends on, besides the code."""
+
+    input_size: int = 384
+    clip_pictures: PictureSet = CLIP_PICTURES
+    unseen_pictures: PictureSet = UNSEEN_PICTURES
+    sam_pictures: PictureSet = SAM_PICTURES
+    sam_unseen: PictureSet = SAM_UNSEEN_PICTURES
+    clip: ClipSchedule = field(default_factory=ClipSchedule)
+    text: TextSchedule = field(default_factory=TextSchedule)
+    sam: SamSchedule = field(default_factory=SamSchedule)
+
+
+def small_plan() -> DemoPlan:
+    """Every step of the way in a minute or two, for tests."""
+    return DemoPlan(
+        input_size=128,
+        clip_pictures=replace(CLIP_PICTURES, count=24, size=128),
+        unseen_pictures=replace(UNSEEN_PICTURES, count=12, size=128),
+        sam_pictures=replace(SAM_PICTURES, count=16, size=512),
+        sam_unseen=replace(SAM_UNSEEN_PICTURES, count=4, size=512),
+        clip=ClipSchedule(steps=4, batch=2, sizes=(128,), checkpoint_every=2),
+        text=TextSchedule(steps=4, batch=8, head_steps=4),
+        sam=SamSchedule(steps=4, batch=2, checkpoint_every=2),
+    )
+
+
+def build_demo(plan: DemoPlan, work: Path, bundle: Path, say: Say, processes: int = 2) -> None:
+    """Train and write the bundle folder; `work` keeps pictures and checkpoints."""
+    work.mkdir(parents=True, exist_ok=True)
+
+    def log(line: str) -> None:
+        say(f"{time.strftime('%H:%M:%S')} {line}")
+        with (work / "log.txt").open("a") as stream:
+            stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+    clip, adapter, anchors = clip_side(plan, work, log, processes)
+    thresholds = {"region": region_threshold(plan, clip, anchors, adapter, work, log, processes)}
+    sam = sam_side(plan, clip, adapter, anchors, thresholds["region"], work, log, processes)
+    write_bundle(plan, clip, adapter, sam, thresholds, work, bundle)
+    log(f"bundle written to {bundle}")
+
+
+def clip_side(plan: DemoPlan, work: Path, say: Say, processes: int) -> tuple[DenseClip, AdapterLocaliser, Anchors]:
+    """CLIP: image side first, then the text tower towards it."""
+    table_file = work / "token-table.safetensors"
+    if not table_file.exists():
+        say("token table: embedding CLIP's vocabulary")
+        save_file({"table": make_token_table(TEXT_WIDTH)}, table_file)
+    clip = new_clip(work, load_file(table_file)["table"], plan.input_size)
+    adapter, anchors = AdapterLocaliser([WIDTH] * 3, EMBED_DIM, TEMPERATURE, centred=False), Anchors()
+    finished = work / "clip-side.safetensors"
+    modules = torch.nn.ModuleDict({"clip": clip.model, "adapter": adapter, "anchors": anchors})
+    if not finished.exists():
+        pictures = draw_set(plan.clip_pictures, work, processes)
+        unseen = draw_set(plan.unseen_pictures, work, processes)
+
+        def validate(clip: DenseClip, adapter: AdapterLocaliser, anchors: Anchors) -> dict[str, float]:
+            some = slice(None, None, 3)
+            texts = [anchors.pair().detach()] * len(unseen.words[some])
+            maps = clip_maps(clip, adapter, unseen.image[some], texts, plan.input_size)
+            return figures(maps[:, ::3, ::3], unseen.kinds[some][:, ::3, ::3] > 0)
+
+        adapter, anchors = train_clip(clip, pictures, plan.clip, work, say, validate)
+        train_text(clip, anchors, pictures, plan.text, say)
+        train_projection(clip, pictures, plan.text, say)
+        modules = torch.nn.ModuleDict({"clip": clip.model, "adapter": adapter, "anchors": anchors})
+        save_file({name: value.contiguous() for name, value in modules.state_dict().items()}, finished)
+    modules.load_state_dict(load_file(finished))
+    modules.requires_grad_(False)
+    clip.model.visual.to(memory_format=torch.channels_last)
+    return clip, adapter.eval(), anchors
+
+
+def region_threshold(
+    plan: DemoPlan,
+    clip: DenseClip,
+    anchors: Anchors,
+    adapter: AdapterLocaliser,
+    work: Path,
+    say: Say,
+    processes: int,
+) -> float:
+    """Where S_a is cut: the threshold of the largest pixel F1 on drawn parts of families kept from training."""
+    unseen = draw_set(plan.unseen_pictures, work, processes)
+    maps = clip_maps(clip, adapter, unseen.image, [anchors.pair()] * len(unseen), plan.input_size)
+    measured = figures(maps[:, ::2, ::2], unseen.kinds[:, ::2, ::2] > 0)
+    say("clip, unseen families: " + " ".join(f"{name} {value:.3f}" for name, value in measured.items()))
+    return round(measured["at"], 3)
+
+
+def sam_side(
+    plan: DemoPlan,
+    clip: DenseClip,
+    adapter: AdapterLocaliser,
+    anchors: Anchors,
+    threshold: float,
+    work: Path,
+    say: Say,
+    processes: int,
+) -> Any:
+    """SAM on CLIP's trunk; part of its prompts are made by CLIP's map and PPG, as in the product."""
+    torch.manual_seed(plan.sam.seed)
+    sam = build_sam(SAM_SETTINGS, clip.model.visual.trunk)
+    finished = work / "sam-side.safetensors"
+    if not finished.exists():
+        pictures = draw_set(plan.sam_pictures, work, processes)
+        unseen = draw_set(plan.sam_unseen, work, processes)
+        prompts = ProductPrompts(clip, adapter, anchors.pair(), sam, pictures, threshold)
+        train_sam(sam, pictures, plan.sam, work, say, lambda: prompt_quality(sam, unseen), prompts)
+        save_file(own_state(sam, SAM_SETTINGS), finished)
+    sam.load_state_dict(load_file(finished), strict=False)
+    return sam.requires_grad_(False)
+
+
+class ProductPrompts:
+    """Point prompts as the product makes them, kept for each picture after the first time.
+
+    The features of the negative points are the neck's while it is being trained: those of the first asking.
+    """
+
+    def __init__(
+        self,
+        clip: DenseClip,
+        adapter: AdapterLocaliser,
+        text: Tensor,
+        sam: Any,
+        pictures: Pictures,
+        threshold: float,
+    ) -> None:
+        self._clip, self._adapter, self._text, self._sam = clip, adapter, text, sam
+        self._pictures, self._threshold = pictures, threshold
+        self._known: dict[int, tuple[Tensor, Tensor, Tensor] | None] = {}
+        self._settings = PromptSettings()
+
+    @torch.no_grad()
+    def __call__(self, row: int) -> tuple[Tensor, Tensor, Tensor] | None:
+        """(6, 2) x, y, (6,) labels, (6,) present; None where CLIP sees nothing."""
+        if row not in self._known:
+            self._known[row] = self._make(np.asarray(self._pictures.image[row]))
+        return self._known[row]
+
+    def _make(self, image: np.ndarray[Any, np.dtype[np.uint8]]) -> tuple[Tensor, Tensor, Tensor] | None:
+        size = self._clip.input_size
+        anomaly_map = torch.from_numpy(clip_maps(self._clip, self._adapter, image[None], [self._text], size))
+        found = region(anomaly_map, self._settings, self._threshold)
+        if not bool(found.any()):
+            return None
+        pixels = torch.from_numpy(image).permute(2, 0, 1).unsqueeze(0).float()
+        embedding = self._sam.image_encoder(self._sam.preprocess(pixels))
+        geometry = FrameGeometry(image.shape[0], image.shape[1], size, SAM_SETTINGS.input_size)
+        prompts = point_prompts(anomaly_map, found, embedding, geometry, self._settings)
+        return geometry.image_to_sam(prompts.points[0]), prompts.labels[0], prompts.present[0]
+
+
+def half(state: StateDict) -> StateDict:
+    """Weights as they are stored: half precision."""
+    return {name: value.half().contiguous() if value.is_floating_point() else value for name, value in state.items()}
+
+
+def write_bundle(
+    plan: DemoPlan,
+    clip: DenseClip,
+    adapter: AdapterLocaliser,
+    sam: Any,
+    thresholds: dict[str, float],
+    work: Path,
+    bundle: Path,
+) -> None:
+    """The bundle's folder: weights in half precision, bundle.toml with every file's hash."""
+    bundle.mkdir(parents=True, exist_ok=True)
+    (bundle / "clip.json").write_bytes((work / "clip.json").read_bytes())
+    save_file(half(clip.model.state_dict()), bundle / "clip.safetensors")
+    save_file(
+        {name: value.contiguous() for name, value in adapter.state_dict().items()}, bundle / "adapter.safetensors"
+    )
+    save_file(half(own_state(sam, SAM_SETTINGS)), bundle / "sam.safetensors")
+    sources = {
+        "clip.json": ("Apache-2.0", None),
+        "clip.safetensors": (
+            "Apache-2.0",
+            "trunk fine-tuned from Google's EfficientNet-Lite0 (Apache-2.0); token table from all-MiniLM-L6-v2 "
+            "(Apache-2.0); the rest trained on drawn pictures",
+        ),
+        "adapter.safetensors": ("Apache-2.0", "trained on drawn pictures"),
+        "sam.safetensors": ("Apache-2.0", "trained on drawn pictures; segment_anything's modules"),
+    }
+    files = [
+        {"name": name, "sha256": file_sha256(bundle / name), "licence": licence}
+        | ({"source": source} if source else {})
+        for name, (licence, source) in sources.items()
+    ]
+    manifest = {
+        "schema": "flawline.bundle/1",
+        "name": "demo",
+        "description": "small CLIP and small SAM on one EfficientNet-Lite0 trunk, trained on drawn parts only",
+        "clip": {
+            "config": "clip.json",
+            "checkpoint": "clip.safetensors",
+            "input_size": plan.input_size,
+            "taps": [0, 1, 2],
+            "mean": [LITE0_MEAN] * 3,
+            "std": [LITE0_STD] * 3,
+        },
+        "adapter": {"checkpoint": "adapter.safetensors", "temperature": TEMPERATURE},
+        "sam": SAM_SETTINGS.model_dump(exclude_none=True),
+        "thresholds": thresholds,
+        "files": files,
+    }
+    (bundle / "bundle.toml").write_text(tomli_w.dumps(manifest))
+    record = {"plan": asdict(plan), "torch": version("torch"), "timm": version("timm")}
+    (work / "plan.json").write_text(json.dumps(record, indent=2))

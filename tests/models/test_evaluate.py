@@ -1,0 +1,193 @@
+"""The numbers of an evaluation are those of the inspector's own maps, whatever way the run took."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+from tiny_bundle import write_parts, write_tiny_bundle
+
+from flawline.agent.cli_workbench import evaluate
+from flawline.config.errors import ConfigError
+from flawline.config.recipe import Recipe
+from flawline.models import map_store
+from flawline.models.class_report import METRICS
+from flawline.models.datasets import read_dataset
+from flawline.models.ground_truth import read_mask, read_rgb
+from flawline.models.inspector import Inspector
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("workbench")
+    write_tiny_bundle(folder / "bundle", region=0.4)
+    write_parts(folder / "data", "metal_nut")
+    write_parts(folder / "data", "plate", seed=3)
+    return folder
+
+
+def command(place: Path, out: Path, *more: str, root: Path | None = None) -> Result:
+    arguments = ["--dataset", "folder", "--root", str(root or place / "data"), "--bundle", str(place / "bundle")]
+    return CliRunner().invoke(evaluate, [*arguments, "--out", str(out), *more], catch_exceptions=False)
+
+
+def content(out: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((out / "results.json").read_text())
+    return result
+
+
+def test_native_metrics_are_those_of_the_inspectors_own_maps(place: Path, tmp_path: Path) -> None:
+    assert command(place, tmp_path / "out", "--size", "native").exit_code == 0
+    results = content(tmp_path / "out")
+    assert set(results["sets"]) == {"metal_nut", "plate"}
+    inspector = Inspector.load(place / "bundle", device="cpu")
+    for category in read_dataset("folder", place / "data"):
+        scores, labels, image_scores = [], [], []
+        for sample in category.test:
+            picture = read_rgb(sample.image)
+            result = inspector.inspect(picture, Recipe(object=category.name.replace("_", " ")))
+            mask = read_mask(sample.mask) if sample.mask else np.zeros(picture.shape[:2], bool)
+            scores.append(result.anomaly_map.ravel())
+            labels.append(mask.ravel())
+            image_scores.append(result.score)
+        pixel, truth = np.concatenate(scores), np.concatenate(labels)
+        entry = results["sets"][category.name]
+        precision, recall, _ = precision_recall_curve(truth, pixel)
+        assert entry["pixel_auroc"] == pytest.approx(roc_auc_score(truth, pixel), abs=1e-5)
+        assert entry["pixel_ap"] == pytest.approx(average_precision_score(truth, pixel), abs=1e-5)
+        best = np.nanmax(2 * precision * recall / np.maximum(precision + recall, 1e-12))
+        assert entry["pixel_f1_max"] == pytest.approx(best, abs=1e-5)
+        defective = [sample.defective for sample in category.test]
+        assert entry["image_auroc"] == pytest.approx(roc_auc_score(defective, image_scores), abs=1e-6)
+        assert entry["image_ap"] == pytest.approx(average_precision_score(defective, image_scores), abs=1e-6)
+        assert (entry["n_images"], entry["n_defective"]) == (7, 4)
+        low, high = entry["ci95"]["pixel_auroc"]
+        assert low <= entry["pixel_auroc"] <= high
+    for metric in METRICS:
+        mean = np.mean([entry[metric] for entry in results["sets"].values()])
+        assert results["mean"][metric] == pytest.approx(mean)
+
+
+def test_all_rows_share_one_encoding_and_the_last_level_is_the_agents_own(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+    encode = Inspector.encode
+    monkeypatch.setattr(Inspector, "encode", lambda self, *a, **k: encoded.append(1) or encode(self, *a, **k))
+    more = ["--ablation", "table3,table2", "--methods", "all,contrast,blur", "--category", "plate"]
+    done = command(place, tmp_path / "out", "--size", "96", *more)
+    assert done.exit_code == 0, done.output
+    assert len(encoded) == 7
+    rows = content(tmp_path / "out")["rows"]
+    assert set(rows) == {
+        *(f"{shape}_{size}" for shape in ("cross", "rect", "ellipse") for size in (20, 25, 30)),
+        *("level_1", "level_2", "level_3", "windows", "clip", "boxes", "contrast", "blur", "flawline"),
+    }
+    own = rows["flawline"]["mean"]
+    assert rows["level_3"]["mean"] == own
+    assert rows["ellipse_25"]["mean"] == own
+    for other in ("level_1", "windows", "clip", "boxes", "contrast", "blur"):
+        assert rows[other]["mean"]["pixel_ap"] != own["pixel_ap"]
+    assert rows["contrast"]["mean"]["pixel_auroc"] > 0.95  # blue spots on grey plates
+    for name in ("results.md", "plots/plate_curves.png", "plots/plate_scores.png", "plots/plate_contact_sheet.png"):
+        assert (tmp_path / "out" / name).stat().st_size > 500
+    assert not (tmp_path / "out" / ".work").exists()
+
+
+def test_printed_numbers_stand_beside_ours_on_the_papers_data_sets(place: Path, tmp_path: Path) -> None:
+    arguments = ["--dataset", "mvtec", "--root", str(place / "data"), "--bundle", str(place / "bundle")]
+    arguments += ["--size", "64", "--out", str(tmp_path / "out"), "--category", "plate", "--methods"]
+    done = CliRunner().invoke(evaluate, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    rows = content(tmp_path / "out")["rows"]
+    assert rows["flawline"]["printed"] == {"pixel_auroc": 0.895, "pixel_f1_max": 0.488, "pixel_ap": 0.464}
+    assert "sets" not in rows["anomalyclip"]
+    assert "printed numbers only" in rows["anomalyclip"]["note"]
+    assert "39.1" in done.output
+
+
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_results(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command(place, tmp_path / "whole", "--size", "64")
+    append = map_store.MapStore.append
+    judged: list[Path] = []
+
+    def counted(self: map_store.MapStore, path: Path, outcome: map_store.Judged) -> None:
+        if len(judged) == 9:
+            raise KeyboardInterrupt
+        append(self, path, outcome)
+        judged.append(path)
+
+    monkeypatch.setattr(map_store.MapStore, "append", counted)
+    assert command(place, tmp_path / "out", "--size", "64").exit_code != 0
+    monkeypatch.setattr(map_store.MapStore, "append", append)
+    # a line that was being written when the machine went down
+    with (tmp_path / "out" / ".work" / "plate" / "done.jsonl").open("a") as stream:
+        stream.write('{"path": "half')
+    again: list[Path] = []
+    monkeypatch.setattr(
+        map_store.MapStore, "append", lambda self, path, outcome: (again.append(path), append(self, path, outcome))[1]
+    )
+    assert command(place, tmp_path / "out", "--size", "64").exit_code == 0
+    assert len(again) == 14 - 9
+    whole, resumed = content(tmp_path / "whole"), content(tmp_path / "out")
+    for name, entry in whole["sets"].items():
+        for metric in METRICS:
+            assert resumed["sets"][name][metric] == entry[metric]
+
+
+def test_another_setting_does_not_take_up_the_old_maps(tmp_path: Path) -> None:
+    scores = np.zeros((2, 3), np.float32)
+    store = map_store.MapStore(tmp_path, ["a", "b"], "one")
+    store.append(tmp_path / "0.png", map_store.Judged({"a": scores, "b": scores + 1}, {"a": 0.0, "b": 1.0}, {}))
+    assert len(map_store.MapStore(tmp_path, ["a", "b"], "one")) == 1
+    (stored,) = map_store.MapStore(tmp_path, ["a", "b"], "one").maps("b")
+    np.testing.assert_array_equal(stored, scores + 1)
+    assert len(map_store.MapStore(tmp_path, ["a", "b"], "two")) == 0
+    assert (tmp_path / "a.f32").stat().st_size == 0
+
+
+def test_what_a_set_cannot_tell_is_null(place: Path, tmp_path: Path) -> None:
+    without_masks = write_parts(tmp_path / "data", "no_masks")
+    for file in (without_masks / "ground_truth").rglob("*.png"):
+        file.unlink()
+    for folder in sorted((without_masks / "ground_truth").rglob("*"), reverse=True):
+        folder.rmdir()
+    (without_masks / "ground_truth").rmdir()
+    write_parts(tmp_path / "data", "no_good", good=0, defective=3)
+    assert command(place, tmp_path / "out", "--size", "64", root=tmp_path / "data").exit_code == 0
+    results = content(tmp_path / "out")
+    masks, good = results["sets"]["no_masks"], results["sets"]["no_good"]
+    assert all(masks[name] is None for name in METRICS[:4])
+    assert masks["image_auroc"] is not None
+    assert all(good[name] is None for name in METRICS[4:])
+    assert good["pixel_auroc"] is not None
+    assert results["mean"]["pixel_auroc"] == good["pixel_auroc"]
+    assert results["settings"]["without_masks"] == ["no_masks"]
+
+
+def test_a_missing_mask_stops_the_run_and_is_listed_when_tolerated(place: Path, tmp_path: Path) -> None:
+    folder = write_parts(tmp_path / "data", "plate")
+    gone = next((folder / "ground_truth" / "spot").iterdir())
+    gone.unlink()
+    with pytest.raises(ConfigError, match=gone.name):
+        command(place, tmp_path / "out", root=tmp_path / "data")
+    assert command(place, tmp_path / "out", "--size", "64", "--tolerate", root=tmp_path / "data").exit_code == 0
+    results = content(tmp_path / "out")
+    assert gone.name in results["settings"]["problems"][0]
+    entry = results["sets"]["plate"]
+    assert (entry["n_images"], entry["n_defective"], entry["n_with_masks"]) == (7, 4, 6)
+
+
+def test_a_limited_run_says_so(place: Path, tmp_path: Path) -> None:
+    assert command(place, tmp_path / "out", "--size", "64", "--limit", "2", "--category", "plate").exit_code == 0
+    results = content(tmp_path / "out")
+    assert results["sets"]["plate"]["n_images"] == 4
+    assert "subset" in (tmp_path / "out" / "results.md").read_text()

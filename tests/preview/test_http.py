@@ -1,0 +1,211 @@
+"""Health, metrics, live values, failed parts and who may see them: over HTTP, from outside."""
+
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from preview_line import CORNER, EDGE, HEIGHT, WIDTH, Agent, events
+
+from flawline.agent.control import ask
+
+TOKEN = "a-token-of-more-than-16-characters"
+
+
+def status(agent: Agent) -> dict:
+    return ask(agent.control, {"cmd": "status", "id": 1}, timeout_s=30)
+
+
+def test_counters_reconcile_with_the_verdicts(start: Callable[..., Agent], tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for number in range(8):
+        cv2.imwrite(str(tmp_path / "pictures" / f"{number}.png"), np.full((40, 60, 3), 90, np.uint8))
+    (tmp_path / "pictures" / "3.png").write_bytes(b"broken")
+    agent = start("cameras.top.loop=false").wait_ready()
+    deadline = time.monotonic() + 30
+    while status(agent)["last_seq"] < 8 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    text = agent.get("/metrics")[1].decode()
+    assert agent.metric("flawline_triggers_total") == 8
+    assert agent.metric("flawline_verdicts_total") == 8
+    assert 'flawline_verdicts_total{reason="",result="fail"} 7.0' in text
+    assert 'flawline_verdicts_total{reason="bad_frame",result="error"} 1.0' in text
+    assert 'flawline_frames_dropped_total{reason="bad_frame",stage="camera"} 1.0' in text
+    assert 'flawline_stage_duration_seconds_count{stage="queue"} 7.0' in text
+    assert agent.metric("flawline_trigger_to_verdict_seconds_count") == 8
+    assert 0 < agent.metric("flawline_trigger_to_verdict_seconds_sum") < 60
+    assert abs(agent.metric("flawline_last_verdict_timestamp_seconds") - time.time()) < 60
+    assert agent.metric("flawline_build_info") == 1
+    assert agent.metric("flawline_deadline_missed_total") == 0
+    for name in ("flawline_queue_depth", "flawline_gpu_memory_bytes", "flawline_camera_up"):
+        assert f"\n{name}" in text
+    names = {line.split("{")[0].split(" ")[0] for line in text.splitlines() if line and not line.startswith("#")}
+    assert all(name.startswith("flawline_") for name in names), names
+
+
+def test_ready_follows_the_worker(agent: Agent) -> None:
+    assert agent.get("/healthz")[0] == 200
+    before = agent.metric("flawline_worker_restarts_total")
+    os.kill(status(agent)["worker"]["pid"], signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    seen = 200
+    while seen == 200 and time.monotonic() < deadline:
+        seen, body = agent.get("/readyz")
+    assert seen == 503
+    assert json.loads(body)["models"] is False
+    assert agent.get("/healthz")[0] == 200
+    agent.wait_ready()
+    assert agent.metric("flawline_worker_restarts_total") == before + 1
+
+
+def test_live_values_tell_every_verdict_in_order(agent: Agent) -> None:
+    heard = events(agent, 2.5)
+    seqs = [verdict["seq"] for event in heard for verdict in event["verdicts"]]
+    assert seqs == list(range(seqs[0], seqs[-1] + 1))
+    full = [event for event in heard if "status" in event]
+    assert len(full) >= 3
+    assert max(later["t"] - event["t"] for event, later in itertools.pairwise(heard)) < 1.5e9
+    counts = full[-1]["counts"]
+    assert counts["pass"] == 0
+    assert counts["fail"] > 5
+    assert full[-1]["per_camera"] == {"top": counts}
+    assert full[-1]["station"] == "line1"
+
+
+def test_failed_parts_are_shown_with_all_their_pictures(agent: Agent) -> None:
+    fails = events(agent, 0.5)[0]["fails"]
+    assert len(fails) > 1
+    seq = fails[0]["seq"]
+    told = json.loads(agent.get(f"/fails/{seq}")[1])
+    assert told["verdict"]["seq"] == seq
+    assert told["verdict"]["provenance"]["bundle"] == "noop"
+
+    def picture(name: str) -> np.ndarray:
+        code, body = agent.get(f"/fails/{seq}/{name}")
+        assert code == 200
+        return cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_COLOR)
+
+    x, y = CORNER
+    mask = picture("mask.png")[:, :, 0]
+    assert mask.shape == (HEIGHT, WIDTH)
+    assert (mask > 0).sum() == EDGE * EDGE
+    assert mask[y : y + EDGE, x : x + EDGE].min() == 255
+    heat = picture("map.png")
+    assert heat[y + 5, x + 5].sum() > heat[5, 5].sum() + 200
+    assert picture("picture.jpg")[y + 5, x + 5].min() > 220
+    assert np.abs(picture("marked.jpg").astype(int) - picture("picture.jpg")).max() > 100
+    assert picture("thumb.jpg").shape[1] == 240
+    for path in (f"/fails/{seq}/other.jpg", "/fails/0/picture.jpg", "/fails/0", "/fails/x", "/static/../preview.py"):
+        assert agent.get(path)[0] == 404
+
+
+def test_mjpeg_is_a_series_of_pictures(agent: Agent) -> None:
+    with urllib.request.urlopen(agent.url + "/top/mjpeg", timeout=20) as answer:
+        assert answer.headers["Content-Type"].startswith("multipart/x-mixed-replace")
+        data = b""
+        while data.count(b"\xff\xd9--") < 4 and data.count(b"--flawline-frame") < 5:
+            data += answer.read1(65536)
+    part = data.split(b"--flawline-frame\r\n")[2]
+    head, body = part.split(b"\r\n\r\n", 1)
+    assert b"image/jpeg" in head
+    picture = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_COLOR)
+    assert picture.shape == (HEIGHT, WIDTH, 3)
+    assert picture[CORNER[1] + 5, CORNER[0] + 5].min() > 220
+    deadline = time.monotonic() + 10
+    while agent.metric("flawline_preview_viewers") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert agent.metric("flawline_preview_viewers") == 0
+
+
+def test_every_answer_carries_the_security_headers(agent: Agent) -> None:
+    for path in ("/", "/static/page.js", "/events", "/top/mjpeg", "/metrics", "/nothing"):
+        request = urllib.request.Request(agent.url + path)
+        try:
+            answer = urllib.request.urlopen(request, timeout=20)
+        except urllib.error.HTTPError as error:
+            answer = error
+        with answer:
+            policy = answer.headers["Content-Security-Policy"]
+            assert "default-src 'none'" in policy
+            assert "unsafe" not in policy
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+            assert "aiohttp" not in answer.headers["Server"]
+    for name in ("index.html", "page.css"):
+        page = agent.get(f"/static/{name}")[1].decode()
+        assert "http://" not in page
+        assert "https://" not in page
+
+
+def test_a_name_that_was_made_to_point_here_is_not_served(agent: Agent) -> None:
+    assert agent.get("/", {"Host": f"evil.example:{agent.port}"})[0] == 421
+    assert agent.get("/", {"Host": f"localhost:{agent.port}"})[0] == 200
+
+
+def test_with_a_token_nothing_but_health_is_open(start: Callable[..., Agent], tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(TOKEN + "\n")
+    agent = start(f"preview.token_file={tmp_path / 'token'}", "preview.host=0.0.0.0").wait_ready()
+    for path in ("/", "/static/page.js", "/events", "/metrics", "/top/mjpeg", "/fails/1"):
+        assert agent.get(path)[0] == 401, path
+        assert agent.get(path, {"Authorization": "Bearer wrong"})[0] == 401, path
+    assert agent.get("/healthz")[0] == 200
+    bearer = {"Authorization": f"Bearer {TOKEN}"}
+    assert agent.get("/metrics", bearer)[0] == 200
+    assert events(agent, 0.5, bearer)
+    assert agent.get("/?token=wrong")[0] == 401
+
+    class Stay(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, *_: object) -> None:
+            return None
+
+    with pytest.raises(urllib.error.HTTPError) as redirect:
+        urllib.request.build_opener(Stay).open(f"{agent.url}/?token={TOKEN}", timeout=20)
+    assert redirect.value.code == 303
+    cookie = redirect.value.headers["Set-Cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=Strict" in cookie
+    assert TOKEN not in cookie
+    assert agent.get("/", {"Cookie": cookie.split(";")[0]})[0] == 200
+    assert TOKEN not in agent.log()
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["preview.host=0.0.0.0"], "preview.host"),
+        (["preview.host=192.0.2.7", "preview.insecure=true"], "preview.host"),
+        (["preview.token_file=nowhere"], "preview.token_file"),
+        (["preview.udp_ports=[5, 4]"], "udp_ports"),
+    ],
+)
+def test_wrong_settings_are_one_line_and_exit_2(tmp_path: Path, settings: list[str], told: str) -> None:
+    done = subprocess.run(Agent(tmp_path, *settings).command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert told in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_in_use_is_one_line_and_exit_2(agent: Agent, tmp_path: Path) -> None:
+    command = Agent(tmp_path, f"preview.port={agent.port}").command
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert f"127.0.0.1:{agent.port}" in done.stderr.splitlines()[-1]
+    assert "preview.port" in done.stderr.splitlines()[-1]
+
+
+def test_the_preview_can_be_left_out(start: Callable[..., Agent]) -> None:
+    agent = start("preview.enabled=false")
+    deadline = time.monotonic() + 30
+    while "worker_ready" not in agent.log() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", agent.port)) != 0
+    assert status(agent)["state"] == "running"

@@ -1,0 +1,217 @@
+"""One trigger, exactly one verdict: what a PLC programmer relies on, seen from a subscriber and a client."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from station import Station
+
+Make = Callable[..., Station]
+
+
+def by_trigger(verdicts: list[dict[str, Any]]) -> dict[str, str]:
+    """trigger_id -> result or reason; a trigger that was answered twice fails the test."""
+    answers: dict[str, str] = {}
+    for verdict in verdicts:
+        assert verdict["trigger_id"] not in answers
+        answers[verdict["trigger_id"]] = verdict["reason"] or verdict["result"]
+    return answers
+
+
+def test_triggers_are_answered_in_order_and_only_when_they_make_sense(make_station: Make) -> None:
+    station = make_station({"top": [("good", 0), ("bad", 0), ("wrong", 0), ("unreadable", 0)], "free": [("good", 0)]})
+    text = station.config.read_text().replace('"free", "loop": true', "")
+    station.config.write_text(text)
+    station.start("--set", "cameras.free.trigger=free", "--set", "cameras.free.loop=false")
+    (own,) = station.until("verdict", 1)
+    assert (own["camera"], own["result"], own["trigger_id"]) == ("free", "pass", None)
+    for camera, said in (("none", "there is no 'none'"), ("free", "commands need 'software'")):
+        with pytest.raises(ValueError, match=said):
+            station.ask("trigger", camera=camera)
+    with pytest.raises(ValueError, match="camera must be a text"):
+        station.ask("trigger")
+    station.trigger("top", "A", "B", "C", "D")
+    verdicts = station.until("verdict", 5)[1:]
+    assert by_trigger(verdicts) == {"A": "pass", "B": "fail", "C": "internal", "D": "bad_frame"}
+    assert [verdict["seq"] for verdict in station.of("verdict")] == [1, 2, 3, 4, 5]
+    assert [verdict["camera_seq"] for verdict in verdicts] == [1, 2, 3, 4]
+    assert verdicts[0]["part_id"] == "part of A"
+    assert verdicts[0]["t_trigger"] <= verdicts[0]["t_grab"] <= verdicts[0]["t_done"] <= verdicts[0]["t_publish"]
+    (mask,) = station.until("mask", 1)
+    assert (mask["seq"], mask["refined"]) == (verdicts[1]["seq"], False)
+    status = station.status()
+    assert (status["triggers"], status["pass"], status["fail"], status["error"]) == (5, 2, 1, 2)
+    assert status["counters"]["owed"] == 0
+    station.stop()
+
+
+def test_a_deadline_is_kept_and_the_real_result_follows_late(make_station: Make) -> None:
+    orders = [("good", 300), ("bad", 300), ("degraded", 400), ("good", 0)]
+    station = make_station({"top": orders}, "[recipes.default]\ndeadline_ms = 150\n").start()
+    for name in ("slow and good", "slow and bad"):
+        sent = time.monotonic()
+        station.trigger("top", name)
+        verdict = station.until("verdict", len(station.of("verdict")) + 1)[-1]
+        assert (verdict["result"], verdict["reason"]) == ("error", "deadline")
+        assert 0.140 < verdict["t_received"] - sent < 0.260
+        assert verdict["mono_publish"] - verdict["mono_trigger"] < 165e6
+        late = station.until("late", len(station.of("late")) + 1)[-1]
+        assert (late["seq"], late["camera_seq"]) == (verdict["seq"], verdict["camera_seq"])
+        assert late["result"] == name.rsplit(" ", 1)[-1].replace("good", "pass").replace("bad", "fail")
+    station.trigger("top", "degraded", "waits behind it")
+    # The first one is answered from the CLIP map; the second waits for SAM's refinement of the first.
+    assert by_trigger(station.until("verdict", 4)[2:]) == {"degraded": "clip_only", "waits behind it": "deadline"}
+    degraded = next(verdict for verdict in station.of("verdict") if verdict["degraded"])
+    assert (degraded["result"], degraded["defects"][0]["area_px"]) == ("fail", 16)
+    assert station.until("late", 3)[-1]["trigger_id"] == "waits behind it"
+    masks = [mask for mask in station.until("mask", 3) if mask["seq"] == degraded["seq"]]
+    assert [mask["refined"] for mask in masks] == [False, True]
+    payloads = [payload for topic, head, payload in station.messages if topic.startswith("mask/") and head in masks]
+    assert payloads[0] != payloads[1]
+    replayed = station.ask("replay", from_seq=1)
+    assert [late["seq"] for late in replayed["late"]] == sorted(late["seq"] for late in station.of("late"))
+    station.stop()
+
+
+def test_overruns_are_answered_by_the_recipes_policy(make_station: Make) -> None:
+    station = make_station({"top": [("good", 400)]}, "[worker]\nqueue_depth = 2\n").start()
+    station.trigger("top", *"ABCDEFG")
+    answers = by_trigger(station.until("verdict", 7))
+    assert list(answers.values()).count("overrun") == 3  # two with the worker, two that wait
+    assert [name for name, answer in answers.items() if answer == "pass"] == list("ABCD")
+    station.stop()
+
+
+def test_a_worker_that_dies_hangs_or_stops_costs_only_its_frame(make_station: Make) -> None:
+    orders = [
+        ("crash", 0),
+        ("good", 0),
+        ("hang", 0),
+        ("good", 0),
+        ("stop", 0),
+        ("good", 0),
+        ("oom", 0),
+        ("oom_once", 0),
+    ]
+    limits = "[worker]\njob_limit_s = 1.0\nping_limit_s = 2.0\nrestarts_per_minute = 10\n"
+    station = make_station({"top": orders}, limits).start()
+    station.trigger("top", *"ABCDEFGH")
+    answers = by_trigger(station.until("verdict", 8, limit_s=90))
+    lost, well = "worker_lost", "pass"
+    assert answers == {
+        **{"A": lost, "B": well, "C": lost, "D": well, "E": lost, "F": well, "G": "out_of_memory", "H": well}
+    }
+    assert station.status()["worker"]["restarts"] == 3
+    station.stop()
+
+
+def test_a_worker_that_will_not_live_leaves_no_trigger_unanswered(make_station: Make) -> None:
+    station = make_station({"top": [("crash", 0)]}, "[worker]\nrestarts_per_minute = 1\n").start()
+    for number in range(4):
+        station.trigger("top", f"T{number}")
+        station.until("verdict", number + 1)
+    assert set(by_trigger(station.of("verdict")).values()) == {"worker_lost"}
+    station.wait_for(lambda: not station.status()["worker"]["healthy"])
+    assert station.status()["state"] == "degraded"
+    station.stop()
+
+
+def test_no_frame_is_a_camera_fault_and_no_late_frame_is_taken_for_the_next(make_station: Make) -> None:
+    station = make_station({"top": [("good", 0), ("bad", 0)]}, loop=False, trigger_timeout_ms=500).start()
+    station.trigger("top", "A", "B")
+    station.until("verdict", 2)
+    station.trigger("top", "C")
+    (fault,) = station.until("verdict", 3)[2:]
+    assert (fault["reason"], fault["frame_id"]) == ("camera_fault", None)
+    assert "trigger_timeout_ms = 500" in fault["detail"]
+    (station.folder / "top").rename(station.folder / "away")
+    station.wait_for(lambda: station.status()["cameras"]["top"]["state"] == "lost")
+    station.trigger("top", "D")
+    assert station.until("verdict", 4)[3]["reason"] == "camera_fault"
+    (station.folder / "away").rename(station.folder / "top")
+    station.wait_for(lambda: station.status()["cameras"]["top"]["up"])
+    station.stop()
+
+
+def test_pause_answers_triggers_and_takes_in_no_free_frames(make_station: Make) -> None:
+    station = make_station({"top": [("good", 0)]}).start()
+    assert station.ask("pause")["paused"]
+    station.trigger("top", "A")
+    assert station.until("verdict", 1)[0]["reason"] == "paused"
+    assert station.status()["state"] == "paused"
+    station.ask("resume")
+    station.trigger("top", "B")
+    assert station.until("verdict", 2)[1]["result"] == "pass"
+    station.stop()
+
+
+def test_after_kill_9_each_open_trigger_is_answered_once(make_station: Make) -> None:
+    station = make_station({"top": [("good", 0), ("good", 2000)]}).start()
+    station.trigger("top", "A")
+    station.until("verdict", 1)
+    station.trigger("top", "B", "C")
+    station.kill()
+    station.start()
+    station.trigger("top", "D")
+    station.wait_for(lambda: station.status()["counters"]["owed"] == 0)
+    verdicts = station.ask("replay", from_seq=1)["verdicts"]
+    assert [verdict["seq"] for verdict in verdicts] == [1, 2, 3, 4]
+    assert by_trigger(verdicts) == {"A": "pass", "B": "agent_restart", "C": "agent_restart", "D": "pass"}
+    assert verdicts[1]["boot_id"] != verdicts[0]["boot_id"]
+    status = station.status()
+    assert status["triggers"] == status["counters"]["verdicts"] == 3
+    station.stop()
+
+
+def test_hardware_triggered_frames_are_owed_a_verdict_even_after_kill_9(make_station: Make) -> None:
+    station = make_station({"top": [("good", 0)] * 3 + [("good", 2500)] * 3}, trigger="hardware", fps=20, loop=False)
+    station.start()
+    with pytest.raises(ValueError, match="hardware"):
+        station.ask("trigger", camera="top")
+    station.wait_for(lambda: station.status()["triggers"] == 6)
+    station.ask("feedback", seq=1, label="bad", who="anna")  # the journal has taken all that came before this
+    station.kill()
+    station.start("--set", "cameras.top.trigger=software")
+    verdicts = station.ask("replay", from_seq=1)["verdicts"]
+    assert [verdict["reason"] or verdict["result"] for verdict in verdicts] == ["pass"] * 3 + ["agent_restart"] * 3
+    assert verdicts[3]["t_trigger"] > verdicts[2]["t_trigger"]
+    station.stop()
+
+
+def test_recipes_switch_between_two_frames_and_bad_ones_are_refused(make_station: Make) -> None:
+    station = make_station(
+        {"top": [("good", 0)], "side": [("good", 0)]}, "[recipes.default]\n[recipes.other]\nthreshold = 0.7\n"
+    )
+    station.start()
+    refused = (
+        ({"recipe": "nothing"}, "there is no 'nothing'"),
+        ({"recipe": "default", "table": {"treshold": 0.5}}, "did you mean 'threshold'"),
+        ({"recipe": "default", "table": {"threshold": 7}}, "threshold"),
+        ({"recipe": "default", "table": {"object": "refuse me"}}, "told to refuse"),
+        ({"recipe": "../etc", "table": {}}, "must match"),
+        ({"recipe": "default", "table": 3}, "table must be a map"),
+    )
+    for request, said in refused:
+        with pytest.raises(ValueError, match=said):
+            station.ask("recipe.activate", camera="top", **request)
+    assert station.ask("recipe.list")["active"]["top"] == {"id": "default", "version": 1}
+    assert station.ask("recipe.activate", camera="top", recipe="other")["threshold"] == 0.7
+    new = station.ask("recipe.activate", camera="side", recipe="other", table={"threshold": 0.8, "deadline_ms": 5000})
+    assert (new["recipe"], new["threshold"]) == ({"id": "other", "version": 2}, 0.8)
+    station.trigger("top", "A")
+    station.trigger("side", "B")
+    used = {verdict["trigger_id"]: verdict for verdict in station.until("verdict", 2)}
+    assert [used[name]["recipe"]["version"] for name in "AB"] == [1, 2]
+    assert (used["B"]["deadline_ms"], used["A"]["deadline_ms"]) == (5000, None)
+    assert used["A"]["provenance"]["recipe_sha256"] != used["B"]["provenance"]["recipe_sha256"]
+    assert station.ask("threshold.get", camera="side")["threshold"] == 0.8
+    station.kill()
+    station.start()  # what was activated still holds
+    assert station.status()["recipe"] == {"top": {"id": "other", "version": 1}, "side": {"id": "other", "version": 2}}
+    os.kill(station.status()["worker"]["pid"], signal.SIGKILL)
+    station.trigger("side", "C")
+    assert station.until("verdict", 3)[2]["recipe"] == {"id": "other", "version": 2}
+    station.stop()
