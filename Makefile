@@ -33,8 +33,9 @@ format: install-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# 20,000 triggers under kill -9, full disks, lost cameras and 100,000 malformed messages.
 chaos: install-dev
-	$(BIN)/python -m tests.chaos --long
+	$(BIN)/python tests/chaos.py --triggers 20000 --fuzz 100000
 
 clean:
 	rm -rf $(VENV)

@@ -57,6 +57,7 @@ class Line:
     pending: deque[Job] = field(default_factory=deque)  # triggers whose frame has not come, oldest first
     on_their_way: int = 0
     frames: int = 0
+    seen_mono: float = field(default_factory=time.monotonic)  # its task came round: nothing hangs in the driver
     error: str | None = None
     trigger_thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "trigger"))
 
@@ -85,19 +86,19 @@ class Intake:
         frames_limit: int | None,
     ) -> None:
         self.lines = {settings.name: Line(camera, settings) for camera, settings in cameras}
+        self._guards = {name: Guard(line.settings) for name, line in self.lines.items()}
         self._ring = ring
         self._recipes = recipes
         self._pipeline = pipeline
         self._outbox = outbox
         self._depth = queue_depth
         self._limit = frames_limit
-        self._guards = {name: Guard(line.settings) for name, line in self.lines.items()}
         self._moved = asyncio.Event()
         self.paused = False
         self.running = False
         self.stopping = asyncio.Event()
         self.done = asyncio.Event()
-        outbox.on_published = self._on_published
+        outbox.on_done = self._on_done
 
     # -- triggers ---------------------------------------------------------------------------------------------
 
@@ -183,6 +184,7 @@ class Intake:
         pause = 0.5
         with ThreadPoolExecutor(1, f"camera-{line.name}") as thread:
             while not self.stopping.is_set():
+                line.seen_mono = time.monotonic()
                 try:
                     await loop.run_in_executor(thread, line.camera.open)
                     if line.state == "lost":
@@ -222,6 +224,7 @@ class Intake:
         loop = asyncio.get_running_loop()
         free = line.settings.trigger == "free"
         while not line.out_of_step and (line.pending or not self.stopping.is_set()):
+            line.seen_mono = time.monotonic()
             await self._wait_for_room(line, free and line.camera.patient)
             if free and self.paused:
                 # What runs freely is not taken in while paused: nobody asked for it. Files wait, other sources flow on.
@@ -254,6 +257,7 @@ class Intake:
             return self._outbox.backlog < BACKLOG
 
         while not room():
+            line.seen_mono = time.monotonic()
             self._moved.clear()
             try:
                 async with asyncio.timeout(0.2):
@@ -317,7 +321,7 @@ class Intake:
 
     # -- room, pause, stop ------------------------------------------------------------------------------------
 
-    def _on_published(self, job: Job) -> None:
+    def _on_done(self, job: Job) -> None:
         line = self.lines.get(job.camera)
         if line is not None:
             line.on_their_way -= 1
