@@ -198,6 +198,8 @@ class Intake:
                 line.state = "ended"
                 return
             except Exception as error:  # one camera's fault, even a driver's own, is not the others'
+                if isinstance(error, ConfigError) and line.state == "closed":
+                    raise  # the very first open: what the camera refuses is a wrong configuration
                 if not isinstance(error, FlawlineError):
                     log.exception("camera_driver_failed", camera=line.name)
                 if line.state != "lost":
@@ -373,6 +375,7 @@ class Intake:
                 "waiting": self._pipeline.queued(line.name),
                 "camera_seq": self._outbox.camera_seqs.get(line.name, 0),
                 "error": line.error,
+                "device": line.camera.info(),
             }
             for line in self.lines.values()
         }
