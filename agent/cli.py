@@ -13,6 +13,7 @@ import zmq
 
 from flawline import __version__
 from flawline.agent.app import run_agent
+from flawline.agent.cli_service import SERVICE
 from flawline.agent.cli_training import train_demo
 from flawline.agent.cli_workbench import WORKBENCH
 from flawline.agent.control import ask
@@ -128,7 +129,7 @@ def keys(folder: Path, name: str) -> None:
         click.echo(file)
 
 
-for command in (*WORKBENCH, train_demo):
+for command in (*WORKBENCH, *SERVICE, train_demo):
     cli.add_command(command)
 
 

@@ -46,8 +46,8 @@ class RecipeBook:
             self._versions[known.key] = known
         self._journal = journal
         configured = self.configured(settings)
-        for recipe in configured.values():
-            self._register(recipe)
+        for one in configured.values():
+            self._register(one)
         self._base = {camera.name: configured[camera.recipe].key for camera in settings.cameras}
         self._active = {camera.name: configured[camera.recipe] for camera in settings.cameras}
         for camera, name, version, base in journal.query("SELECT camera, id, version, base FROM active"):
