@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 from conftest import Make
 
+from flawline.agent.backup import back_up, restore
 from flawline.agent.journal import Journal
 from flawline.agent.security import make_keys
+from flawline.config.errors import ConfigError
+from flawline.config.sources import load_settings
 
 CLI = [sys.executable, "-c", "from flawline.agent.cli import main; main()"]
 
@@ -73,10 +76,9 @@ def test_numbers_skip_what_may_have_been_used(tmp_path: Path, durability: str) -
     journal.commit([(header, None) for header in headers])
     journal.close()
     file = tmp_path / "backup"
-    assert flawline("backup", str(file), "--config", str(config))[0] == 0
+    back_up(config, load_settings(config, environ={}), file, pictures=False)
     for skip, name in ((50_000, "new"), (0, "moved")):
-        code, said = flawline("restore", str(file), "--prefix", str(tmp_path / name), "--skip-numbers", str(skip))
-        assert code == 0, said
+        restore(file, tmp_path / name, force=False, skip_numbers=skip)
     state = Path(*tmp_path.parts[1:]) / "old/state/line1"
     again = Journal(tmp_path / "new" / state, durability)  # type: ignore[arg-type]
     assert again.seq_jump is not None
@@ -91,17 +93,9 @@ def test_numbers_skip_what_may_have_been_used(tmp_path: Path, durability: str) -
 
 def test_what_is_no_backup_or_damaged_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     config = tmp_path / "line.toml"
-    config.write_text("")
+    config.write_text("# whole\n")
     file, root = tmp_path / "backup", tmp_path / "root"
-    assert (
-        flawline(
-            "backup",
-            str(file),
-            "--config",
-            str(config),
-        )[0]
-        == 0
-    )
+    back_up(config, load_settings(config, environ={}), file, pictures=False)
     whole = file.read_bytes()
     wrong = {"nothing": b"", "noise": os.urandom(300), "half": whole[: len(whole) // 2]}
     for name, content in wrong.items():
@@ -109,7 +103,8 @@ def test_what_is_no_backup_or_damaged_is_refused_before_anything_is_written(tmp_
     with tarfile.open(tmp_path / "foreign", "w:gz") as tar:
         tar.add(config, "line.toml")
     for name in (*wrong, "foreign", "missing"):
-        code, said = flawline("restore", str(tmp_path / name), "--prefix", str(root))
-        assert code == 2, said
-        assert name in said
+        with pytest.raises(ConfigError, match=name):
+            restore(tmp_path / name, root, force=False, skip_numbers=None)
     assert not root.exists()
+    restore(file, root, force=False, skip_numbers=None)
+    assert (root / config.relative_to("/")).read_text() == "# whole\n"
