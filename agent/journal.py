@@ -128,7 +128,7 @@ class Journal:
                 self._count(camera, number)
         start = max(last, self._mark.floor)
         # Without power loss the journal and the mark hold all that went out; else only the reservation is sure.
-        if lost or (self._mark.power_lost and durability == "process"):
+        if lost or self._mark.restored or (self._mark.power_lost and durability == "process"):
             start = max(start, self._mark.reserved)
             self.seq_jump = (last, start + 1)
             # Every camera's own count is at most the station's, so the station's is safe for all of them.
