@@ -38,7 +38,7 @@ class Commands:
         self._journal = journal
         self._worker = worker
         self._status = status
-        self._switching = asyncio.Lock()
+        self.switching = asyncio.Lock()  # one change of recipes at a time
         self._readers = ThreadPoolExecutor(1, "replay")
         self._table: dict[str, Command] = {
             "status": self._do_status,
@@ -88,7 +88,7 @@ class Commands:
         table = request.get("table")
         if table is not None and (not isinstance(table, dict) or version is not None):
             raise ValueError("table must be a map of the recipe's keys, without `version`: a new content gets its own")
-        async with self._switching:
+        async with self.switching:
             if table is None:
                 recipe = self._recipes.find(name, version)
             else:
