@@ -1,5 +1,6 @@
 """The training-free localiser against a slow one that was written from the description of WinCLIP."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from flawline.models.clip import DenseClip
 from flawline.models.localise import WindowLocaliser
 
 TEMPERATURE = 0.07
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "embed_dim": 24,
     "vision_cfg": {"image_size": 40, "layers": 3, "width": 32, "patch_size": 8, "head_width": 8},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
@@ -32,10 +33,9 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def small_clip(folder: Path, size: int = 40) -> DenseClip:
-    import json
-
-    (folder / "clip.json").write_text(json.dumps(CONFIG))
+def small_clip(folder: Path, size: int = 40, patch: int = 8) -> DenseClip:
+    config = CONFIG | {"vision_cfg": CONFIG["vision_cfg"] | {"patch_size": patch}}
+    (folder / "clip.json").write_text(json.dumps(config))
     clip = DenseClip(
         ClipSettings.model_validate({"config": "clip.json", "checkpoint": "x", "input_size": size}), folder
     )
@@ -111,7 +111,7 @@ def test_a_text_that_is_surely_normal_gives_zero_and_not_a_nan(tmp_path: Path) -
 
 def test_towers_without_windows_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="3 x 3"):
-        WindowLocaliser(small_clip(tmp_path, 16))
+        WindowLocaliser(small_clip(tmp_path, 32, 16))
     settings = ClipSettings.model_validate({"architecture": "RN50", "checkpoint": "x", "input_size": 64})
     with torch.device("meta"):
         convolutions = DenseClip(settings, tmp_path)
