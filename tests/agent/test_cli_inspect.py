@@ -121,7 +121,8 @@ def test_what_the_agent_sees_is_what_is_judged(flawline: Run, bundle: str, tmp_p
 def test_words_and_thresholds_come_from_a_recipe(flawline: Run, bundle: str, tmp_path: Path) -> None:
     write(tmp_path / "a.png")
     file = tmp_path / "line.toml"
-    file.write_text(f'[model]\nbundle = "{bundle}"\n[recipes.screw]\nobject = "screw"\nthreshold = 0.9999\n')
+    recipe = '[recipes.screw]\nobject = "screw"\nthreshold = 0.9999\n'
+    file.write_text(f'[model]\nbundle = "{bundle}"\n[recipes.default]\n{recipe}')
     code, lines, _ = flawline("inspect", tmp_path / "a.png", "--config", file, "--recipe", "screw", "--json")
     assert code == 0
     record = json.loads(lines[0])
