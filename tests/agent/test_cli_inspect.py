@@ -118,6 +118,13 @@ def test_what_the_agent_sees_is_what_is_judged(flawline: Run, bundle: str, tmp_p
     assert Inspector.load(bundle, device="cpu").inspect(rgb).score == pytest.approx(first, abs=1e-6)
 
 
+def test_a_picture_that_cannot_be_judged_is_named(flawline: Run, bundle: str, tmp_path: Path) -> None:
+    line = write(tmp_path / "line.png", (2, 600, 3))
+    code, lines, _ = flawline("inspect", line, "--bundle", bundle)
+    assert code == 0
+    assert lines == [f"error bad_frame: {line}: an image of 600 x 2 pixels cannot be judged"]
+
+
 def test_words_and_thresholds_come_from_a_recipe(flawline: Run, bundle: str, tmp_path: Path) -> None:
     write(tmp_path / "a.png")
     file = tmp_path / "line.toml"
