@@ -21,6 +21,7 @@ from flawline.agent.control import Control
 from flawline.agent.housekeeping import keep_house
 from flawline.agent.intake import Intake
 from flawline.agent.journal import Journal
+from flawline.agent.learning import Learning
 from flawline.agent.metrics import Metrics
 from flawline.agent.observer import Onlookers
 from flawline.agent.outbox import Outbox
@@ -35,6 +36,7 @@ from flawline.agent.worker_client import WorkerClient
 from flawline.camera.registry import make_camera
 from flawline.camera.ring import FrameRing
 from flawline.config.errors import FlawlineError
+from flawline.config.memory_versions import FOLDER
 from flawline.config.settings import Settings
 
 log = structlog.get_logger()
@@ -93,6 +95,9 @@ class Agent:
         self.pipeline.worker = self.worker
         self.commands = Commands(self.intake, self.recipes, self.outbox, self.journal, self.worker, self.status)
         stack.callback(self.commands.close)
+        learning = Learning(self.recipes, self.worker, self.commands.change, settings.journal.path / FOLDER)
+        self.commands.add(learning.table)
+        self.pipeline.learn_from = learning.wants
         self.preview: Preview | None = None
         if settings.preview.enabled:
             metrics = Metrics(self.status, self.outbox.reasons, self.pipeline.dropped)

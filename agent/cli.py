@@ -13,6 +13,7 @@ import zmq
 
 from flawline import __version__
 from flawline.agent.app import run_agent
+from flawline.agent.cli_learn import learn
 from flawline.agent.cli_workbench import WORKBENCH
 from flawline.agent.control import ask
 from flawline.agent.security import make_keys
@@ -127,7 +128,7 @@ def keys(folder: Path, name: str) -> None:
         click.echo(file)
 
 
-for workbench_command in WORKBENCH:
+for workbench_command in (*WORKBENCH, learn):
     cli.add_command(workbench_command)
 
 

@@ -31,6 +31,7 @@ _PATH_KEYS = {
     ("control", "curve_secret"),
     ("control", "curve_clients"),
     ("preview", "token_file"),
+    ("recipes", "*", "memory"),
 }
 
 
@@ -94,7 +95,7 @@ def _resolve_paths(tree: dict[str, Any], above: tuple[str, ...], base: Path) -> 
 
 
 def _pattern(path: tuple[str, ...]) -> tuple[str, ...]:
-    return (path[0], "*", *path[2:]) if path[0] == "cameras" else path
+    return (path[0], "*", *path[2:]) if path[0] in ("cameras", "recipes") else path
 
 
 def _assign(tree: dict[str, Any], path: list[str], text: str, base: Path, source: str, *, any_case: bool) -> None:

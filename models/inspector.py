@@ -21,6 +21,8 @@ from flawline.models.bundle import user_folder
 from flawline.models.decide import as_float32, blank_ignored, components, counted_region, decide
 from flawline.models.frames import FrameGeometry, as_rgb, fit, squash, upload
 from flawline.models.fuse import fuse, map_in_frame, region_in_frame
+from flawline.models.memory import Memory
+from flawline.models.memory_file import fitting_memory
 from flawline.models.prompt import PointPrompts, point_prompts, region
 from flawline.models.refine import Cascade
 from flawline.models.results import CascadeStage, InspectionResult, InspectionTrace
@@ -41,6 +43,15 @@ class Prepared:
     text: Tensor  # (D, 2)
     region_threshold: float
     threshold: float
+    memory: Memory | None = None  # of good parts
+
+
+@dataclass
+class Remembered:
+    """What a memory says of encoded tiles."""
+
+    distances: Tensor  # (B, h, w) float32
+    strange: Tensor  # (N,) float32, of every picture's layout
 
 
 @dataclass
@@ -56,7 +67,9 @@ class Encoded:
     clip_input: Tensor  # (B, 3, S, S) normalised
     clock: StageClock
     taps: list[Tensor] | None = None
+    levels: list[Tensor] | None = None  # what a memory compares
     maps: dict[tuple[str, Words], Tensor] = field(default_factory=dict)
+    remembered: dict[str, Remembered] = field(default_factory=dict)  # by the memory's hash
     embeddings: dict[int, Tensor] = field(default_factory=dict)  # tile number -> (C, h, w)
 
 
@@ -116,13 +129,15 @@ class Inspector:
             words = Words.of(recipe, manifest.prompts)
             identity = towers.bundle.checksum(manifest.clip.checkpoint)
             wanted = recipe.prompt.region_threshold
+            localiser = towers.localiser_of(recipe)
             self._prepared[recipe] = Prepared(
                 recipe,
-                towers.localiser_of(recipe),
+                localiser,
                 words,
                 text_features(towers.clip, words, identity),
                 manifest.thresholds.region if wanted is None else wanted,
                 manifest.thresholds.decision if recipe.threshold is None else recipe.threshold,
+                fitting_memory(recipe, towers.bundle, words, localiser, towers.device),
             )
         return self._prepared[recipe]
 
@@ -159,20 +174,66 @@ class Inspector:
         )
         clip_input = clip.normalise(torch.cat([squash(part, clip.input_size) for part in parts]))
         encoded = Encoded(len(pictures), height, width, tiles, pixels, geometry, clip_input, clock)
-        if prepared.localiser == "adapter":
-            encoded.taps = clip.dense(clip_input).taps
         self._map(encoded, prepared)
         clock.lap("clip")
         return encoded
 
     def _map(self, encoded: Encoded, prepared: Prepared) -> Tensor:
-        """(B, S, S) P(abnormal) in CLIP's frame; ignored boxes are zero."""
+        """(B, S, S) P(abnormal) in CLIP's frame, by words and, where there is one, memory; ignored boxes are zero."""
+        maps = self._zero_shot(encoded, prepared)
+        if prepared.memory is not None:
+            distances = self._remember(encoded, prepared.memory).distances
+            maps = prepared.memory.fuse(maps, distances, self.towers.bundle.manifest.thresholds.region)
+        return self._without_ignored(encoded, maps, prepared.recipe)
+
+    def _zero_shot(self, encoded: Encoded, prepared: Prepared) -> Tensor:
         key = (prepared.localiser, prepared.words)
         if key not in encoded.maps:
-            if prepared.localiser == "adapter" and encoded.taps is None:
-                encoded.taps = self.towers.clip.dense(encoded.clip_input).taps
+            if prepared.localiser == "adapter":
+                self.levels(encoded)
             encoded.maps[key] = self.towers.map(encoded.taps, encoded.clip_input, prepared.text, prepared.localiser)
-        return self._without_ignored(encoded, encoded.maps[key], prepared.recipe)
+        return encoded.maps[key]
+
+    @torch.inference_mode()
+    def zero_shot(self, encoded: Encoded, recipe: Recipe | None = None) -> Tensor:
+        """(B, S, S) P(abnormal) by words alone, in CLIP's frame; ignored boxes are zero."""
+        prepared = self.prepare(self.recipe if recipe is None else recipe)
+        return self._without_ignored(encoded, self._zero_shot(encoded, prepared), prepared.recipe)
+
+    def levels(self, encoded: Encoded) -> list[Tensor]:
+        """What a memory compares: features of the image tower, (B, C_i, h_i, w_i), finest first."""
+        if encoded.levels is None:
+            features = self.towers.clip.dense(encoded.clip_input)
+            encoded.taps, encoded.levels = features.taps, features.levels
+        return encoded.levels
+
+    def _remember(self, encoded: Encoded, memory: Memory) -> Remembered:
+        """Raises ImageError where the frame's size is not the one that the memory was learnt at."""
+        if memory.sha256 not in encoded.remembered:
+            height, width = memory.about.frame
+            if (height, width) != (encoded.height, encoded.width):
+                raise ImageError(
+                    f"the frame has {encoded.width} x {encoded.height} pixels, the good parts that the recipe's "
+                    f"memory was learnt from {width} x {height}: learn again"
+                )
+            cells = memory.cells(self.levels(encoded))
+            encoded.remembered[memory.sha256] = Remembered(
+                memory.distances(cells, encoded.tiles), memory.strangeness(cells)
+            )
+        return encoded.remembered[memory.sha256]
+
+    def _warnings(self, encoded: Encoded, prepared: Prepared) -> list[str | None]:
+        """Of every picture: a frame unlike everything that the memory holds is said, not judged in silence."""
+        memory = prepared.memory
+        if memory is None:
+            return [None] * encoded.count
+        limit = memory.about.layout_limit
+        return [
+            f"unlike every good part: distance {far:.3f}, known ones lie within {limit:.3f}; has the camera moved?"
+            if far > limit
+            else None
+            for far in self._remember(encoded, memory).strange.tolist()
+        ]
 
     def _without_ignored(self, encoded: Encoded, maps: Tensor, recipe: Recipe) -> Tensor:
         if not recipe.ignore:
@@ -249,6 +310,7 @@ class Inspector:
             final[refined.rows] = fuse(located, refined.cascade.levels[-1].frame_logits, recipe.fusion)
         ran = set(refined.rows) if refined is not None else set()
         planes = final.cpu().numpy()
+        warnings = self._warnings(encoded, prepared)
         stage_ms = encoded.clock.stages()
         results = []
         for picture in range(encoded.count):
@@ -257,7 +319,14 @@ class Inspector:
             here = range(picture * len(encoded.tiles), (picture + 1) * len(encoded.tiles))
             results.append(
                 InspectionResult(
-                    whole, mask, score, prepared.threshold, defects, stage_ms, refined=any(row in ran for row in here)
+                    whole,
+                    mask,
+                    score,
+                    prepared.threshold,
+                    defects,
+                    stage_ms,
+                    refined=any(row in ran for row in here),
+                    warning=warnings[picture],
                 )
             )
         return results
@@ -271,6 +340,7 @@ class Inspector:
         threshold = prepared.region_threshold
         if recipe.prompt.region != "absolute" and bool(regions.any()):
             threshold = float(maps[regions].min())
+        warnings = self._warnings(encoded, prepared)
         stage_ms = encoded.clock.stages()
         results = []
         for picture in range(encoded.count):
@@ -281,7 +351,11 @@ class Inspector:
             whole = np.where(inside > 0, np.maximum(whole, cut), np.minimum(whole, np.nextafter(cut, np.float32(-1))))
             mask, defects = components(whole, threshold, 1, recipe.mm_per_px)
             score = float(whole.max(initial=0.0))
-            results.append(InspectionResult(whole, mask, score, threshold, defects, stage_ms, degraded=True))
+            results.append(
+                InspectionResult(
+                    whole, mask, score, threshold, defects, stage_ms, degraded=True, warning=warnings[picture]
+                )
+            )
         return results
 
     def _stitch(

@@ -1,0 +1,286 @@
+"""Learning a memory: descriptors of good parts, outliers left out, a core that covers them, their own scores."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flawline.config.errors import ConfigError, ImageError
+from flawline.config.recipe import Recipe
+from flawline.models.descriptors import descriptors, layout, projection
+from flawline.models.frames import as_rgb
+from flawline.models.inspector import Inspector
+from flawline.models.memory import About, Memory, nearest, placed
+from flawline.models.memory_file import make_memory, words_sha256
+from flawline.models.tiles import Tile
+
+MOST_PICTURES = 500
+BUDGET = 1500  # rows of the bank
+CANDIDATES = 40_000  # descriptors that the bank is chosen from
+LEAST_FOR_OUTLIERS = 5
+OUTLIER = 4.0
+"""A good part is left out if its largest distance to the other good parts is this many robust standard deviations
+above the median of the good parts' largest distances. One standard deviation is 1.4826 times the median absolute
+deviation, or 5 % of the median where that is more."""
+PLACE = 3.0
+"""Weight of a place in the frame, where parts always lie alike: a tenth of the frame away is as a cosine of 0.955."""
+FIXTURED = 1.1
+"""Parts lie alike where giving weight to the place makes good parts at most this much more distant."""
+LAYOUT_FACTOR = 3.0
+"""A layout this many times farther than the good parts' own farthest is unlike everything seen."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The bundle's own scale, where one picture cannot say how good parts differ; medians over drawn products."""
+
+    ordinary: float = 0.35
+    striking: float = 0.6
+    layout: float = 0.1
+
+
+OWN_SCALE = Scale()
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One picture and what became of it."""
+
+    name: str
+    use: str  # learnt, duplicate, outlier
+    distance: float | None  # its largest, to the other good parts; None for a duplicate, and for a single picture
+    typical: float | None  # the median of all
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """A memory and how each picture was used, in the order given."""
+
+    memory: Memory
+    pictures: list[Shown]
+
+
+@dataclass
+class _Picture:
+    name: str
+    digest: bytes
+    cells: Tensor  # (T, D, h, w) float16 on the CPU
+    layout: Tensor  # (T, L)
+    zero_shot: tuple[float, float]  # median and largest logit
+
+
+class Learner:
+    """Collects good parts of one recipe, then makes the memory. The order they come in does not matter."""
+
+    def __init__(self, inspector: Inspector, name: str, recipe: Recipe, budget: int = BUDGET) -> None:
+        self._inspector = inspector
+        self._name = name
+        self._recipe = recipe.model_copy(update={"memory": None})
+        self._budget = budget
+        self._projection: Tensor | None = None
+        self._pictures: list[_Picture] = []
+        self._duplicates: list[str] = []
+        self._order: list[str] = []
+        self._frame: tuple[int, int] | None = None
+        self._tiles: list[Tile] = []
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    @torch.inference_mode()
+    def add(self, image: NDArray[np.uint8], name: str) -> bool:
+        """One good part, as `Inspector.inspect` takes it; False for a picture that is already there.
+
+        Raises ImageError naming the picture where its size is another, ConfigError where there are too many.
+        """
+        try:
+            picture = as_rgb(image)
+        except ImageError as error:
+            raise ImageError(f"{name}: {error}") from error
+        frame = (picture.shape[0], picture.shape[1])
+        if self._frame is not None and frame != self._frame:
+            before = f"{self._frame[1]} x {self._frame[0]}"
+            raise ImageError(f"{name}: is {frame[1]} x {frame[0]} pixels, the good parts before it {before}")
+        digest = hashlib.sha256(picture.tobytes()).digest()
+        if any(known.digest == digest for known in self._pictures):
+            self._duplicates.append(name)
+            self._order.append(name)
+            return False
+        if len(self._pictures) >= MOST_PICTURES:
+            raise ConfigError(f"{name}: a memory takes at most {MOST_PICTURES} good parts")
+        inspector = self._inspector
+        encoded = inspector.encode([picture], self._recipe)
+        levels = inspector.levels(encoded)
+        if self._frame is None:
+            self._frame, self._tiles = frame, encoded.tiles
+            wanted = projection(sum(level.shape[1] for level in levels))
+            self._projection = None if wanted is None else wanted.to(inspector.towers.device)
+        cells = descriptors(levels, self._projection)
+        logits = inspector.zero_shot(encoded, self._recipe).flatten().logit(1e-6)
+        self._pictures.append(
+            _Picture(
+                name,
+                digest,
+                cells.to("cpu", torch.float16),
+                layout(cells).to("cpu", torch.float16),
+                (float(logits.median()), float(logits.max())),
+            )
+        )
+        self._order.append(name)
+        return True
+
+    @torch.inference_mode()
+    def learn(self) -> Learnt:
+        """The memory of what was added. Raises ConfigError where that is nothing."""
+        if not self._pictures:
+            raise ConfigError("a memory needs at least one picture of a good part")
+        given = sorted(self._pictures, key=lambda picture: picture.digest)
+        place = self._place(given)
+        largest = self._leave_one_out(given, place).largest
+        kept = [picture for picture, out in zip(given, outliers(largest), strict=True) if not out]
+        scores = self._leave_one_out(kept, place)
+        memory = self._memory(kept, scores, place, len(given) - len(kept))
+        typical = float(np.median(largest)) if len(given) > 1 else None
+        distance = {picture.name: float(far) for picture, far in zip(given, largest, strict=True)}
+        names = {picture.name for picture in kept}
+        return Learnt(memory, [self._shown(name, names, distance, typical) for name in self._order])
+
+    def _shown(self, name: str, kept: set[str], distance: dict[str, float], typical: float | None) -> Shown:
+        if name in self._duplicates:
+            return Shown(name, "duplicate", None, typical)
+        return Shown(
+            name, "learnt" if name in kept else "outlier", distance[name] if typical is not None else None, typical
+        )
+
+    def _rows(self, pictures: Sequence[_Picture], place: float) -> list[Tensor]:
+        """Of every picture (T h w, D + 2) float32 on the device."""
+        assert self._frame is not None
+        device = self._inspector.towers.device
+        return [placed(one.cells.to(device).float(), self._tiles, self._frame, place).flatten(0, 1) for one in pictures]
+
+    def _core(self, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Candidates and the picture each is from, the core's rows and the picture each is from."""
+        most = max(CANDIDATES // len(rows), 1)
+        generator = torch.Generator().manual_seed(len(rows))
+        parts = [
+            part if len(part) <= most else part[torch.randperm(len(part), generator=generator)[:most].to(part.device)]
+            for part in rows
+        ]
+        candidates = torch.cat(parts)
+        counts = torch.tensor([len(part) for part in parts])
+        source = torch.arange(len(parts)).repeat_interleave(counts).to(candidates.device)
+        chosen = coreset(candidates, self._budget)
+        return candidates, source, candidates[chosen], source[chosen]
+
+    def _place(self, pictures: Sequence[_Picture]) -> float:
+        """PLACE where the parts always lie alike, so that it costs good parts little; else 0."""
+        if len(pictures) < 2:
+            return 0.0
+        free, bound = (self._leave_one_out(pictures, place).ordinary for place in (0.0, PLACE))
+        return PLACE if bound <= FIXTURED * free else 0.0
+
+    def _leave_one_out(self, pictures: Sequence[_Picture], place: float) -> "_Scores":
+        """How each picture's cells look to a memory of the others.
+
+        The core without one picture: what came from it is replaced by the nearest that others have.
+        """
+        if len(pictures) < 2:
+            return _Scores(OWN_SCALE.ordinary, OWN_SCALE.striking, np.zeros(len(pictures)))
+        rows = self._rows(pictures, place)
+        candidates, source, core, core_source = self._core(rows)
+        substitutes = torch.empty_like(core)
+        for number in range(len(pictures)):
+            own = core_source == number
+            if bool(own.any()):
+                others = candidates[source != number]
+                alike = core[own] @ others.T - 0.5 * others.square().sum(dim=1)
+                substitutes[own] = others[alike.argmax(dim=1)]
+        medians, largest = [], []
+        for number, queries in enumerate(rows):
+            own = core_source == number
+            distances = nearest(queries, torch.cat([core[~own], substitutes[own]]))
+            medians.append(float(distances.median()))
+            largest.append(float(distances.max()))
+        return _Scores(float(np.median(medians)), float(np.median(largest)), np.array(largest))
+
+    def _memory(self, kept: Sequence[_Picture], scores: "_Scores", place: float, left_out: int) -> Memory:
+        assert self._frame is not None
+        towers = self._inspector.towers
+        prepared = self._inspector.prepare(self._recipe)
+        _, _, core, _ = self._core(self._rows(kept, place))
+        layouts = torch.stack([one.layout for one in kept])
+        about = About(
+            bundle=towers.bundle.name,
+            bundle_sha256=towers.bundle.sha256,
+            recipe=self._name,
+            object=self._recipe.object,
+            words_sha256=words_sha256(prepared.words),
+            localiser=prepared.localiser,
+            frame=self._frame,
+            roi=self._recipe.roi,
+            tiling=self._recipe.tiling,
+            pictures=len(kept),
+            outliers=left_out,
+            duplicates=len(self._duplicates),
+            place=place,
+            ordinary=round(scores.ordinary, 5),
+            striking=round(scores.striking, 5),
+            zero_shot_ordinary=round(float(np.median([one.zero_shot[0] for one in kept])), 5),
+            zero_shot_striking=round(float(np.median([one.zero_shot[1] for one in kept])), 5),
+            layout_limit=round(LAYOUT_FACTOR * farthest_layout(layouts.float()), 5),
+        )
+        tensors = {"bank": core.to("cpu", torch.float16), "layouts": layouts}
+        if self._projection is not None:
+            tensors["projection"] = self._projection.to("cpu", torch.float16)
+        return make_memory(about, tensors, towers.device)
+
+
+@dataclass(frozen=True)
+class _Scores:
+    ordinary: float
+    striking: float
+    largest: NDArray[np.float64]  # of every picture
+
+
+def outliers(largest: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which of the good parts' largest distances stand out, by the rule at `OUTLIER`; none of fewer than five."""
+    if len(largest) < LEAST_FOR_OUTLIERS:
+        return np.zeros(len(largest), bool)
+    middle = float(np.median(largest))
+    deviation = max(1.4826 * float(np.median(np.abs(largest - middle))), 0.05 * middle)
+    return np.asarray(largest > middle + OUTLIER * deviation)
+
+
+def coreset(candidates: Tensor, budget: int) -> Tensor:
+    """(n, D) -> numbers of at most `budget` rows that cover the others, greedily: always the row that is farthest
+    from those taken (k-centre), beginning with the farthest from the mean. The same rows give the same numbers."""
+    count = len(candidates)
+    if count <= budget:
+        return torch.arange(count, device=candidates.device)
+    squares = candidates.square().sum(dim=1)
+    mean = candidates.mean(dim=0)
+    newest = int((squares - 2.0 * (candidates @ mean)).argmax())
+    chosen = [newest]
+    gap = squares + squares[newest] - 2.0 * (candidates @ candidates[newest])
+    while len(chosen) < budget:
+        newest = int(gap.argmax())
+        chosen.append(newest)
+        torch.minimum(gap, squares + squares[newest] - 2.0 * (candidates @ candidates[newest]), out=gap)
+    return torch.tensor(chosen, device=candidates.device)
+
+
+def farthest_layout(layouts: Tensor) -> float:
+    """(N, T, L) -> the largest distance of a picture's layout to the nearest other one's; of one, the bundle's own."""
+    count = len(layouts)
+    if count < 2:
+        return OWN_SCALE.layout
+    largest = 0.0
+    for number in range(count):
+        others = torch.cat([layouts[:number], layouts[number + 1 :]])
+        alike = torch.einsum("tl,ntl->tn", layouts[number], others).amax(dim=1)
+        largest = max(largest, float((1.0 - alike).max()))
+    return max(largest, 0.02)
