@@ -46,7 +46,7 @@ class RecipeBook:
             except (
                 ValidationError,
                 ConfigError,
-            ):  # of an older flawline, or its memory is gone; the number stays taken
+            ):  # of an older flawline, or its memory is gone: the number stays taken
                 continue
             self._versions[known.key] = known
         self._journal = journal

@@ -64,13 +64,17 @@ class Learnt:
     pictures: list[Shown]
 
 
-@dataclass
-class _Picture:
+@dataclass(frozen=True)
+class Described:
+    """One good part as the memory sees it."""
+
     name: str
-    digest: bytes
+    digest: bytes  # of its pixels
+    frame: tuple[int, int]  # H, W
+    tiles: list[Tile]
     cells: Tensor  # (T, D, h, w) float16 on the CPU
-    layout: Tensor  # (T, L)
-    zero_shot: tuple[float, float]  # median and largest logit
+    layout: Tensor  # (T, L) float16 on the CPU
+    zero_shot: tuple[float, float]  # median and largest logit of the map by words
 
 
 class Learner:
@@ -82,16 +86,13 @@ class Learner:
         self._recipe = recipe.model_copy(update={"memory": None})
         self._budget = budget
         self._projection: Tensor | None = None
-        self._pictures: list[_Picture] = []
+        self._pictures: list[Described] = []
         self._duplicates: list[str] = []
         self._order: list[str] = []
-        self._frame: tuple[int, int] | None = None
-        self._tiles: list[Tile] = []
 
     def __len__(self) -> int:
         return len(self._pictures)
 
-    @torch.inference_mode()
     def add(self, image: NDArray[np.uint8], name: str) -> bool:
         """One good part, as `Inspector.inspect` takes it; False for a picture that is already there.
 
@@ -101,36 +102,42 @@ class Learner:
             picture = as_rgb(image)
         except ImageError as error:
             raise ImageError(f"{name}: {error}") from error
-        frame = (picture.shape[0], picture.shape[1])
-        if self._frame is not None and frame != self._frame:
-            before = f"{self._frame[1]} x {self._frame[0]}"
-            raise ImageError(f"{name}: is {frame[1]} x {frame[0]} pixels, the good parts before it {before}")
-        digest = hashlib.sha256(picture.tobytes()).digest()
-        if any(known.digest == digest for known in self._pictures):
-            self._duplicates.append(name)
-            self._order.append(name)
-            return False
-        if len(self._pictures) >= MOST_PICTURES:
-            raise ConfigError(f"{name}: a memory takes at most {MOST_PICTURES} good parts")
+        return self.take(self.describe(picture, name))
+
+    @torch.inference_mode()
+    def describe(self, picture: NDArray[np.uint8], name: str) -> Described:
+        """What a memory needs to know of (H, W, 3) uint8 RGB."""
         inspector = self._inspector
         encoded = inspector.encode([picture], self._recipe)
         levels = inspector.levels(encoded)
-        if self._frame is None:
-            self._frame, self._tiles = frame, encoded.tiles
+        if self._projection is None:
             wanted = projection(sum(level.shape[1] for level in levels))
             self._projection = None if wanted is None else wanted.to(inspector.towers.device)
         cells = descriptors(levels, self._projection)
         logits = inspector.zero_shot(encoded, self._recipe).flatten().logit(1e-6)
-        self._pictures.append(
-            _Picture(
-                name,
-                digest,
-                cells.to("cpu", torch.float16),
-                layout(cells).to("cpu", torch.float16),
-                (float(logits.median()), float(logits.max())),
-            )
+        return Described(
+            name,
+            hashlib.sha256(picture.tobytes()).digest(),
+            (encoded.height, encoded.width),
+            encoded.tiles,
+            cells.to("cpu", torch.float16),
+            layout(cells).to("cpu", torch.float16),
+            (float(logits.median()), float(logits.max())),
         )
-        self._order.append(name)
+
+    def take(self, part: Described) -> bool:
+        """The same as `add`, for a picture that is described already."""
+        first = self._pictures[0] if self._pictures else part
+        if part.frame != first.frame:
+            (height, width), (rows, columns) = part.frame, first.frame
+            raise ImageError(f"{part.name}: is {width} x {height} pixels, the good parts before it {columns} x {rows}")
+        self._order.append(part.name)
+        if any(known.digest == part.digest for known in self._pictures):
+            self._duplicates.append(part.name)
+            return False
+        if len(self._pictures) >= MOST_PICTURES:
+            raise ConfigError(f"{part.name}: a memory takes at most {MOST_PICTURES} good parts")
+        self._pictures.append(part)
         return True
 
     @torch.inference_mode()
@@ -139,11 +146,12 @@ class Learner:
         if not self._pictures:
             raise ConfigError("a memory needs at least one picture of a good part")
         given = sorted(self._pictures, key=lambda picture: picture.digest)
-        place = self._place(given)
-        largest = self._leave_one_out(given, place).largest
+        scores = self._at_best_place(given)
+        largest = scores.largest
         kept = [picture for picture, out in zip(given, outliers(largest), strict=True) if not out]
-        scores = self._leave_one_out(kept, place)
-        memory = self._memory(kept, scores, place, len(given) - len(kept))
+        if len(kept) < len(given):
+            scores = self._leave_one_out(kept, scores.place)
+        memory = self._memory(kept, scores, len(given) - len(kept))
         typical = float(np.median(largest)) if len(given) > 1 else None
         distance = {picture.name: float(far) for picture, far in zip(given, largest, strict=True)}
         names = {picture.name for picture in kept}
@@ -156,11 +164,10 @@ class Learner:
             name, "learnt" if name in kept else "outlier", distance[name] if typical is not None else None, typical
         )
 
-    def _rows(self, pictures: Sequence[_Picture], place: float) -> list[Tensor]:
+    def _rows(self, pictures: Sequence[Described], place: float) -> list[Tensor]:
         """Of every picture (T h w, D + 2) float32 on the device."""
-        assert self._frame is not None
         device = self._inspector.towers.device
-        return [placed(one.cells.to(device).float(), self._tiles, self._frame, place).flatten(0, 1) for one in pictures]
+        return [placed(one.cells.to(device).float(), one.tiles, one.frame, place).flatten(0, 1) for one in pictures]
 
     def _core(self, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Candidates and the picture each is from, the core's rows and the picture each is from."""
@@ -176,22 +183,23 @@ class Learner:
         chosen = coreset(candidates, self._budget)
         return candidates, source, candidates[chosen], source[chosen]
 
-    def _place(self, pictures: Sequence[_Picture]) -> float:
-        """PLACE where the parts always lie alike, so that it costs good parts little; else 0."""
+    def _at_best_place(self, pictures: Sequence[Described]) -> "_Scores":
+        """With PLACE where the parts always lie alike, so that it costs good parts little; else without."""
+        free = self._leave_one_out(pictures, 0.0)
         if len(pictures) < 2:
-            return 0.0
-        free, bound = (self._leave_one_out(pictures, place).ordinary for place in (0.0, PLACE))
-        return PLACE if bound <= FIXTURED * free else 0.0
+            return free
+        bound = self._leave_one_out(pictures, PLACE)
+        return bound if bound.ordinary <= FIXTURED * free.ordinary else free
 
-    def _leave_one_out(self, pictures: Sequence[_Picture], place: float) -> "_Scores":
+    def _leave_one_out(self, pictures: Sequence[Described], place: float) -> "_Scores":
         """How each picture's cells look to a memory of the others.
 
         The core without one picture: what came from it is replaced by the nearest that others have.
         """
-        if len(pictures) < 2:
-            return _Scores(OWN_SCALE.ordinary, OWN_SCALE.striking, np.zeros(len(pictures)))
         rows = self._rows(pictures, place)
         candidates, source, core, core_source = self._core(rows)
+        if len(pictures) < 2:
+            return _Scores(place, core, OWN_SCALE.ordinary, OWN_SCALE.striking, np.zeros(len(pictures)))
         substitutes = torch.empty_like(core)
         for number in range(len(pictures)):
             own = core_source == number
@@ -205,13 +213,11 @@ class Learner:
             distances = nearest(queries, torch.cat([core[~own], substitutes[own]]))
             medians.append(float(distances.median()))
             largest.append(float(distances.max()))
-        return _Scores(float(np.median(medians)), float(np.median(largest)), np.array(largest))
+        return _Scores(place, core, float(np.median(medians)), float(np.median(largest)), np.array(largest))
 
-    def _memory(self, kept: Sequence[_Picture], scores: "_Scores", place: float, left_out: int) -> Memory:
-        assert self._frame is not None
+    def _memory(self, kept: Sequence[Described], scores: "_Scores", left_out: int) -> Memory:
         towers = self._inspector.towers
         prepared = self._inspector.prepare(self._recipe)
-        _, _, core, _ = self._core(self._rows(kept, place))
         layouts = torch.stack([one.layout for one in kept])
         about = About(
             bundle=towers.bundle.name,
@@ -220,20 +226,20 @@ class Learner:
             object=self._recipe.object,
             words_sha256=words_sha256(prepared.words),
             localiser=prepared.localiser,
-            frame=self._frame,
+            frame=kept[0].frame,
             roi=self._recipe.roi,
             tiling=self._recipe.tiling,
             pictures=len(kept),
             outliers=left_out,
             duplicates=len(self._duplicates),
-            place=place,
+            place=scores.place,
             ordinary=round(scores.ordinary, 5),
             striking=round(scores.striking, 5),
             zero_shot_ordinary=round(float(np.median([one.zero_shot[0] for one in kept])), 5),
             zero_shot_striking=round(float(np.median([one.zero_shot[1] for one in kept])), 5),
             layout_limit=round(LAYOUT_FACTOR * farthest_layout(layouts.float()), 5),
         )
-        tensors = {"bank": core.to("cpu", torch.float16), "layouts": layouts}
+        tensors = {"bank": scores.core.to("cpu", torch.float16), "layouts": layouts}
         if self._projection is not None:
             tensors["projection"] = self._projection.to("cpu", torch.float16)
         return make_memory(about, tensors, towers.device)
@@ -241,6 +247,10 @@ class Learner:
 
 @dataclass(frozen=True)
 class _Scores:
+    """How good parts look to one another with one weight of places, and the core that was chosen with it."""
+
+    place: float
+    core: Tensor  # (K, D + 2)
     ordinary: float
     striking: float
     largest: NDArray[np.float64]  # of every picture
