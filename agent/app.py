@@ -8,8 +8,9 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import cv2
 import structlog
 import zmq
 import zmq.asyncio
@@ -22,13 +23,16 @@ from flawline.agent.housekeeping import keep_house
 from flawline.agent.intake import Intake
 from flawline.agent.journal import Journal
 from flawline.agent.learning import Learning
+from flawline.agent.liveness import what_stands_still
 from flawline.agent.metrics import Metrics
+from flawline.agent.notify import ServiceManager, ServiceReporter
 from flawline.agent.observer import Onlookers
 from flawline.agent.outbox import Outbox
 from flawline.agent.pipeline import Pipeline
 from flawline.agent.preview import Preview
 from flawline.agent.publisher import Publisher
 from flawline.agent.recipes import RecipeBook
+from flawline.agent.reload import Reloader
 from flawline.agent.security import Curve, Doorkeeper
 from flawline.agent.verdict import VerdictWriter
 from flawline.agent.wire import STATUS_SCHEMA, Header
@@ -46,7 +50,13 @@ _OPEN_LIMIT_S = 5.0  # so long the first triggers wait for cameras to open
 class Agent:
     """The parts of a running agent. Making it binds the sockets and opens the journal, but starts nothing."""
 
-    def __init__(self, settings: Settings, frames_limit: int | None, stack: contextlib.ExitStack) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        frames_limit: int | None,
+        read_again: Callable[[], Settings],
+        stack: contextlib.ExitStack,
+    ) -> None:
         self.settings = settings
         self.boot_id = secrets.token_hex(8)
         self.state = "starting"
@@ -98,6 +108,14 @@ class Agent:
         learning = Learning(self.recipes, self.worker, self.commands.change, settings.journal.path / FOLDER)
         self.commands.add(learning.table)
         self.pipeline.learn_from = learning.wants
+        self.reloader = Reloader(
+            settings, read_again, self.recipes, self.worker, self.outbox, switching=self.commands.switching
+        )
+        manager = ServiceManager()
+        stack.callback(manager.close)
+        self.service = ServiceReporter(
+            manager, self.status, lambda: what_stands_still(self.intake, self.worker, self.outbox)
+        )
         self.preview: Preview | None = None
         if settings.preview.enabled:
             metrics = Metrics(self.status, self.outbox.reasons, self.pipeline.dropped)
@@ -116,6 +134,8 @@ class Agent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
+        changed = asyncio.Event()
+        loop.add_signal_handler(signal.SIGHUP, changed.set)
         journal = self.journal
         log.info("starting", boot_id=self.boot_id, pid=os.getpid(), last_seq=journal.last_seq)
         if journal.seq_jump:
@@ -129,6 +149,8 @@ class Agent:
                     group.create_task(self.doorkeeper.serve()),
                     group.create_task(self.control.serve(self.commands)),
                     group.create_task(keep_house(self.outbox, self.settings.journal)),
+                    group.create_task(self.service.run()),
+                    group.create_task(self._reload_on(changed)),
                 ]
                 if self.preview is not None:
                     await self.preview.start()
@@ -137,6 +159,8 @@ class Agent:
                 if await self._start_worker(stopped):
                     tasks.append(group.create_task(self.worker.run()))
                     await self._inspect(group, stopped)
+                else:
+                    self.service.stopping()
                 for task in (*tasks, stopped):
                     task.cancel()
         except BaseExceptionGroup as failures:
@@ -170,6 +194,7 @@ class Agent:
         waits = [group.create_task(intake.done.wait()), stopped]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         self.state = "stopping"
+        self.service.stopping()
         log.info("stopping")
         waits[0].cancel()
         intake.stop()
@@ -179,6 +204,14 @@ class Agent:
         await asyncio.wait(grabbing)
         await self.pipeline.drain(self.settings.worker.drain_s)
         await self.outbox.until_empty(30.0)
+
+    async def _reload_on(self, changed: asyncio.Event) -> None:
+        """SIGHUP: the configuration has changed."""
+        while True:
+            await changed.wait()
+            changed.clear()
+            self.service.reloading()
+            self.service.reloaded(await self.reloader.reload())
 
     async def _say_status(self) -> None:
         """Once a second, so that silence means a fault."""
@@ -213,12 +246,18 @@ class Agent:
         }
 
 
-async def run_agent(settings: Settings, frames_limit: int | None = None) -> int:
-    """Run the agent to its end. Raises FlawlineError where it cannot start."""
+async def run_agent(
+    settings: Settings, frames_limit: int | None = None, read_again: Callable[[], Settings] | None = None
+) -> int:
+    """Run the agent to its end; `read_again` reads the settings anew at SIGHUP.
+
+    Raises FlawlineError where it cannot start.
+    """
     # A thread that computes gives way after this time: a verdict at its deadline does not wait for 5 ms of it.
     sys.setswitchinterval(0.0005)
+    cv2.setNumThreads(1)  # converting a frame is quick; handing it to threads and waiting for them is not
     with contextlib.ExitStack() as stack:
-        agent = Agent(settings, frames_limit, stack)
+        agent = Agent(settings, frames_limit, read_again or (lambda: settings), stack)
         await agent.run()
     return 0
 

@@ -13,13 +13,18 @@ import zmq
 
 from flawline import __version__
 from flawline.agent.app import run_agent
+from flawline.agent.cli_bench import bench
+from flawline.agent.cli_cameras import cameras
+from flawline.agent.cli_inspect import inspect
 from flawline.agent.cli_learn import learn
+from flawline.agent.cli_models import models
+from flawline.agent.cli_training import train_demo
 from flawline.agent.cli_workbench import WORKBENCH
 from flawline.agent.control import ask
 from flawline.agent.security import make_keys
 from flawline.agent.subscriber import Subscriber
 from flawline.config.errors import ConfigError, FlawlineError
-from flawline.config.logging import set_up_logging
+from flawline.config.logging import hide_passwords, set_up_logging
 from flawline.config.settings import LogSettings
 from flawline.config.sources import load_settings
 
@@ -39,10 +44,10 @@ def run(file: Path | None, overrides: tuple[str, ...], frames: int | None, check
     """Run the agent."""
     settings = load_settings(file, overrides)
     if check:
-        click.echo(tomli_w.dumps(_without_none(settings.model_dump(mode="json"))), nl=False)
+        click.echo(hide_passwords(tomli_w.dumps(_without_none(settings.model_dump(mode="json")))), nl=False)
         return
     set_up_logging(settings.log, station=settings.station)
-    sys.exit(asyncio.run(run_agent(settings, frames)))
+    sys.exit(asyncio.run(run_agent(settings, frames, lambda: load_settings(file, overrides))))
 
 
 def _with_keys(command: Callable[..., None]) -> Callable[..., None]:
@@ -128,8 +133,16 @@ def keys(folder: Path, name: str) -> None:
         click.echo(file)
 
 
-for workbench_command in (*WORKBENCH, learn):
-    cli.add_command(workbench_command)
+for command in (
+    *WORKBENCH,
+    train_demo,
+    cameras,
+    bench,
+    inspect,
+    models,
+    learn,
+):
+    cli.add_command(command)
 
 
 def _without_none(value: Any) -> Any:

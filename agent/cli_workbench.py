@@ -1,7 +1,8 @@
-"""The workbench on the command line: evaluate, train-adapter, calibrate. Torch is loaded only when one runs."""
+"""The workbench on the command line: evaluate and train-adapter. Torch is loaded only when one runs."""
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,13 @@ import rich.console
 import rich.table
 
 from flawline import __version__
+from flawline.agent.cli_calibrate import calibrate, recipe_named
 from flawline.agent.progress import WorkProgress
 from flawline.config.errors import BundleError, ConfigError
 from flawline.config.recipe import Recipe
-from flawline.config.recipe_file import update_recipe
-from flawline.config.sources import load_settings
 
 KIND = click.Choice(["mvtec", "visa", "folder"])
 FOLDER = click.Path(path_type=Path, file_okay=False)
-SHARE = click.FloatRange(0.0, 1.0, min_open=True, max_open=True)
 
 
 def _size(_context: click.Context, _option: click.Parameter, value: str) -> int | None:
@@ -101,7 +100,7 @@ def evaluate(
     if limit is not None:
         categories = [evaluation.subset(category, limit) for category in categories]
     rows = study.rows_of(ablations, methods)
-    base = _recipe(file, recipe) if file is not None else Recipe()
+    base = recipe_named(file, recipe) if file is not None else Recipe()
     recipes = {
         category.name: base.model_copy(
             update={"object": words or (base.object if file else datasets.object_words(kind, category.name))}
@@ -109,7 +108,7 @@ def evaluate(
         for category in categories
     }
     console = rich.console.Console(stderr=True)
-    with console.status("loading the models") if console.is_terminal else _quiet():
+    with console.status("loading the models") if console.is_terminal else nullcontext():
         from flawline.models.adapter_file import with_adapter
         from flawline.models.inspector import Inspector
         from flawline.models.row_maps import RowMaps
@@ -133,17 +132,21 @@ def evaluate(
     identity = json.dumps([towers.bundle.sha256, _digest(adapter), str(towers.dtype), towers.device.type, __version__])
     plan = evaluation.Plan(categories, running, recipes, size, out, identity, seed)
 
+    cluster: Any = None
+    if engine == "ray":
+        from flawline.models.ray_engine import RayCluster
+
+        cluster = RayCluster(towers.bundle.folder, adapter, device, precision, shards)
+
     def judge_for(category: datasets.Category) -> Any:
         recipe = recipes[category.name]
-        if engine == "ray":
-            from flawline.models.ray_engine import judge_by_ray
-
-            return judge_by_ray(towers.bundle.folder, adapter, device, precision, running, recipe, size, shards)
+        if cluster is not None:
+            return cluster.judge(running, recipe, size)
         maps = RowMaps(inspector, running, recipe, size)
         return lambda samples: evaluation.judge_locally(maps, samples, recipe.min_defect_area_px)
 
     started = datetime.now(UTC)
-    with WorkProgress("evaluate") as progress:
+    with WorkProgress("evaluate") as progress, cluster or nullcontext():
         run = evaluation.Evaluation(plan, judge_for, progress)
         reports = run.run(keep_maps=keep_maps)
         settings = {
@@ -168,8 +171,9 @@ def evaluate(
             "without_masks": [category.name for category in categories if not category.with_masks],
         }
         content = results_report.results(settings, rows, reports, left_out)
-        results_report.write_results(out, content)
-        _plots(out, {name: report[study.AGENT.key] for name, report in reports.items()}, progress)
+        with evaluation.writing(out):
+            results_report.write_results(out, content)
+            _plots(out, {name: report[study.AGENT.key] for name, report in reports.items()}, progress)
         for problem in settings["problems"]:
             progress.say(f"problem: {problem}")
         for name in settings["without_masks"]:
@@ -287,109 +291,10 @@ def train_adapter(
     )
 
 
-@click.command()
-@click.option("--good", type=FOLDER, required=True, help="pictures of good parts")
-@click.option("--recipe", default="default", show_default=True, help="whose threshold")
-@click.option(
-    "--config", "file", type=click.Path(path_type=Path), help="the TOML file; the threshold is written into it"
-)
-@click.option(
-    "--target-fpr", type=SHARE, default=0.01, show_default=True, help="highest allowed share of good parts rejected"
-)
-@click.option("--confidence", type=SHARE, default=0.95, show_default=True, help="probability that this holds")
-@click.option("--bundle", help="a bundle's name, or its folder [default: the file's, or demo]")
-@click.option("--device", help="auto, cpu, cuda, cuda:N [default: the file's, or auto]")
-@click.option("--dry-run", is_flag=True, help="print the threshold, leave the file as it is")
-@click.option("--json", "as_json", is_flag=True, help="one JSON object")
-def calibrate(
-    good: Path,
-    recipe: str,
-    file: Path | None,
-    target_fpr: float,
-    confidence: float,
-    bundle: str | None,
-    device: str | None,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
-    """Find a recipe's threshold from good parts, with an upper bound on the rate of false rejects.
-
-    The bound is the exact binomial one (Clopper-Pearson) for an order statistic; it holds for any distribution
-    of scores, if the pictures are a fair sample of the parts to come.
-    """
-    from flawline.models.calibrate import METHOD, require_enough
-    from flawline.models.calibrate import calibrate as find_threshold
-    from flawline.models.datasets import good_pictures
-    from flawline.models.ground_truth import read_rgb
-
-    pictures = good_pictures(good)
-    settings = load_settings(file)
-    judged_by = _recipe(file, recipe)
-    require_enough(len(pictures), target_fpr, confidence)
-    from flawline.models.inspector import Inspector
-
-    model = settings.model
-    inspector = Inspector.load(bundle or model.bundle, device or model.device, model.precision, judged_by)
-    scores = []
-    with WorkProgress("calibrate") as progress:
-        progress.start(len(pictures))
-        for picture in pictures:
-            scores.append(inspector.inspect(read_rgb(picture)).score)
-            progress.step(picture.name)
-    found = find_threshold(scores, target_fpr, confidence)
-    opened = inspector.towers.bundle
-    calibration = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "count": found.count,
-        "rejected": found.rejected,
-        "target_fpr": target_fpr,
-        "confidence": confidence,
-        "false_reject_bound": found.false_reject_bound,
-        "method": METHOD,
-        "threshold": found.threshold,
-        "bundle": opened.name,
-        "bundle_sha256": opened.sha256,
-    }
-    written = file is not None and not dry_run
-    if written and file is not None:
-        update_recipe(file, recipe, {"threshold": found.threshold, "calibration": calibration})
-    if as_json:
-        click.echo(json.dumps({"recipe": recipe, **calibration, "written": str(file) if written else None}))
-        return
-    click.echo(
-        f"threshold {found.threshold:.6f} from {found.count} good parts ({found.rejected} of them rejected): with "
-        f"confidence {confidence:g}, at most {100 * found.false_reject_bound:.3g} % of good parts will be rejected"
-    )
-    if written:
-        click.echo(f"written to recipes.{recipe} in {file}")
-    else:
-        import tomli_w
-
-        table = {"recipes": {recipe: {"threshold": found.threshold, "calibration": calibration}}}
-        click.echo(tomli_w.dumps(table), nl=False)
-
-
-def _recipe(file: Path | None, name: str) -> Recipe:
-    recipes = load_settings(file).recipes
-    if name not in recipes:
-        raise ConfigError(f"--recipe {name}: not in {file or 'the defaults'} (there are: {', '.join(sorted(recipes))})")
-    return recipes[name]
-
-
 def _digest(path: Path | None) -> str | None:
     from flawline.models.bundle import file_sha256
 
     return None if path is None else file_sha256(path)
-
-
-class _quiet:
-    """A `with` block that says nothing."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 WORKBENCH = (evaluate, train_adapter, calibrate)

@@ -39,7 +39,7 @@ class Commands:
         self._journal = journal
         self._worker = worker
         self._status = status
-        self._switching = asyncio.Lock()
+        self.switching = asyncio.Lock()  # one change of recipes at a time
         self._readers = ThreadPoolExecutor(1, "replay")
         self._table: dict[str, Command] = {
             "status": self._do_status,
@@ -89,7 +89,7 @@ class Commands:
         table = request.get("table")
         if table is not None and (not isinstance(table, dict) or version is not None):
             raise ValueError("table must be a map of the recipe's keys, without `version`: a new content gets its own")
-        async with self._switching:
+        async with self.switching:
             if table is None:
                 recipe = self._recipes.find(name, version)
             else:
@@ -99,7 +99,7 @@ class Commands:
 
     async def change(self, cameras: list[str], name: str, keys: Header) -> tuple[ActiveRecipe, float]:
         """Give the recipe that judges these cameras other values for `keys`: a new version, active at once."""
-        async with self._switching:
+        async with self.switching:
             recipe = self._recipes.of(cameras[0])
             if recipe.id != name:
                 raise ConfigError(f"recipe: camera {cameras[0]!r} is judged by {recipe.id!r} now, not {name!r}")

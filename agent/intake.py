@@ -23,6 +23,7 @@ from flawline.agent.verdict import ActiveRecipe, Job, Reason, Trigger
 from flawline.agent.wire import Header
 from flawline.camera.camera import Camera, EndOfFrames
 from flawline.camera.frame import Frame
+from flawline.camera.guard import Guard
 from flawline.camera.pixels import to_rgb8
 from flawline.camera.ring import FrameRing
 from flawline.config.errors import CameraError, ConfigError, FlawlineError, ImageError, RingError
@@ -56,6 +57,7 @@ class Line:
     pending: deque[Job] = field(default_factory=deque)  # triggers whose frame has not come, oldest first
     on_their_way: int = 0
     frames: int = 0
+    seen_mono: float = field(default_factory=time.monotonic)  # its task came round: nothing hangs in the driver
     error: str | None = None
     trigger_thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "trigger"))
 
@@ -84,6 +86,7 @@ class Intake:
         frames_limit: int | None,
     ) -> None:
         self.lines = {settings.name: Line(camera, settings) for camera, settings in cameras}
+        self._guards = {name: Guard(line.settings) for name, line in self.lines.items()}
         self._ring = ring
         self._recipes = recipes
         self._pipeline = pipeline
@@ -95,7 +98,7 @@ class Intake:
         self.running = False
         self.stopping = asyncio.Event()
         self.done = asyncio.Event()
-        outbox.on_published = self._on_published
+        outbox.on_done = self._on_done
 
     # -- triggers ---------------------------------------------------------------------------------------------
 
@@ -181,6 +184,7 @@ class Intake:
         pause = 0.5
         with ThreadPoolExecutor(1, f"camera-{line.name}") as thread:
             while not self.stopping.is_set():
+                line.seen_mono = time.monotonic()
                 try:
                     await loop.run_in_executor(thread, line.camera.open)
                     if line.state == "lost":
@@ -218,6 +222,7 @@ class Intake:
         loop = asyncio.get_running_loop()
         free = line.settings.trigger == "free"
         while not line.out_of_step and (line.pending or not self.stopping.is_set()):
+            line.seen_mono = time.monotonic()
             await self._wait_for_room(line, free and line.camera.patient)
             if free and self.paused:
                 # What runs freely is not taken in while paused: nobody asked for it. Files wait, other sources flow on.
@@ -250,6 +255,7 @@ class Intake:
             return self._outbox.backlog < BACKLOG
 
         while not room():
+            line.seen_mono = time.monotonic()
             self._moved.clear()
             try:
                 async with asyncio.timeout(0.2):
@@ -268,10 +274,12 @@ class Intake:
         slot = self._ring.acquire()
         if slot is None:
             return _Shot(frame, trouble=("overrun", "every slot of the frame ring is in use"))
-        height, width = frame.pixels.shape[:2]
+        height, width = frame.size
         shot = _Shot(frame, slot, height, width)
         try:
-            to_rgb8(frame.pixels, frame.pixel_format, self._ring.picture(slot, height, width))
+            picture = self._ring.picture(slot, height, width)
+            to_rgb8(frame.pixels, frame.pixel_format, picture)
+            self._guards[camera.name].check(picture, frame.pixel_format)
         except (ImageError, RingError) as error:
             shot.trouble = ("bad_frame", f"{frame.source or camera.name}: {error}")
         return shot
@@ -311,7 +319,7 @@ class Intake:
 
     # -- room, pause, stop ------------------------------------------------------------------------------------
 
-    def _on_published(self, job: Job) -> None:
+    def _on_done(self, job: Job) -> None:
         line = self.lines.get(job.camera)
         if line is not None:
             line.on_their_way -= 1

@@ -60,6 +60,7 @@ class Outbox:
         self._committed: asyncio.Queue[list[_Item]] = asyncio.Queue()
         self._following: asyncio.Queue[_Item] = asyncio.Queue()
         self._open = 0  # items on their way
+        self._moved_mono = 0.0  # when the last one went out with all that follows it
         self._commit_s: deque[float] = deque([0.0005], maxlen=64)
         self.journal_fails = False
         self.accepted = 0
@@ -69,10 +70,14 @@ class Outbox:
         self.worst_overshoot_ms = 0.0
         self.last_seq = journal.last_seq
         self.camera_seqs = dict(journal.camera_seqs)
-        self.on_published: Callable[[Job], None] = lambda _: None
+        self.on_done: Callable[[Job], None] = lambda _: None  # its verdict is out, and the mask
         self.observers: list[Callable[[Job, Header], None]] = []
         """Called with a job and its verdict, late or refined header while the slot still holds picture, mask and
         map. They must not block; one that needs the slot longer takes a hold on the job and lets go of it."""
+
+    def masks_are(self, settings: PublishSettings) -> None:
+        """Which masks go out from now on, and how."""
+        self._settings = settings
 
     # -- in ---------------------------------------------------------------------------------------------------
 
@@ -98,6 +103,8 @@ class Outbox:
     def _put(self, item: _Item) -> None:
         if item.job is not None:
             item.job.holds += 1
+        if not self._open:
+            self._moved_mono = time.monotonic()
         self._open += 1
         self._decided.put_nowait(item)
 
@@ -105,6 +112,11 @@ class Outbox:
     def backlog(self) -> int:
         """Items that are not out yet, with all that follows them."""
         return self._open
+
+    @property
+    def stuck_s(self) -> float:
+        """So long nothing has gone out although something should, whichever stage it hangs in."""
+        return time.monotonic() - self._moved_mono if self._open else 0.0
 
     @property
     def lead_s(self) -> float:
@@ -187,7 +199,6 @@ class Outbox:
         if job.deadline_mono is not None and header["reason"] != "agent_restart":
             overshoot_ms = (time.monotonic() - job.deadline_mono) * 1000
             self.worst_overshoot_ms = max(self.worst_overshoot_ms, overshoot_ms)
-        self.on_published(job)
 
     # -- what follows -----------------------------------------------------------------------------------------
 
@@ -204,6 +215,9 @@ class Outbox:
                 observer(job, item.header)
             job.let_go(self._ring)
             self._open -= 1
+            self._moved_mono = time.monotonic()
+            if item.kind == "verdict":
+                self.on_done(job)
 
     async def _send_mask(self, job: Job, item: _Item) -> None:
         wanted, encoding = self._settings.masks, self._settings.encoding

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,10 +50,9 @@ class RecipeBook:
                 continue
             self._versions[known.key] = known
         self._journal = journal
-        configured: dict[str, ActiveRecipe] = {}
-        for name, content in settings.recipes.items():
-            configured[name] = self.version_of(name, content)
-            self._register(configured[name])
+        configured = self.configured(settings)
+        for active in configured.values():
+            self._register(active)
         self._base = {camera.name: configured[camera.recipe].key for camera in settings.cameras}
         self._active = {camera.name: configured[camera.recipe] for camera in settings.cameras}
         for camera, name, version, base in journal.query("SELECT camera, id, version, base FROM active"):
@@ -107,6 +106,28 @@ class RecipeBook:
         self._register(recipe)
         for camera in cameras:
             self._active[camera] = recipe
+
+    def configured(self, settings: Settings) -> dict[str, ActiveRecipe]:
+        """The versions of a configuration's recipes, by name. Nothing changes until they are taken up."""
+        return {name: self.version_of(name, content) for name, content in settings.recipes.items()}
+
+    def take_up(self, configured: Mapping[str, ActiveRecipe], recipe_of: Mapping[str, str]) -> list[str]:
+        """A changed configuration holds from the next frame on; the worker knows its recipes already.
+
+        `recipe_of` names each camera's recipe. Returns the cameras for which it says something new: what was activated
+        there by command gives way, as it would at a restart.
+        """
+        for recipe in configured.values():
+            self._register(recipe)
+        moved = [
+            camera
+            for camera, name in recipe_of.items()
+            if camera in self._base and self._base[camera] != configured[name].key
+        ]
+        for camera in moved:
+            self._active[camera] = configured[recipe_of[camera]]
+            self._base[camera] = self._active[camera].key
+        return moved
 
     def keep(self, recipes: Iterable[ActiveRecipe], cameras: Iterable[str] = ()) -> None:
         """On the journal's thread: remember versions and the active one of these cameras. A full disk is said."""

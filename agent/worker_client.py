@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import signal
 import socket
 import sys
 import time
@@ -63,6 +65,11 @@ class WorkerClient:
     def pid(self) -> int | None:
         """The process that judges now."""
         return self._process.pid if self._process is not None else None
+
+    @property
+    def silent_s(self) -> float:
+        """So long the worker owes an answer to a ping; 0 while it is being started, which has a limit of its own."""
+        return time.monotonic() - self._pong if self.ready else 0.0
 
     async def start(self) -> None:
         """Start the process and wait until its models are warm. Raises BundleError, WorkerError."""
@@ -218,8 +225,7 @@ class WorkerClient:
             stuck = self.busy_since is not None and now - self.busy_since > self._settings.job_limit_s
             if (silent or stuck) and self._process is not None:
                 log.error("worker_hangs", silent=silent, stuck=stuck)
-                with contextlib.suppress(ProcessLookupError):
-                    self._process.kill()
+                self._signal_kill(self._process)
 
     async def _replace(self) -> None:
         """Start another one, but not more often than allowed a minute."""
@@ -243,14 +249,20 @@ class WorkerClient:
                 self._on_unhealthy()
             await asyncio.sleep(0.5)
 
+    @staticmethod
+    def _signal_kill(process: asyncio.subprocess.Process) -> None:
+        """Not `process.kill()`: that polls first, and may take the exit code away from asyncio's own waiter."""
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+
     async def _kill(self) -> None:
         self.ready = False
         if self._channel is not None:
             self._channel.close()
             self._channel = None
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+            self._signal_kill(self._process)
             await self._process.wait()
             self._process = None
 

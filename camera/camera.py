@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from flawline.camera.frame import Frame
 
@@ -18,7 +18,7 @@ class Camera(ABC):
     after `close` must work as often as wanted. `close` is idempotent and never raises.
     """
 
-    patient: ClassVar[bool] = False
+    patient: bool = False
     """True where the source waits without loss while the inspection is busy (files do, a line does not)."""
 
     name: str

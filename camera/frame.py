@@ -20,9 +20,18 @@ class Frame:
 
     frame_id: int  # the camera's own frame or block number
     t_grab: int  # UTC, ns: when the exposure arrived, or the camera's clock mapped to UTC
-    pixels: Pixels | None  # (H, W) or (H, W, 3), uint8 or uint16
+    pixels: Pixels | None  # (H, W), (H, W, 2 to 4) or, packed, (N,), uint8 or uint16: see `PixelFormat`
     pixel_format: str = "RGB8"  # GenICam's name: Mono8, Mono12, RGB8, BGR8, BayerRG8, ...
     fault: str | None = None  # in words, naming the file or the camera
     fault_reason: str = "bad_frame"  # the wire's word: `bad_frame` or `camera_fault`
     source: str | None = None  # where it came from, when that has a name (a file)
     truth: dict[str, Any] = field(default_factory=dict)  # simulated line only: what is really on the part
+    lost: bool = False  # known only by the gap in the camera's numbers: no part of it arrived
+    extent: tuple[int, int] | None = None  # height and width in pixels where `pixels` is packed bytes
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels; (0, 0) where there is no picture."""
+        if self.extent is not None:
+            return self.extent
+        return (0, 0) if self.pixels is None else (self.pixels.shape[0], self.pixels.shape[1])

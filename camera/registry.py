@@ -1,6 +1,7 @@
 """Which backend drives a camera: looked up by name and imported only when it is used."""
 
 from importlib import import_module
+from types import ModuleType
 
 from flawline.camera.camera import Camera
 from flawline.config.errors import ConfigError
@@ -9,22 +10,48 @@ from flawline.config.settings_camera import CameraSettings
 BACKENDS: dict[str, tuple[str, str]] = {
     "folder": ("flawline.camera.folder", "FolderCamera"),
     "simulated": ("flawline.camera.simulated", "SimulatedCamera"),
+    "genicam": ("flawline.camera.genicam", "GenicamCamera"),
+    "pylon": ("flawline.camera.pylon", "PylonCamera"),
+    "gentl": ("flawline.camera.gentl", "GentlCamera"),
+    "opencv": ("flawline.camera.opencv", "OpencvCamera"),
+}
+EXTRAS = {"genicam": "genicam", "pylon": "pylon", "gentl": "gentl"}
+"""The pip extra that brings a backend's library, where it is not always there."""
+
+_EVERY = {"name", "backend", "recipe", "trigger", "trigger_timeout_ms", "guard"}
+_DEVICE = _EVERY | {"fps", "serial", "address", "user_name", "index", "features", "stall_s"}
+_USED: dict[str, set[str]] = {
+    "simulated": _EVERY | {"fps", "simulated"},
+    "folder": _EVERY | {"fps", "path", "loop"},
+    "genicam": _DEVICE,
+    "pylon": _DEVICE,
+    "gentl": _DEVICE | {"cti"},
+    "opencv": _EVERY | {"fps", "path", "loop", "url", "index", "features", "stall_s"},
 }
 
 
 def make_camera(settings: CameraSettings) -> Camera:
-    """The camera that `settings` describe, not yet open. Raises ConfigError where its backend cannot be had."""
-    if settings.backend not in BACKENDS:
-        there = ", ".join(sorted(BACKENDS))
-        raise ConfigError(
-            f"camera {settings.name!r}: backend {settings.backend!r} is not built yet (there is: {there})"
-        )
-    module_name, class_name = BACKENDS[settings.backend]
+    """The camera that `settings` describe, not yet open.
+
+    Raises ConfigError where its backend cannot be had, or where a key is set that the backend does not use.
+    """
+    used = _USED[settings.backend]
+    for key in sorted(settings.model_fields_set - used):
+        if getattr(settings, key) not in (None, {}):
+            raise ConfigError(f"camera {settings.name!r}: backend {settings.backend!r} does not use {key!r}")
     try:
-        module = import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"camera {settings.name!r}: backend {settings.backend!r} needs the Python module {error.name!r}"
-        ) from error
-    camera: Camera = getattr(module, class_name)(settings)
+        module = load_backend(settings.backend)
+    except ConfigError as error:
+        raise ConfigError(f"camera {settings.name!r}: {error}") from error
+    camera: Camera = getattr(module, BACKENDS[settings.backend][1])(settings)
     return camera
+
+
+def load_backend(name: str) -> ModuleType:
+    """The backend's module. Raises ConfigError where its library is missing, naming the pip extra that brings it."""
+    try:
+        return import_module(BACKENDS[name][0])
+    except ImportError as error:
+        extra = EXTRAS.get(name)
+        remedy = f"; install it with: pip install 'flawline[{extra}]'" if extra else ""
+        raise ConfigError(f"backend {name!r} needs a library that is not here ({error}){remedy}") from error

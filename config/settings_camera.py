@@ -20,6 +20,35 @@ class SimulatedSettings(Strict):
     height: int = Field(480, ge=64, le=8192, description="px")
 
 
+class GuardSettings(Strict):
+    """The guard: a picture that no one should judge is answered with `bad_frame`. `cameras teach` measures the limits.
+
+    Levels are 8-bit values of the picture that is judged.
+    """
+
+    enabled: bool = Field(True, description="look at every picture before it is judged")
+    black_level: float = Field(
+        8.0, ge=0.0, le=255.0, description="black: the brightest 1 % of the picture is darker than this; 0: never"
+    )
+    saturated_share: float = Field(
+        0.9, gt=0.0, le=1.0, description="saturated: more than this share of the pixels is at 250 or above; 1: never"
+    )
+    sharpness: float | None = Field(
+        None, gt=0.0, description="out of focus: the picture's sharpness is below this; left out: not looked at"
+    )
+    frozen_after: int | None = Field(
+        None,
+        ge=0,
+        description="frozen: so many pictures in a row are the same, bit by bit; 0: never; "
+        "left out: 5 for live cameras, never for files and the simulated line",
+    )
+    width: int | None = Field(None, ge=1, description="px; a picture of another width is refused")
+    height: int | None = Field(None, ge=1, description="px; a picture of another height is refused")
+    pixel_format: str | None = Field(
+        None, description="GenICam's name; a picture in another format (another depth) is refused"
+    )
+
+
 class CameraSettings(Strict):
     """One camera. Fields that a backend does not use are refused by that backend when set."""
 
@@ -52,4 +81,8 @@ class CameraSettings(Strict):
     trigger_timeout_ms: int = Field(
         2000, ge=1, description="a trigger whose frame has not come by then is answered with `camera_fault`"
     )
+    stall_s: float = Field(
+        5.0, ge=0.5, le=3600.0, description="free run: a camera that sends no frame for so long is opened anew"
+    )
+    guard: GuardSettings = Field(default_factory=GuardSettings, description="which pictures are worth judging")
     simulated: SimulatedSettings = Field(default_factory=SimulatedSettings, description="the simulated line")

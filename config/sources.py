@@ -22,6 +22,8 @@ PREFIX = "FLAWLINE_"
 NOT_SETTINGS = {"FLAWLINE_BUNDLES", "FLAWLINE_REQUIRE_ALL", "FLAWLINE_SHARED_DATA"}
 """Variables with our prefix that are no settings: the bundle search path, and two of the tests."""
 
+CREDENTIALS = "$CREDENTIALS_DIRECTORY"
+
 _PATH_KEYS = {
     ("cameras", "*", "path"),
     ("cameras", "*", "cti"),
@@ -88,10 +90,23 @@ def _resolve_paths(tree: dict[str, Any], above: tuple[str, ...], base: Path) -> 
         if isinstance(value, dict):
             _resolve_paths(value, path, base)
         elif isinstance(value, str) and _pattern(path) in _PATH_KEYS:
-            tree[key] = str(base / Path(value).expanduser())
+            tree[key] = _absolute(value, base, ".".join(path))
     model = tree.get("model") if not above else None
     if isinstance(model, dict) and isinstance(model.get("bundle"), str) and "/" in model["bundle"]:
         model["bundle"] = str(base / Path(model["bundle"]).expanduser())
+
+
+def _absolute(text: str, base: Path, where: str) -> str:
+    """The path, from `base` where it is relative. `$CREDENTIALS_DIRECTORY/` leads to what systemd hands a service."""
+    if text.startswith(CREDENTIALS):
+        folder = os.environ.get(CREDENTIALS[1:])
+        if folder is None:
+            raise ConfigError(
+                f"{where}: {text}: {CREDENTIALS[1:]} is not set; systemd sets it for a service, elsewhere "
+                "set it to the folder that holds the keys"
+            )
+        text = folder + text.removeprefix(CREDENTIALS)
+    return str(base / Path(text).expanduser())
 
 
 def _pattern(path: tuple[str, ...]) -> tuple[str, ...]:
@@ -121,7 +136,7 @@ def _assign(tree: dict[str, Any], path: list[str], text: str, base: Path, source
                 raise ConfigError(f"{source}: {'.'.join(path)!r} is a table; name a key inside it")
             value: Any = _value(text, source)
             if _pattern((*path[:-1], match)) in _PATH_KEYS and isinstance(value, str):
-                value = str(base / Path(value).expanduser())
+                value = _absolute(value, base, source)
             node[match] = value
         else:
             node = node.setdefault(match, {})

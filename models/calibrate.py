@@ -69,12 +69,12 @@ def samples_needed(target_fpr: float, confidence: float) -> int:
     return math.ceil(math.log(1.0 - confidence) / math.log1p(-target_fpr) - 1e-9)
 
 
-def require_enough(count: int, target_fpr: float, confidence: float) -> None:
+def require_enough(count: int, target_fpr: float, confidence: float, option: str = "--good") -> None:
     """Raises ConfigError, saying how many parts are needed, where `count` of them are too few."""
     needed = samples_needed(target_fpr, confidence)
     if count < needed:
         raise ConfigError(
-            f"--good: {count} pictures are too few for a false reject rate of at most {target_fpr:g} with "
+            f"{option}: {count} parts are too few for a false reject rate of at most {target_fpr:g} with "
             f"confidence {confidence:g}: {needed} are needed (with {count}, at most "
             f"{clopper_pearson_upper(0, count, confidence):.3g} can be promised)"
         )

@@ -4,12 +4,14 @@ Reading ahead, judging, and scoring run at the same time; maps go to disk (`map_
 by class (`class_report`). An interrupted run goes on where it was, from `OUT/.work`.
 """
 
+import fcntl
 import hashlib
 import json
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from flawline.config.errors import FlawlineError
+from flawline.config.errors import ConfigError, FlawlineError
 from flawline.config.recipe import Recipe
 from flawline.models.class_report import ClassTruth, class_report
 from flawline.models.contact_sheet import Cell, write_sheet
@@ -73,6 +75,16 @@ class Plan:
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
 
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Say where it was when the disk is full or nothing may be written. Raises FlawlineError."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or out
+        raise FlawlineError(f"--out {out}: {where}: cannot be written: {error.strerror or error}") from error
+
+
 class Evaluation:
     """Runs a plan. `judge_for` gives, for a class, what turns pictures into maps: locally, or over a cluster."""
 
@@ -89,11 +101,24 @@ class Evaluation:
 
     def run(self, *, keep_maps: bool = False) -> dict[str, dict[str, Any]]:
         """Reports by class and row key. Raises ImageError, FlawlineError."""
+        with writing(self._plan.out), self._alone():
+            return self._run(keep_maps)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold OUT for this run: two that write the same maps would spoil both."""
+        out = self._plan.out
+        (out / "plots").mkdir(parents=True, exist_ok=True)
+        self._work.mkdir(exist_ok=True)
+        with (self._work / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigError(f"--out {out}: another evaluation is writing there") from error
+            yield
+
+    def _run(self, keep_maps: bool) -> dict[str, dict[str, Any]]:
         plan = self._plan
-        try:
-            (plan.out / "plots").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FlawlineError(f"--out {plan.out}: cannot be written: {error.strerror or error}") from error
         finished = {category.name: self._finished(category) for category in plan.categories}
         stores = {
             category.name: self._store(category) for category in plan.categories if finished[category.name] is None

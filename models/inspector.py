@@ -11,7 +11,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from flawline.models.features import FeatureEncoder
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from flawline.config.errors import ConfigError, ImageError
 from flawline.config.recipe import Recipe
 from flawline.models.bundle import user_folder
 from flawline.models.decide import as_float32, blank_ignored, components, counted_region, decide
+from flawline.models.features import FeatureEncoder
 from flawline.models.frames import FrameGeometry, as_rgb, fit, squash, upload
 from flawline.models.fuse import fuse, map_in_frame, region_in_frame
 from flawline.models.memory import Memory

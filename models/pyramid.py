@@ -121,7 +121,8 @@ class Smooth(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 64, h, w) -> the same."""
-        return x + self.second(functional.relu(self.first(functional.relu(x))))
+        smoothed: Tensor = x + self.second(functional.relu(self.first(functional.relu(x))))
+        return smoothed
 
 
 def novelty(fine: Tensor, middle: Tensor) -> Tensor:

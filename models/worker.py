@@ -16,12 +16,15 @@ import time
 from importlib import import_module
 from typing import Any
 
+import cv2
 import numpy as np
 import structlog
 
 from flawline.camera.ring import SlotViews
 from flawline.config.errors import FlawlineError, ImageError
+from flawline.config.logging import set_up_logging
 from flawline.config.recipe import Recipe
+from flawline.config.settings import LogSettings
 from flawline.models import protocol
 from flawline.models.engine import Engine, Judgement
 from flawline.models.protocol import Message
@@ -116,8 +119,8 @@ class Worker:
         def answer(judgement: Judgement, *, op: str, degraded: bool) -> None:
             result = judgement.result
             mask = self._slots.mask(slot, height, width, refined=op == "refined")
-            np.multiply(result.mask, np.uint8(255), out=mask, casting="unsafe")
-            np.multiply(result.anomaly_map, 255.0, out=self._slots.anomaly_map(slot, height, width), casting="unsafe")
+            np.multiply(result.mask.view(np.uint8), np.uint8(255), out=mask)
+            cv2.convertScaleAbs(result.anomaly_map, dst=self._slots.anomaly_map(slot, height, width), alpha=255.0)
             largest = sorted(result.defects, key=lambda defect: -defect.area_px)[: protocol.MAX_DEFECTS]
             self._send(
                 op,
@@ -216,7 +219,7 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     socket_fd, ring_fd, slots, max_pixels = (int(argument) for argument in arguments[:4])
     channel = socket.socket(fileno=socket_fd)
-    structlog.configure(logger_factory=structlog.WriteLoggerFactory(sys.stderr))
+    set_up_logging(LogSettings(), process="worker")
     return Worker(channel, SlotViews(ring_fd, slots, max_pixels), make_engine(arguments[4])).run()
 
 

@@ -2,7 +2,7 @@
 
 const UP_WITHIN_MS = 3000;
 const FROZEN_MS = 3000;
-const TRY_AGAIN_MS = 30000;
+const TRY_AGAIN_MS = 15000;
 const KEPT_DRAWINGS = 64;
 const VOTES = 4;
 const KINDS = { pass: "#39e0a8", fail: "#ff7a2e", error: "#f08adf" };
@@ -37,7 +37,12 @@ export class CameraVideo {
     this.offset = null;
     this.missed = 0;
     if (this.image.hidden) this.say("connecting");
-    const limit = setTimeout(() => this.fallBack(attempt), UP_WITHIN_MS);
+    // Connected but without a picture yet: it gets as long again for its first one.
+    const give = () => this.fallBack(attempt);
+    let limit = setTimeout(() => {
+      if (this.peer?.connectionState === "connected") limit = setTimeout(give, UP_WITHIN_MS);
+      else give();
+    }, UP_WITHIN_MS);
     try {
       const peer = (this.peer = new RTCPeerConnection({ iceServers: [] }));
       peer.addTransceiver("video", { direction: "recvonly" });
@@ -47,7 +52,7 @@ export class CameraVideo {
         if ("playoutDelayHint" in event.receiver) event.receiver.playoutDelayHint = 0;
         this.video.srcObject = new MediaStream([event.track]);
         this.video.play().catch(() => {});
-        this.follow(attempt, limit);
+        this.follow(attempt, () => clearTimeout(limit));
       };
       await peer.setLocalDescription(await peer.createOffer());
       const answer = await fetch(`/${this.name}/whep`, {
@@ -67,10 +72,12 @@ export class CameraVideo {
     }
   }
 
-  follow(attempt, limit) {
+  follow(attempt, up) {
     const onFrame = (now, about) => {
       if (attempt !== this.attempt) return;
-      clearTimeout(limit);
+      this.video.requestVideoFrameCallback(onFrame);
+      if (about.width < 16) return; // what a browser shows of a track without pictures
+      up();
       if (!this.image.hidden) {
         this.image.hidden = true;
         this.image.removeAttribute("src");
@@ -79,7 +86,6 @@ export class CameraVideo {
       this.frames += 1;
       this.frameAt = performance.now();
       this.match(about.rtpTimestamp);
-      this.video.requestVideoFrameCallback(onFrame);
     };
     this.video.requestVideoFrameCallback(onFrame);
   }

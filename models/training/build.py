@@ -7,7 +7,7 @@ folder and is skipped where that file is there, so that an interrupted run goes 
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,20 @@ class DemoPlan:
     clip: ClipSchedule = field(default_factory=ClipSchedule)
     text: TextSchedule = field(default_factory=TextSchedule)
     sam: SamSchedule = field(default_factory=SamSchedule)
+
+
+def small_plan() -> DemoPlan:
+    """Every step of the way in a minute or two, for tests."""
+    return DemoPlan(
+        input_size=128,
+        clip_pictures=replace(CLIP_PICTURES, count=24, size=128),
+        unseen_pictures=replace(UNSEEN_PICTURES, count=12, size=128),
+        sam_pictures=replace(SAM_PICTURES, count=16, size=512),
+        sam_unseen=replace(SAM_UNSEEN_PICTURES, count=4, size=512),
+        clip=ClipSchedule(steps=4, batch=2, sizes=(128,), checkpoint_every=2),
+        text=TextSchedule(steps=4, batch=8, head_steps=4),
+        sam=SamSchedule(steps=4, batch=2, checkpoint_every=2),
+    )
 
 
 def build_demo(plan: DemoPlan, work: Path, bundle: Path, say: Say, processes: int = 2) -> None:

@@ -48,11 +48,12 @@ class ClipSchedule:
 
     steps: int = 2300
     batch: int = 8
-    sizes: tuple[int, ...] = (256, 320, 384)
+    sizes: tuple[int, ...] = (256, 288, 352)
     rate: float = 1e-3  # of everything that starts at random
     backbone_rate: float = 1.5e-4
     seed: int = 7
     checkpoint_every: int = 250
+    threads: int = 2  # each takes its share of a batch
 
 
 def new_clip(folder: Path, token_table: Tensor, input_size: int) -> DenseClip:
@@ -123,6 +124,11 @@ class Batch:
     kind_truth: Tensor
     asked: Tensor  # (B,) int64, place in DEFECT_KINDS
 
+    def shares(self, count: int) -> list["Batch"]:
+        """The batch in `count` parts, one for each thread."""
+        planes = (self.images, self.truth, self.kind_truth, self.asked)
+        return [Batch(*parts) for parts in zip(*(plane.chunk(count) for plane in planes), strict=True)]
+
 
 def batches(pictures: Pictures, schedule: ClipSchedule, start: int) -> Iterator[Batch]:
     """From step `start` on; two are prepared ahead."""
@@ -181,8 +187,19 @@ def training_loss(
     map_loss = sum((segmentation_loss(one, truth) for one in general), torch.zeros(())) / len(general)
     map_loss = map_loss + segmentation_loss(torch.stack(general).mean(dim=0), truth)
     kind_loss = segmentation_loss(torch.stack(special).mean(dim=0), kind_truth)
-    parts = {"map": map_loss, "kind": kind_loss}
+    mean, defective = general[0].detach(), truth > 0.5
+    seen = mean[defective].mean() if bool(defective.any()) else mean.new_zeros(())
+    parts = {"map": map_loss, "kind": kind_loss, "p_bad": seen, "p_good": mean[~defective].mean()}
     return map_loss + 0.3 * kind_loss, {name: float(value.detach()) for name, value in parts.items()}
+
+
+def step_gradients(
+    clip: DenseClip, adapter: AdapterLocaliser, anchors: Anchors, batch: Batch, weights: list[Tensor]
+) -> tuple[list[Tensor], dict[str, float]]:
+    """Gradients of one share of a batch, and the loss' parts. One thread: torch keeps one core busy best so."""
+    torch.set_num_threads(1)
+    loss, parts = training_loss(clip, adapter, anchors, batch)
+    return list(torch.autograd.grad(loss, weights)), parts
 
 
 def train_clip(
@@ -233,16 +250,20 @@ def train_clip(
         say(f"clip: going on from step {start}")
     began = time.monotonic()
     sums: dict[str, float] = {}
+    weights: list[Tensor] = [weight for group in groups for weight in group["params"]]
+    threads = min(schedule.threads, schedule.batch)
+    pool = ThreadPoolExecutor(threads, "share")
     for step, batch in zip(range(start, schedule.steps), batches(pictures, schedule, start), strict=False):
         progress = step / schedule.steps
         warm = min(1.0, (step + 1) / 200)
         for group in optimiser.param_groups:
             group["lr"] = group["top"] * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
-        loss, parts = training_loss(clip, adapter, anchors, batch)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_([weight for group in groups for weight in group["params"]], 1.0)
+        made = list(pool.map(lambda part: step_gradients(clip, adapter, anchors, part, weights), batch.shares(threads)))
+        for weight, *shares in zip(weights, *(gradients for gradients, _ in made), strict=True):
+            weight.grad = sum(shares[1:], shares[0]) / len(shares)
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
+        parts = {name: sum(other[name] for _, other in made) / len(made) for name in made[0][1]}
         keep = min(0.998, (step + 1) / (step + 20))
         for name, value in modules.state_dict().items():
             if value.dtype.is_floating_point:
@@ -265,6 +286,7 @@ def train_clip(
             say(f"clip step {done} unseen families: " + " ".join(f"{k} {v:.3f}" for k, v in figures.items()))
             if done < schedule.steps:
                 modules.load_state_dict(held)
+    pool.shutdown()
     modules.load_state_dict(average)
     modules.requires_grad_(False)
     return adapter.eval(), anchors

@@ -1,5 +1,6 @@
 """The numbers of an evaluation are those of the inspector's own maps, whatever way the run took."""
 
+import fcntl
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 from tiny_bundle import write_parts, write_tiny_bundle
 
 from flawline.agent.cli_workbench import evaluate
-from flawline.config.errors import ConfigError
+from flawline.config.errors import ConfigError, FlawlineError
 from flawline.config.recipe import Recipe
 from flawline.models import map_store
 from flawline.models.class_report import METRICS
@@ -115,18 +116,19 @@ def test_printed_numbers_stand_beside_ours_on_the_papers_data_sets(place: Path, 
 def test_an_interrupted_run_goes_on_and_ends_with_the_same_results(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command(place, tmp_path / "whole", "--size", "64")
+    more = ["--size", "64", "--category", "plate"]
+    command(place, tmp_path / "whole", *more)
     append = map_store.MapStore.append
     judged: list[Path] = []
 
     def counted(self: map_store.MapStore, path: Path, outcome: map_store.Judged) -> None:
-        if len(judged) == 9:
+        if len(judged) == 5:
             raise KeyboardInterrupt
         append(self, path, outcome)
         judged.append(path)
 
     monkeypatch.setattr(map_store.MapStore, "append", counted)
-    assert command(place, tmp_path / "out", "--size", "64").exit_code != 0
+    assert command(place, tmp_path / "out", *more).exit_code != 0
     monkeypatch.setattr(map_store.MapStore, "append", append)
     # a line that was being written when the machine went down
     with (tmp_path / "out" / ".work" / "plate" / "done.jsonl").open("a") as stream:
@@ -135,8 +137,8 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_results(
     monkeypatch.setattr(
         map_store.MapStore, "append", lambda self, path, outcome: (again.append(path), append(self, path, outcome))[1]
     )
-    assert command(place, tmp_path / "out", "--size", "64").exit_code == 0
-    assert len(again) == 14 - 9
+    assert command(place, tmp_path / "out", *more).exit_code == 0
+    assert len(again) == 7 - 5
     whole, resumed = content(tmp_path / "whole"), content(tmp_path / "out")
     for name, entry in whole["sets"].items():
         for metric in METRICS:
@@ -152,6 +154,22 @@ def test_another_setting_does_not_take_up_the_old_maps(tmp_path: Path) -> None:
     np.testing.assert_array_equal(stored, scores + 1)
     assert len(map_store.MapStore(tmp_path, ["a", "b"], "two")) == 0
     assert (tmp_path / "a.f32").stat().st_size == 0
+
+
+def test_a_full_disk_is_said_with_the_file(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "results.json").symlink_to("/dev/full")
+    with pytest.raises(FlawlineError, match=r"--out .*No space left on device"):
+        command(place, out, "--size", "64", "--category", "plate")
+
+
+def test_two_runs_do_not_write_into_one_folder(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / ".work").mkdir(parents=True)
+    with (tmp_path / "out" / ".work" / "lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="another evaluation"):
+            command(place, tmp_path / "out", "--size", "64")
 
 
 def test_what_a_set_cannot_tell_is_null(place: Path, tmp_path: Path) -> None:
@@ -191,3 +209,15 @@ def test_a_limited_run_says_so(place: Path, tmp_path: Path) -> None:
     results = content(tmp_path / "out")
     assert results["sets"]["plate"]["n_images"] == 4
     assert "subset" in (tmp_path / "out" / "results.md").read_text()
+
+
+@pytest.mark.slow
+def test_shards_over_ray_give_the_same_numbers(place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    more = ["--size", "64", "--category", "plate", "--methods", "clip"]
+    assert command(place, tmp_path / "one", *more).exit_code == 0
+    assert command(place, tmp_path / "two", *more, "--engine", "ray", "--shards", "2").exit_code == 0
+    one, two = content(tmp_path / "one")["rows"], content(tmp_path / "two")["rows"]
+    for row in ("clip", "flawline"):
+        for metric in METRICS:
+            assert two[row]["mean"][metric] == pytest.approx(one[row]["mean"][metric], abs=1e-9)

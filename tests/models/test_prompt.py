@@ -218,6 +218,13 @@ def test_rank_stride_takes_every_nth_of_the_ranking(scene: Any, k: int, percent:
     assert chosen == [(int(y), int(x)) for y, x in ranking[::stride][:k]]
 
 
+def test_a_place_at_just_the_spacing_is_far_enough() -> None:
+    anomaly = torch.zeros(1, 518, 518)
+    anomaly[0, 100, [100, 119, 120, 139]] = torch.tensor([0.9, 0.8, 0.7, 0.6])
+    places = positive_points(anomaly, anomaly > 0.5, FrameGeometry(518, 518, 518, 1024), PromptSettings())
+    assert places.points[0][places.present[0]].tolist() == [[100, 100], [120, 100]]
+
+
 @pytest.mark.parametrize("shape", ["ellipse", "rect", "cross"])
 @pytest.mark.parametrize("size", range(3, 32))
 def test_dilation_is_opencvs(shape: str, size: int) -> None:
@@ -344,13 +351,13 @@ def test_one_row_per_connected_region() -> None:
     anomaly = torch.zeros(2, 40, 40)
     anomaly[0, 2:6, 2:6] = 0.7
     anomaly[0, 6, 6] = 0.9  # touches by its corner: the same region
-    anomaly[0, 20:30, 20:30] = 0.8
+    anomaly[0, 12:22, 2:12] = 0.8
     anomaly[0, 35, 35] = 1.0
     s_a = region(anomaly, PROMPT, 0.5)
     parts, frame = connected_parts(s_a, 2)
     assert frame.tolist() == [0, 0, 1]  # the second frame has nothing, and one empty row
     assert [int(part.sum()) for part in parts] == [100, 17, 0]
-    prompt = PromptSettings(kernel_size=255)  # 20 pixels here: rings reach into the other regions
+    prompt = PromptSettings(kernel_size=255)  # 20 pixels here: each ring covers the other region
     made = point_prompts(anomaly, s_a, features_of(8, 2), GEO, prompt, max_regions=2)
     assert made.frame is not None
     assert made.frame.tolist() == [0, 0, 1]

@@ -10,9 +10,11 @@ from preview_line import Agent
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     """One for a whole module: its tests leave it as they found it."""
-    running = Agent(tmp_path_factory.mktemp("line")).start().wait_ready()
-    yield running
-    running.stop()
+    running = Agent(tmp_path_factory.mktemp("line")).start()
+    try:
+        yield running.wait_ready()
+    finally:
+        running.stop()
 
 
 @pytest.fixture

@@ -1,0 +1,63 @@
+"""Progress of downloads on stderr: a bar per file on a terminal, a plain line now and then elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+import click
+import rich.console
+import rich.progress
+
+LINE_EVERY_S = 10.0
+
+
+class ByteProgress:
+    """Told of every file how many bytes are here. Use it in a `with` block."""
+
+    def __init__(self, every_s: float = LINE_EVERY_S) -> None:
+        self._every_s = every_s
+        self._said: dict[str, float] = {}
+        self._finished: set[str] = set()
+        self._tasks: dict[str, rich.progress.TaskID] = {}
+        self._bar: rich.progress.Progress | None = None
+        if sys.stderr.isatty():
+            self._bar = rich.progress.Progress(
+                rich.progress.TextColumn("{task.description}"),
+                rich.progress.BarColumn(),
+                rich.progress.DownloadColumn(),
+                rich.progress.TransferSpeedColumn(),
+                rich.progress.TimeRemainingColumn(),
+                console=rich.console.Console(stderr=True),
+            )
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, name: str, here: int, total: int) -> None:
+        """`here` of `total` bytes of the file `name`."""
+        if self._bar is not None:
+            if name not in self._tasks:
+                self._tasks[name] = self._bar.add_task(name, total=total)
+            self._bar.update(self._tasks[name], completed=here)
+            return
+        now = time.monotonic()
+        done = here == total and name not in self._finished
+        if done or name not in self._said or (here < total and now - self._said[name] >= self._every_s):
+            self._said[name] = now
+            click.echo(f"{name}: {megabytes(here)} of {megabytes(total)}", err=True)
+        if done:
+            self._finished.add(name)
+
+
+def megabytes(count: int) -> str:
+    """A size for people, in decimal units as disks and downloads have them."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

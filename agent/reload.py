@@ -1,0 +1,103 @@
+"""Taking up a changed configuration while the line runs: what can be hot is, the rest is named.
+
+All or nothing: where the file is wrong, or the worker refuses a recipe, everything stays as it is.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import structlog
+
+from flawline.agent.outbox import Outbox
+from flawline.agent.recipes import RecipeBook
+from flawline.agent.worker_client import WorkerClient
+from flawline.config.errors import FlawlineError
+from flawline.config.logging import set_up_logging
+from flawline.config.settings import Settings
+
+log = structlog.get_logger()
+HOT = ("recipes.*", "cameras.*.recipe", "publish.masks", "publish.encoding", "log.level", "log.format")
+"""Keys that a reload takes up; `*` stands for any name, and for all that is below a recipe."""
+
+
+class Reloader:
+    """Owns the settings that hold now. `read` reads them anew from where they came from."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        read: Callable[[], Settings],
+        recipes: RecipeBook,
+        worker: WorkerClient,
+        outbox: Outbox,
+        switching: asyncio.Lock,
+    ) -> None:
+        self._settings = settings
+        self._read = read
+        self._recipes = recipes
+        self._worker = worker
+        self._outbox = outbox
+        self._switching = switching
+
+    async def reload(self) -> str:
+        """Read, check, take up; returns in a sentence what came of it. Never raises for a wrong file."""
+        try:
+            new = await asyncio.to_thread(self._read)
+            changed = sorted(_changes(self._settings.model_dump(), new.model_dump()))
+            hot = [key for key in changed if _is_hot(key)]
+            cold = [key for key in changed if not _is_hot(key)]
+            await self._take_up(new)
+        except FlawlineError as error:
+            log.error("reload_refused", error=str(error))
+            return f"reload refused, nothing was changed: {error}"
+        log.info("reloaded", taken_up=hot, needs_restart=cold)
+        text = f"reloaded: {', '.join(hot) or 'nothing has changed'}"
+        return text + (f"; needs a restart: {', '.join(cold)}" if cold else "")
+
+    async def _take_up(self, new: Settings) -> None:
+        async with self._switching:
+            recipes = self._recipes.configured(new)
+            thresholds = {}
+            for name, recipe in recipes.items():
+                if self._settings.recipes.get(name) != new.recipes[name]:
+                    table = recipe.recipe.model_dump(mode="json")
+                    thresholds[recipe.key] = await self._worker.add_recipe(recipe.key, table)
+            # Nothing can be refused from here on.
+            moved = self._recipes.take_up(recipes, {camera.name: camera.recipe for camera in new.cameras})
+            self._recipes.thresholds_are(thresholds)
+            self._settings = _with_hot(self._settings, new)
+            self._outbox.masks_are(self._settings.publish)
+            set_up_logging(new.log, station=self._settings.station)
+            await self._outbox.on_journal(self._recipes.keep, list(recipes.values()), moved)
+
+
+def _changes(old: Any, new: Any, key: str = "") -> Iterator[str]:
+    """Dotted keys whose values differ; cameras are called by their names."""
+    if key == "cameras":
+        old, new = ({camera["name"]: camera for camera in cameras} for cameras in (old, new))
+        if old.keys() != new.keys():
+            yield key  # some were added or removed
+        old, new = ({name: camera for name, camera in one.items() if name in old and name in new} for one in (old, new))
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for name in old.keys() | new.keys():
+            yield from _changes(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+    elif old != new:
+        yield key
+
+
+def _is_hot(key: str) -> bool:
+    parts = key.split(".")
+    if len(parts) > 2 and parts[0] == "cameras":
+        parts[1] = "*"
+    return parts[0] == "recipes" or ".".join(parts) in HOT
+
+
+def _with_hot(old: Settings, new: Settings) -> Settings:
+    """The settings that hold after a reload: the new ones where they are hot, the old ones elsewhere."""
+    recipe_of = {camera.name: camera.recipe for camera in new.cameras}
+    cameras = tuple(
+        camera.model_copy(update={"recipe": recipe_of.get(camera.name, camera.recipe)}) for camera in old.cameras
+    )
+    publish = old.publish.model_copy(update={"masks": new.publish.masks, "encoding": new.publish.encoding})
+    return old.model_copy(update={"cameras": cameras, "recipes": new.recipes, "publish": publish, "log": new.log})

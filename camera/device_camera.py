@@ -1,0 +1,247 @@
+"""What the GenICam backends have in common: configure, count, map the clock, answer what was lost, notice silence."""
+
+import contextlib
+import time
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import structlog
+
+from flawline.camera.camera import Camera
+from flawline.camera.device_clock import BlockNumbers, DeviceClock
+from flawline.camera.discovery import Device
+from flawline.camera.features import FeatureMap, configure
+from flawline.camera.frame import Frame, Pixels
+from flawline.camera.pixel_format import parse
+from flawline.config.errors import CameraError, ConfigError, ImageError
+from flawline.config.settings_camera import CameraSettings
+
+log = structlog.get_logger()
+_LOOK_AFTER_S = 1.0  # after so long a silence the device is asked whether it is still there
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What the driver hands over for one exposure."""
+
+    block_id: int
+    device_ns: int | None  # the camera's clock; None where it has none
+    pixels: Pixels | None
+    pixel_format: str
+    extent: tuple[int, int] | None = None  # height and width where `pixels` is packed bytes
+    fault: str | None = None  # in words, where the transfer was not complete
+
+
+class DeviceCamera(Camera):
+    """A camera behind a vendor's library. A backend says how to connect, start, receive and let go.
+
+    Every block number that is missing between two frames comes out of `grab` as a frame of its own, `lost`, with a
+    fault: a part went by, and it is owed an answer.
+    """
+
+    vendor_errors: ClassVar[tuple[type[Exception], ...]]
+
+    def __init__(self, settings: CameraSettings) -> None:
+        self.name = settings.name
+        self.settings = settings
+        self.device: Device | None = None
+        self._features: FeatureMap | None = None
+        self._blocks = BlockNumbers()
+        self._clock = DeviceClock()
+        self._has_clock = False
+        self._owed: list[int] = []
+        self._held: Block | None = None
+        self._was_open = False
+        self.lost = False  # a lost device is let go without a word to it, which would only be waited for
+        self._heard = self._looked = 0.0
+        self._counts = {"frames": 0, "incomplete": 0, "opened": 0}
+        self._picture: dict[str, Any] = {}
+
+    # -- a backend's part -------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def connect(self) -> tuple[Device, FeatureMap]:
+        """Find the device and take control of it. Raises CameraError, ConfigError."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Begin acquisition."""
+
+    @abstractmethod
+    def receive(self, timeout_s: float) -> Block | None:
+        """The next block, None after `timeout_s`. Its pixels are valid until the next call."""
+
+    @abstractmethod
+    def check_alive(self) -> None:
+        """Raise CameraError, or one of `vendor_errors`, where the device is gone or under another's control."""
+
+    @abstractmethod
+    def disconnect(self) -> None:
+        """Stop and let go, whatever state it is in. What it raises is ignored."""
+
+    def await_readiness(self) -> None:
+        """Wait until the camera takes a trigger: one that comes during an exposure is lost without a word.
+
+        Called by the thread that triggers. Raises CameraError where the camera does not get ready.
+        """
+
+    def counters(self) -> dict[str, int]:
+        """The library's own counters, for `info`; called from any thread."""
+        return {}
+
+    # -- the lifecycle ----------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def vendor(self, doing: str) -> Iterator[None]:
+        """Map the library's exceptions to CameraError."""
+        try:
+            yield
+        except self.vendor_errors as error:
+            words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            words = " ".join(words.split()) or type(error).__name__
+            raise CameraError(f"camera {self.name!r}: {doing}: {words}") from error
+
+    def open(self) -> None:
+        """Connect, configure, start. A setting that the camera refuses is a ConfigError, but only at the first open:
+        later it may be another camera in the same place, and the line goes on without it."""
+        try:
+            with self.vendor("connecting"):
+                self.device, features = self.connect()
+            with self.vendor("configuring"):
+                configure(self.settings, features)
+                note = self._check_pixel_format(features)
+            self._features = features
+            self._blocks.restart()
+            self._owed, self._held = [], None
+            with self.vendor("starting acquisition"):
+                self.start()
+        except ConfigError as error:
+            self.close()
+            if self._was_open:
+                raise CameraError(str(error)) from error
+            raise
+        except CameraError:
+            self.close()
+            raise
+        self._was_open, self.lost = True, False
+        self._counts["opened"] += 1
+        self._heard = self._looked = time.monotonic()
+        log.info("camera_open", camera=self.name, device=str(self.device), trigger=self.settings.trigger)
+        if note:
+            log.info("camera_depth", camera=self.name, note=note)
+
+    def _check_pixel_format(self, features: FeatureMap) -> str | None:
+        """What is lost on the way to 8 bit, in words. Raises ConfigError for a format that cannot be judged."""
+        try:
+            name = features.read("PixelFormat")
+        except self.vendor_errors:
+            return None  # unreadable; the frames say what they are
+        if not isinstance(name, str):
+            return None
+        try:
+            return parse(name).note
+        except ImageError as error:
+            offer = features.feature("PixelFormat")
+            good = [entry for entry in (offer.entries if offer else ()) if _is_known(entry)]
+            raise ConfigError(
+                f"camera {self.name!r}: features.PixelFormat = {name!r} cannot be judged; "
+                f"of what the camera offers, these can: {', '.join(good) or 'none'}"
+            ) from error
+
+    def grab(self, timeout_s: float) -> Frame | None:
+        """The next frame, or the fault of one that was lost before it."""
+        if self._features is None:
+            raise CameraError(f"camera {self.name!r}: is not open")
+        if self._held is None:
+            try:
+                with self.vendor("receiving"):
+                    self._held = self.receive(timeout_s)
+                if self._held is None:
+                    self._after_silence()
+                    return None
+            except CameraError:
+                self.lost = True
+                raise
+            self._heard = self._looked = time.monotonic()
+            self._owed = self._blocks.gap(self._held.block_id)
+        now = time.time_ns()
+        if self._owed:
+            number = self._owed.pop(0)
+            fault = f"camera {self.name!r}: frame {number} was lost on its way"
+            return Frame(number, now, None, fault=fault, fault_reason="camera_fault", lost=True)
+        block, self._held = self._held, None
+        return self._frame(block, now)
+
+    def _frame(self, block: Block, now: int) -> Frame:
+        self._counts["frames"] += 1
+        self._has_clock = block.device_ns is not None
+        t_grab = now if block.device_ns is None else self._clock.to_utc(block.device_ns, now)
+        if block.fault is not None:
+            self._counts["incomplete"] += 1
+            fault = f"camera {self.name!r}: frame {block.block_id} is incomplete: {block.fault}"
+            return Frame(block.block_id, t_grab, None, block.pixel_format, fault=fault, fault_reason="camera_fault")
+        frame = Frame(block.block_id, t_grab, block.pixels, block.pixel_format, extent=block.extent)
+        self._picture = {"height": frame.size[0], "width": frame.size[1], "pixel_format": block.pixel_format}
+        return frame
+
+    def _after_silence(self) -> None:
+        now = time.monotonic()
+        if now - self._looked >= _LOOK_AFTER_S:
+            self._looked = now
+            with self.vendor("is lost"):
+                self.check_alive()
+        if self.settings.trigger == "free" and now - self._heard >= self.settings.stall_s:
+            raise CameraError(
+                f"camera {self.name!r}: answers, but has sent no frame for {self.settings.stall_s:g} s "
+                "(packet size, firewall, or bandwidth)"
+            )
+
+    def trigger(self) -> None:
+        """One exposure, by the command TriggerSoftware."""
+        if self.settings.trigger != "software":
+            raise CameraError(f"camera {self.name!r}: trigger = {self.settings.trigger!r} takes no software trigger")
+        features = self._features
+        if features is None:
+            raise CameraError(f"camera {self.name!r}: is not connected")
+        with self.vendor("software trigger"):
+            self.await_readiness()
+            features.execute("TriggerSoftware")
+
+    def close(self) -> None:
+        """Stop and let go. Frames handed out before are no longer valid."""
+        self._features = None
+        self._held = None
+        with contextlib.suppress(CameraError, *self.vendor_errors):
+            self.disconnect()
+
+    def info(self) -> dict[str, Any]:
+        """The device, the picture's form, and what was counted since the start of the program."""
+        device = self.device.table() if self.device else {"backend": self.settings.backend}
+        picture_format = self._picture.get("pixel_format")
+        return {
+            "up": self._features is not None,
+            **device,
+            **self._picture,
+            "note": parse(picture_format).note if picture_format and _is_known(picture_format) else None,
+            "clock": "camera" if self._has_clock else "host",
+            **self._counts,
+            "missed": self._blocks.missed,
+            "renumbered": self._blocks.renumbered,
+            **self._library_counters(),
+        }
+
+    def _library_counters(self) -> dict[str, int]:
+        try:
+            return self.counters()
+        except self.vendor_errors:  # just being closed by the camera's own thread
+            return {}
+
+
+def _is_known(pixel_format: str) -> bool:
+    try:
+        parse(pixel_format)
+    except ImageError:
+        return False
+    return True

@@ -1,0 +1,68 @@
+"""A camera's own clock mapped to UTC, and its frame numbers watched for gaps."""
+
+_WINDOW_NS = 10_000_000_000
+_LARGEST_GAP = 1000
+_SIXTEEN_BITS = 65535
+
+
+class DeviceClock:
+    """Maps a free-running device clock to UTC by the quickest of the latest frames.
+
+    A frame arrives later than it was exposed, by the time of its transfer; no frame arrives earlier. So the
+    smallest difference (arrival - device time) of the last 10 to 20 s is the offset of the clocks plus the
+    shortest transfer; the window lets it follow the clocks' drift.
+    """
+
+    def __init__(self) -> None:
+        self._last: int | None = None
+        self._window_end = 0
+        self._smallest: int | None = None
+        self._before: int | None = None
+
+    def to_utc(self, device_ns: int, arrived_ns: int) -> int:
+        """UTC in ns of an exposure stamped `device_ns` by the camera, never after `arrived_ns`."""
+        if self._last is None or device_ns < self._last:  # the camera was restarted: another clock
+            self._window_end = device_ns + _WINDOW_NS
+            self._smallest = self._before = None
+        elif device_ns > self._window_end:
+            self._before = self._smallest if device_ns <= self._window_end + _WINDOW_NS else None
+            self._smallest = None
+            self._window_end = device_ns + _WINDOW_NS
+        self._last = device_ns
+        delay = arrived_ns - device_ns
+        self._smallest = delay if self._smallest is None else min(self._smallest, delay)
+        return device_ns + (self._smallest if self._before is None else min(self._smallest, self._before))
+
+
+class BlockNumbers:
+    """The numbers a camera gives its frames: which are missing between two that came.
+
+    GigE Vision 1 counts 1 to 65535 and starts again at 1; the others count in 64 bits.
+    """
+
+    def __init__(self) -> None:
+        self.missed = 0
+        self.renumbered = 0
+        self._last: int | None = None
+
+    def restart(self) -> None:
+        """A new acquisition: the next number may be any."""
+        self._last = None
+
+    def gap(self, number: int) -> list[int]:
+        """The numbers between the last frame and this one. A jump by more than 1000 is a new count, not a loss."""
+        last, self._last = self._last, number
+        if last is None or number == last:
+            return []
+        if number > last:
+            size = number - last - 1
+        elif last <= _SIXTEEN_BITS:
+            size = _SIXTEEN_BITS - last + number - 1
+        else:
+            size = _LARGEST_GAP + 1
+        if size > _LARGEST_GAP:
+            self.renumbered += 1
+            return []
+        self.missed += size
+        numbers = [last + 1 + i for i in range(size)]
+        return numbers if number > last else [n if n <= _SIXTEEN_BITS else n - _SIXTEEN_BITS for n in numbers]

@@ -1,0 +1,184 @@
+"""Camera features by their GenICam names: checked against the camera's own limits, then written."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from flawline.config.errors import ConfigError
+from flawline.config.settings_camera import CameraSettings
+
+Kind = Literal["integer", "float", "enumeration", "boolean", "string", "command", "other"]
+Value = float | int | bool | str
+
+# The names that the standard had before version 2, where unit and meaning are the same.
+_OLDER_NAMES = {"ExposureTime": "ExposureTimeAbs", "AcquisitionFrameRate": "AcquisitionFrameRateAbs"}
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One feature as the camera has it now."""
+
+    name: str
+    kind: Kind
+    writable: bool
+    low: float | None = None  # least and largest value, and the step between values, of a number
+    high: float | None = None
+    step: float | None = None
+    entries: tuple[str, ...] = ()  # of an enumeration
+
+
+class FeatureMap(Protocol):
+    """A connected camera's features. Errors of the vendor's library come out as CameraError."""
+
+    def names(self) -> Iterable[str]:
+        """Every feature's name."""
+        ...
+
+    def feature(self, name: str) -> Feature | None:
+        """The feature of that name, None where the camera has none."""
+        ...
+
+    def read(self, name: str) -> Value | None:
+        """Its value, None where there is none to read."""
+        ...
+
+    def write(self, feature: Feature, value: Value) -> None:
+        """Set it."""
+        ...
+
+    def execute(self, name: str) -> None:
+        """Send the command."""
+        ...
+
+
+def configure(camera: CameraSettings, features: FeatureMap) -> None:
+    """Write what the settings say: trigger and rate first, then the table `features` in its order.
+
+    Where the table names one of the trigger's features, the table wins. Raises ConfigError naming the camera, the
+    feature, and what the camera allows; CameraError where the camera refuses all the same.
+    """
+    for name, value in _trigger(camera, features).items():
+        if name not in camera.features:
+            apply(camera.name, features, name, value)
+    if camera.fps is not None:
+        if camera.trigger != "free":
+            raise ConfigError(f"camera {camera.name!r}: fps is for free run, but trigger = {camera.trigger!r}")
+        if features.feature("AcquisitionFrameRateEnable") is not None:
+            apply(camera.name, features, "AcquisitionFrameRateEnable", True)
+        apply(camera.name, features, "AcquisitionFrameRate", camera.fps, key="fps")
+    for name, value in camera.features.items():
+        apply(camera.name, features, name, value)
+
+
+def _trigger(camera: CameraSettings, features: FeatureMap) -> Mapping[str, Value]:
+    """The features that make the camera wait for its trigger, or run freely."""
+    table: dict[str, Value] = {}
+    if _offers(features, "AcquisitionMode", "Continuous"):
+        table["AcquisitionMode"] = "Continuous"
+    if _offers(features, "TriggerSelector", "FrameStart"):
+        table["TriggerSelector"] = "FrameStart"
+    if camera.trigger == "free":
+        if _offers(features, "TriggerMode", "Off"):
+            table["TriggerMode"] = "Off"
+        return table
+    if not _offers(features, "TriggerMode", "On"):
+        raise ConfigError(f"camera {camera.name!r}: trigger = {camera.trigger!r}: the camera has no TriggerMode")
+    if camera.trigger == "software":
+        if not _offers(features, "TriggerSource", "Software"):
+            raise ConfigError(f"camera {camera.name!r}: trigger = 'software': the camera has no software trigger")
+        table["TriggerSource"] = "Software"
+    elif "TriggerSource" not in camera.features:
+        source = features.feature("TriggerSource")
+        lines = [entry for entry in (source.entries if source else ()) if entry.startswith("Line")]
+        if not lines:
+            raise ConfigError(f"camera {camera.name!r}: trigger = 'hardware': the camera has no line as TriggerSource")
+        table["TriggerSource"] = "Line1" if "Line1" in lines else lines[0]
+    table["TriggerMode"] = "On"  # last: the source stands by then
+    return table
+
+
+def _offers(features: FeatureMap, name: str, entry: str) -> bool:
+    feature = features.feature(name)
+    return feature is not None and entry in feature.entries
+
+
+def apply(camera: str, features: FeatureMap, name: str, value: Value, key: str | None = None) -> None:
+    """Check one value against the camera's limits and write it. `key` names it in errors."""
+    key = key or f"features.{name}"
+    feature = features.feature(name)
+    if feature is None and name in _OLDER_NAMES:
+        feature = features.feature(_OLDER_NAMES[name])
+    if feature is None:
+        raise ConfigError(f"camera {camera!r}: {key}: the camera has no feature {name!r}{nearest(name, features)}")
+    checked = _checked(f"camera {camera!r}: {key} = {value!r}", feature, value)
+    if feature.kind == "command":
+        features.execute(feature.name)
+    elif not feature.writable:
+        if features.read(feature.name) != checked:
+            raise ConfigError(
+                f"camera {camera!r}: {key} = {value!r}: the camera does not let {feature.name} be set now"
+            )
+    else:
+        features.write(feature, checked)
+
+
+def nearest(name: str, features: FeatureMap) -> str:
+    """`; did you mean ...?` with up to three names like this one."""
+    by_lower = {known.lower(): known for known in features.names()}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(repr(by_lower[low]) for low in close)}?" if close else ""
+
+
+def _checked(what: str, feature: Feature, value: Value) -> Value:
+    """The value in the feature's own type. Raises ConfigError with what is allowed."""
+    match feature.kind:
+        case "boolean":
+            if isinstance(value, bool):
+                return value
+            if str(value).lower() in ("true", "false", "1", "0"):
+                return str(value).lower() in ("true", "1")
+            raise ConfigError(f"{what}: allowed are true and false")
+        case "enumeration":
+            if str(value) not in feature.entries:
+                raise ConfigError(f"{what}: the camera allows {', '.join(feature.entries)}")
+            return str(value)
+        case "integer" | "float":
+            return _number(what, feature, value)
+        case "command":
+            if value is not True:
+                raise ConfigError(f"{what}: it is a command: write true to send it")
+            return value
+        case "string":
+            return str(value)
+        case _:
+            raise ConfigError(f"{what}: {feature.name} is not a value that can be set")
+
+
+def _number(what: str, feature: Feature, value: Value) -> float | int:
+    allowed = _range(feature)
+    try:
+        number = float(value) if not isinstance(value, bool) else None
+    except ValueError:
+        number = None
+    if number is None or (feature.kind == "integer" and number != int(number)):
+        raise ConfigError(f"{what}: a {'whole number' if feature.kind == 'integer' else 'number'} is needed{allowed}")
+    low, high = feature.low, feature.high
+    if (low is not None and number < low) or (high is not None and number > high):
+        raise ConfigError(f"{what}: out of range{allowed}")
+    if feature.kind == "float":
+        return number
+    if feature.step and feature.step > 1 and (number - (low or 0)) % feature.step:
+        raise ConfigError(f"{what}: between two steps{allowed}")
+    return int(number)
+
+
+def _range(feature: Feature) -> str:
+    if feature.low is None or feature.high is None:
+        return ""
+    step = f" in steps of {feature.step:g}" if feature.step and feature.kind == "integer" else ""
+    return f"; the camera allows {_plain(feature.low)} to {_plain(feature.high)}{step}"
+
+
+def _plain(number: float) -> str:
+    return str(int(number)) if number == int(number) else f"{number:g}"

@@ -1,0 +1,246 @@
+"""GigE Vision and USB3 Vision cameras without a vendor's software, through viva-genicam."""
+
+import contextlib
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import viva_genicam as vg
+
+from flawline.camera.buffers import as_picture
+from flawline.camera.device_camera import Block, DeviceCamera
+from flawline.camera.discovery import Device, choose
+from flawline.camera.features import Feature, FeatureMap, Kind, Value
+from flawline.camera.frame import Pixels
+from flawline.camera.gvcp import read_register
+from flawline.camera.pixel_format import parse
+from flawline.config.errors import CameraError, ImageError
+from flawline.config.settings_camera import CameraSettings
+
+_DISCOVERY_MS = 500
+_CONTROL, _SERIAL, _USER_NAME, _TICKS_HIGH, _TICKS_LOW = 0x0A00, 0x00D8, 0x00E8, 0x093C, 0x0940
+"""GigE Vision's bootstrap registers: control channel privilege, two texts of 16 bytes, and the clock's rate."""
+_KINDS: dict[str, Kind] = {
+    "Integer": "integer",
+    "IntConverter": "integer",
+    "Float": "float",
+    "Converter": "float",
+    "Enumeration": "enumeration",
+    "Boolean": "boolean",
+    "StringReg": "string",
+    "Command": "command",
+}
+
+
+def list_devices() -> list[Device]:
+    """Every camera that answers, on all interfaces, loopback included."""
+    return [device for device, _ in _discover(details=True)]
+
+
+def _discover(details: bool) -> list[tuple[Device, Any]]:
+    """Cameras and the library's handles. `details` reads serial number and user name, from each camera."""
+    found: list[tuple[Device, Any]] = []
+    for handle in vg.discover(_DISCOVERY_MS, all=True):
+        serial, user_name, access = _read_identity(handle) if details else ("", "", "")
+        vendor, model = handle.manufacturer or "", handle.model or ""
+        device = Device("genicam", len(found), vendor, model, serial, user_name, handle.ip, handle.mac, access)
+        found.append((device, handle))
+    for handle in _usb_handles():
+        vendor, model, address = handle.manufacturer or "", handle.model or "", f"usb {handle.bus}-{handle.address}"
+        found.append((Device("genicam", len(found), vendor, model, handle.serial or "", "", address), handle))
+    return found
+
+
+def _usb_handles() -> list[Any]:
+    try:
+        return list(vg.discover_u3v())
+    except vg.TransportError:  # a machine without USB
+        return []
+
+
+def _read_identity(handle: Any) -> tuple[str, str, str]:
+    """Serial number, user name, access of a GigE camera, read beside whoever controls it; empty if it is silent."""
+    try:
+        with vg.connect_gige(handle, monitor=True) as watcher:
+            serial, user_name = _names(watcher)
+            held = any(watcher.read_register(_CONTROL, 4))
+    except vg.GenicamError:
+        return "", "", ""
+    return serial, user_name, "held by another application" if held else "free"
+
+
+def _names(camera: Any) -> tuple[str, str]:
+    """Serial number and user name, from the bootstrap registers of a GigE camera."""
+    texts = [camera.read_register(place, 16).split(b"\0", 1)[0] for place in (_SERIAL, _USER_NAME)]
+    return texts[0].decode("utf-8", "replace").strip(), texts[1].decode("utf-8", "replace").strip()
+
+
+class VivaFeatures(FeatureMap):
+    """The features of a camera that viva-genicam holds."""
+
+    def __init__(self, camera: Any) -> None:
+        self._camera = camera
+
+    def names(self) -> Iterable[str]:
+        """What the camera's categories list: the registers behind are left out."""
+        categories = self._camera.categories()
+        return sorted({name for children in categories.values() for name in children} - categories.keys())
+
+    def feature(self, name: str) -> Feature | None:
+        """Its state as the camera has it now."""
+        if self._camera.node_info(name) is None:
+            return None
+        state = self._camera.feature_state(name)
+        if not state.is_implemented:
+            return None
+        kind = _KINDS.get(state.kind, "other")
+        low, high, step = (state.range.min, state.range.max, state.range.inc) if state.range else (None, None, None)
+        entries = tuple(state.enum_entries or ())
+        return Feature(name, kind, "W" in (state.access or ""), low, high, step, entries)
+
+    def read(self, name: str) -> Value | None:
+        """Its value."""
+        value: Value | None = self._camera.feature_state(name).value if self._camera.node_info(name) else None
+        return value
+
+    def write(self, feature: Feature, value: Value) -> None:
+        """Set it by its kind."""
+        setters = {
+            "integer": self._camera.set_integer,
+            "float": self._camera.set_float,
+            "enumeration": self._camera.set_enum,
+            "boolean": self._camera.set_bool,
+        }
+        setters.get(feature.kind, self._camera.set_string)(feature.name, value)
+
+    def execute(self, name: str) -> None:
+        """Send it and go on: the camera acts on the write itself."""
+        self._camera.execute(name, wait=False)
+
+
+class GenicamCamera(DeviceCamera):
+    """A GigE Vision or USB3 Vision camera. Frames lie in memory of their own: one copy after the network's."""
+
+    vendor_errors = (vg.GenicamError, OSError)
+
+    def __init__(self, settings: CameraSettings) -> None:
+        super().__init__(settings)
+        self._camera: Any = None
+        self._stream: Any = None
+        self._ns_per_tick = 1.0
+
+    def connect(self) -> tuple[Device, FeatureMap]:
+        """Ask who is there, take the one that is meant, and take control of it."""
+        details = self.settings.serial is not None or self.settings.user_name is not None
+        found = _discover(details)
+        device = choose(self.settings, [device for device, _ in found])
+        handle = found[device.index][1]
+        if isinstance(handle, vg.U3vDeviceInfo):
+            self._camera = vg.connect_u3v(handle)
+            return device, VivaFeatures(self._camera)
+        try:
+            self._camera = vg.connect_gige(handle)
+        except vg.TransportError as error:
+            if _read_identity(handle)[2].startswith("held"):
+                raise CameraError(
+                    f"camera {self.name!r}: access denied: another application controls {device}; "
+                    "close it, or wait for its heartbeat to end"
+                ) from error
+            raise
+        self._ns_per_tick = self._read_clock()
+        serial, user_name = _names(self._camera)
+        return replace(device, serial=serial, user_name=user_name), VivaFeatures(self._camera)
+
+    def _read_clock(self) -> float:
+        high, low = (self._camera.read_register(place, 4) for place in (_TICKS_HIGH, _TICKS_LOW))
+        frequency = int.from_bytes(high + low, "big")
+        return 1e9 / frequency if frequency else 0.0
+
+    def start(self) -> None:
+        """Open the stream with the largest packets that the path takes, unless GevSCPSPacketSize is set."""
+        own_size = "GevSCPSPacketSize" in self.settings.features
+        stream = self._camera.stream(auto_packet_size=not own_size, deliver_incomplete=True)
+        self._stream = stream
+        stream.__enter__()
+
+    def receive(self, timeout_s: float) -> Block | None:
+        """The next frame of the stream."""
+        if self._camera.transport == "gige" and self._camera.control_state is vg.ControlState.LOST:
+            raise CameraError(f"camera {self.name!r}: is lost: the camera gave control to another application")
+        try:
+            frame = self._stream.next_frame(max(1, round(timeout_s * 1000)))
+        except vg.TransportError as error:
+            if "timeout waiting for frame" in str(error):
+                return None
+            raise
+        if frame is None:
+            raise CameraError(f"camera {self.name!r}: is lost: the stream has ended")
+        ticks = frame.ts_dev
+        device_ns = int(ticks * self._ns_per_tick) if ticks and self._ns_per_tick else None
+        if not frame.is_complete:
+            return Block(frame.block_id, device_ns, None, frame.pixel_format, fault=_why(frame))
+        try:
+            pixels, name = _picture(frame)
+        except (ImageError, vg.GenicamError) as error:
+            return Block(frame.block_id, device_ns, None, frame.pixel_format, fault=str(error))
+        extent = (frame.height, frame.width) if pixels.ndim == 1 else None
+        return Block(frame.block_id, device_ns, pixels, name, extent)
+
+    def check_alive(self) -> None:
+        """Read who controls the camera: nobody answers where it is gone, nobody controls it where it was restarted."""
+        if self._camera.transport != "gige":
+            self._camera.read_register(0, 4)
+        elif self.device is not None and read_register(self.device.address, _CONTROL) == 0:
+            raise CameraError(f"camera {self.name!r}: is lost: it has been restarted")
+
+    def disconnect(self) -> None:
+        """Stop the stream, give control back."""
+        stream, self._stream = self._stream, None
+        camera, self._camera = self._camera, None
+        if stream is not None:
+            with contextlib.suppress(vg.GenicamError):
+                if self.lost:
+                    stream.close()
+                else:
+                    stream.__exit__(None, None, None)
+        if camera is not None:
+            camera.close()
+
+    def counters(self) -> dict[str, int]:
+        """Of the stream that is open now: packets, and those that were asked for again."""
+        stream = self._stream
+        if stream is None:
+            return {}
+        stats = stream.stats()
+        return {
+            "packets": stats.packets_received,
+            "packets_missing": stats.packets_missing,
+            "packets_resent": stats.resend_recovered,
+        }
+
+
+def _why(frame: Any) -> str:
+    match frame.status:
+        case vg.FrameStatus.INCOMPLETE:
+            return f"{frame.missing_packets} packets did not arrive"
+        case vg.FrameStatus.DEVICE_STATUS:
+            return f"the camera reports status {frame.device_status:#06x}"
+        case _:
+            return "its end did not arrive"
+
+
+def _picture(frame: Any) -> tuple[Pixels, str]:
+    """The pixels and the format they lie in: the library unpacks packed ones, and turns BGR into RGB."""
+    name: str = frame.pixel_format
+    known = parse(name)
+    if known.kind == "yuv422":
+        data = np.frombuffer(frame.payload(), np.uint8)
+        return as_picture(data, name, frame.height, frame.width, frame.padding_x), name
+    pixels: Pixels = frame.to_numpy()
+    if pixels.ndim == 1:
+        return as_picture(pixels.view(np.uint8), name, frame.height, frame.width, frame.padding_x), name
+    if known.kind in ("rgb", "bgr"):
+        return pixels, "RGB8"
+    colour = f"Bayer{known.pattern}" if known.kind == "bayer" else "Mono"
+    return pixels, f"{colour}{known.bits}"

@@ -1,0 +1,216 @@
+"""V4L2 devices, RTSP and HTTP streams, and video files, through OpenCV."""
+
+import contextlib
+import queue
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import structlog
+
+from flawline.camera.camera import Camera, EndOfFrames
+from flawline.camera.discovery import Device
+from flawline.camera.frame import Frame, Pixels
+from flawline.camera.live_reader import LiveReader
+from flawline.camera.pace import Pace
+from flawline.config.errors import CameraError, ConfigError
+from flawline.config.settings_camera import CameraSettings
+
+log = structlog.get_logger()
+_PROPERTIES: dict[str, tuple[int, float]] = {
+    "Width": (cv2.CAP_PROP_FRAME_WIDTH, 1.0),
+    "Height": (cv2.CAP_PROP_FRAME_HEIGHT, 1.0),
+    "AcquisitionFrameRate": (cv2.CAP_PROP_FPS, 1.0),
+    "ExposureTime": (cv2.CAP_PROP_EXPOSURE, 0.01),  # us to the 100 us of V4L2
+    "Gain": (cv2.CAP_PROP_GAIN, 1.0),
+}
+"""GenICam's names for what a V4L2 device can be told, and the factor to OpenCV's unit."""
+
+
+def list_devices() -> list[Device]:
+    """The V4L2 devices of this machine; streams and files are not announced by anybody."""
+    devices = []
+    for index, node in enumerate(sorted(Path("/sys/class/video4linux").glob("video*"))):
+        model = (node / "name").read_text(encoding="utf-8", errors="replace").strip()
+        devices.append(Device("opencv", index, model=model, address=f"/dev/{node.name}"))
+    return devices
+
+
+class OpencvCamera(Camera):
+    """A video source. A live one is read by a thread of its own, because OpenCV's `read` cannot be given up.
+
+    A software trigger takes the next frame that arrives after it; these sources have no exposure by command.
+    """
+
+    def __init__(self, settings: CameraSettings) -> None:
+        self.name = settings.name
+        self._settings = settings
+        sources = [key for key in ("url", "path", "index") if getattr(settings, key) is not None]
+        if len(sources) != 1:
+            raise ConfigError(
+                f"camera {self.name!r}: backend 'opencv' needs one of url, path and index, not {len(sources)} of them"
+            )
+        if settings.trigger == "hardware":
+            raise ConfigError(f"camera {self.name!r}: backend 'opencv' has no hardware trigger")
+        self._is_file = settings.path is not None
+        self.patient = self._is_file  # a stream does not wait
+        self._source = str(settings.path or settings.url or f"/dev/video{settings.index}")
+        self._is_device = self._source.startswith("/dev/")
+        if self._is_file and not settings.path.is_file():  # type: ignore[union-attr]
+            raise ConfigError(f"camera {self.name!r}: path {settings.path} is not a file")
+        if settings.features and not self._is_device:
+            raise ConfigError(f"camera {self.name!r}: features are for V4L2 devices; {self._source} takes none")
+        self._by_command = settings.trigger == "software"
+        self._triggers: queue.SimpleQueue[int] = queue.SimpleQueue()  # UTC ns of each
+        self._triggered: int | None = None  # the one that waits for its frame
+        self._capture: Any = None
+        self._reader: LiveReader | None = None
+        self._pace = Pace(None)
+        self._frame_id = self._position = 0
+        self._size: tuple[int, int] = (0, 0)
+        self._counts = {"frames": 0, "missed": 0, "opened": 0}
+
+    def open(self) -> None:
+        """Open the source. Raises CameraError where nobody answers or it holds no video."""
+        settings = self._settings
+        patience = int(settings.stall_s * 1000)
+        timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, patience, cv2.CAP_PROP_READ_TIMEOUT_MSEC, patience]
+        if self._is_device:
+            self._capture = cv2.VideoCapture(self._source, cv2.CAP_V4L2)
+        else:
+            self._capture = cv2.VideoCapture(self._source, cv2.CAP_FFMPEG, timeouts)
+        if not self._capture.isOpened():
+            self.close()
+            raise CameraError(f"camera {self.name!r}: {hide_password(self._source)} cannot be opened")
+        for name, value in settings.features.items():
+            self._set(name, value)
+        if self._is_file:
+            self._pace = Pace(None if self._by_command else settings.fps)
+            if self._position:  # opened again: a file goes on where it was
+                self._capture.set(cv2.CAP_PROP_POS_FRAMES, self._position)
+        else:
+            self._pace = Pace(settings.fps)
+            self._reader = LiveReader(self.name, self._capture.read)
+        self._counts["opened"] += 1
+        log.info("camera_open", camera=self.name, device=hide_password(self._source), trigger=settings.trigger)
+
+    def _set(self, name: str, value: float | int | bool | str) -> None:
+        """Tell the V4L2 device, and hold it to what it then says of itself."""
+        if name not in _PROPERTIES:
+            raise ConfigError(f"camera {self.name!r}: features.{name}: backend 'opencv' knows {', '.join(_PROPERTIES)}")
+        number, factor = _PROPERTIES[name]
+        try:
+            wanted = float(value) * factor
+        except ValueError as error:
+            raise ConfigError(f"camera {self.name!r}: features.{name} = {value!r}: a number is needed") from error
+        if name == "ExposureTime":
+            self._capture.set(cv2.CAP_PROP_AUTO_EXPOSURE, 1)  # V4L2's word for manual
+        self._capture.set(number, wanted)
+        taken = self._capture.get(number)
+        if abs(taken - wanted) > max(1.0, abs(wanted) * 0.02):
+            raise ConfigError(
+                f"camera {self.name!r}: features.{name} = {value!r}: {self._source} takes {taken / factor:g} instead"
+            )
+
+    def grab(self, timeout_s: float) -> Frame | None:
+        """The next frame: of a file at the set rate, of a stream as it comes."""
+        if self._capture is None:
+            raise CameraError(f"camera {self.name!r}: is not open")
+        return self._from_file(timeout_s) if self._is_file else self._from_stream(timeout_s)
+
+    def _from_file(self, timeout_s: float) -> Frame | None:
+        if self._by_command:
+            try:
+                self._triggers.get(timeout=timeout_s)
+            except queue.Empty:
+                return None
+        elif not self._pace.wait(timeout_s):
+            return None
+        there, pixels = self._capture.read()
+        if not there and self._settings.loop:
+            self._capture.set(cv2.CAP_PROP_POS_FRAMES, 0)
+            self._position = 0
+            there, pixels = self._capture.read()
+        if not there:
+            if self._by_command:
+                return None
+            raise EndOfFrames
+        self._position += 1
+        return self._frame(pixels, time.time_ns())
+
+    def _from_stream(self, timeout_s: float) -> Frame | None:
+        assert self._reader is not None
+        deadline = time.monotonic() + timeout_s
+        while True:
+            item = self._reader.next(max(0.0, deadline - time.monotonic()))
+            if item is None:
+                if self._reader.silent_s > self._settings.stall_s:
+                    raise CameraError(
+                        f"camera {self.name!r}: {hide_password(self._source)} has sent no frame "
+                        f"for {self._settings.stall_s:g} s"
+                    )
+                return None
+            self._counts["missed"] = self._reader.dropped
+            pixels, arrived = item
+            if pixels is None:
+                raise CameraError(f"camera {self.name!r}: {hide_password(self._source)} has ended or was cut off")
+            if self._by_command:
+                if not self._is_asked_for(arrived):
+                    continue
+            elif self._settings.fps and not self._pace.wait(0.0):
+                continue  # the source is faster than asked for
+            return self._frame(pixels, arrived)
+
+    def _is_asked_for(self, arrived: int) -> bool:
+        """True for the first frame after a trigger; that trigger is then answered."""
+        if self._triggered is None:
+            with contextlib.suppress(queue.Empty):
+                self._triggered = self._triggers.get_nowait()
+        if self._triggered is None or arrived < self._triggered:
+            return False
+        self._triggered = None
+        return True
+
+    def _frame(self, pixels: Pixels, arrived: int) -> Frame:
+        self._frame_id += 1
+        self._counts["frames"] += 1
+        self._size = (pixels.shape[0], pixels.shape[1])
+        return Frame(self._frame_id, arrived, pixels, "BGR8" if pixels.ndim == 3 else "Mono8")
+
+    def trigger(self) -> None:
+        """Take the next frame that arrives; of a file, the next one."""
+        if not self._by_command:
+            raise CameraError(f"camera {self.name!r}: trigger = {self._settings.trigger!r} takes no software trigger")
+        self._triggers.put(time.time_ns())
+
+    def close(self) -> None:
+        """Let go of the source. The reading thread ends with its present read, within `stall_s`."""
+        capture, self._capture = self._capture, None
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.stop(capture.release)
+        elif capture is not None:
+            capture.release()
+
+    def info(self) -> dict[str, Any]:
+        """The source, the picture's size, and what was counted since the start of the program."""
+        return {
+            "up": self._capture is not None,
+            "backend": "opencv",
+            "address": hide_password(self._source),
+            "height": self._size[0],
+            "width": self._size[1],
+            "pixel_format": "BGR8",
+            "clock": "host",
+            **self._counts,
+        }
+
+
+def hide_password(url: str) -> str:
+    """The address as it may stand in a log: `rtsp://user:***@host/...`."""
+    scheme, separator, rest = url.partition("://")
+    login, at, host = rest.rpartition("@")
+    if not separator or not at or ":" not in login:
+        return url
+    return f"{scheme}://{login.partition(':')[0]}:***@{host}"

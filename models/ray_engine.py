@@ -1,0 +1,98 @@
+"""Judging by several processes or machines through Ray (extra `ray`): the same maps in the same order.
+
+Every actor loads the bundle itself, from the same folder on every machine; pictures are read where they are
+judged, so the data set's paths must be the same everywhere too. Maps come back in order, a bounded number ahead.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from flawline.config.errors import ConfigError, FlawlineError
+from flawline.config.recipe import Recipe
+from flawline.models.adapter_file import with_adapter
+from flawline.models.datasets import Sample
+from flawline.models.evaluate import score
+from flawline.models.ground_truth import read_rgb
+from flawline.models.inspector import Inspector
+from flawline.models.map_store import Judged
+from flawline.models.row_maps import RowMaps
+from flawline.models.study import Row
+
+AHEAD = 2  # pictures per actor that are under way
+
+
+class Shard:
+    """One actor: a bundle of its own, judging the pictures it is given."""
+
+    def __init__(self, bundle: str, adapter: str | None, device: str, precision: str) -> None:
+        self._inspector = Inspector.load(bundle, device=device, precision=precision)
+        if adapter is not None:
+            self._inspector = Inspector(with_adapter(self._inspector.towers, Path(adapter)))
+        self._maps: tuple[Recipe, RowMaps] | None = None
+
+    def judge(self, sample: Sample, rows: Sequence[Row], recipe: Recipe, size: int | None) -> Judged:
+        """The maps and scores of one picture."""
+        if self._maps is None or self._maps[0] != recipe:
+            self._maps = (recipe, RowMaps(self._inspector, rows, recipe, size))
+        return score(self._maps[1](read_rgb(sample.image)), recipe.min_defect_area_px)
+
+
+class RayCluster:
+    """The actors, for as long as the `with` block lasts; Ray is left as it was found."""
+
+    def __init__(self, bundle: Path, adapter: Path | None, device: str, precision: str, shards: int) -> None:
+        """Joins the cluster that RAY_ADDRESS names, else starts one on this machine. Raises ConfigError."""
+        try:
+            import ray  # an optional extra, and slow to import
+        except ImportError as error:
+            raise ConfigError("--engine ray needs Ray: pip install 'flawline[ray]'") from error
+        self._ray: Any = ray
+        self._started = not ray.is_initialized()
+        if self._started:
+            ray.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR")
+        gpus = 1 if device != "cpu" and ray.cluster_resources().get("GPU", 0) >= shards else 0
+        actor = ray.remote(num_cpus=1, num_gpus=gpus)(Shard)
+        where = (str(bundle.resolve()), None if adapter is None else str(adapter.resolve()), device, precision)
+        self._shards = [actor.remote(*where) for _ in range(shards)]
+
+    def __enter__(self) -> "RayCluster":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for shard in self._shards:
+            self._ray.kill(shard)
+        if self._started:
+            self._ray.shutdown()
+
+    def judge(
+        self, rows: Sequence[Row], recipe: Recipe, size: int | None
+    ) -> Callable[[Iterable[Sample]], Iterator[Judged]]:
+        """What turns the pictures of one class into maps."""
+
+        def judge_all(samples: Iterable[Sample]) -> Iterator[Judged]:
+            under_way: deque[Any] = deque()
+            for number, sample in enumerate(samples):
+                if len(under_way) >= AHEAD * len(self._shards):
+                    yield self._fetch(under_way.popleft())
+                resolved = Sample(sample.image.resolve(), sample.mask, sample.defect)
+                shard = self._shards[number % len(self._shards)]
+                under_way.append(shard.judge.remote(resolved, list(rows), recipe, size))
+            while under_way:
+                yield self._fetch(under_way.popleft())
+
+        return judge_all
+
+    def _fetch(self, reference: Any) -> Judged:
+        exceptions = self._ray.exceptions
+        try:
+            judged: Judged = self._ray.get(reference)
+        except exceptions.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, FlawlineError):
+                raise cause from error
+            raise FlawlineError(f"--engine ray: a shard failed: {cause!r}") from error
+        except exceptions.RayError as error:
+            raise FlawlineError(f"--engine ray: a shard was lost: {error}") from error
+        return judged

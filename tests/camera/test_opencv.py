@@ -1,0 +1,246 @@
+"""Video files, HTTP and RTSP streams that are really served, cut off, stalled and served again."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from flawline.camera.camera import Camera, EndOfFrames
+from flawline.camera.frame import Frame
+from flawline.camera.opencv import hide_password
+from flawline.camera.pixels import to_rgb8
+from flawline.config.errors import CameraError, ConfigError
+
+Make = Callable[..., Camera]
+Grab = Callable[..., list[Frame]]
+SYSTEM_PYTHON = Path("/usr/bin/python3")
+
+
+def brightness(frame: Frame) -> int:
+    assert frame.pixels is not None
+    out = np.zeros((*frame.size, 3), np.uint8)
+    to_rgb8(frame.pixels, frame.pixel_format, out)
+    return round(float(out[8:-8, 8:-8, 1].mean()))
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    """Five frames of 64 x 48, each brighter than the one before: 20, 60, 100, 140, 180."""
+    path = tmp_path / "parts.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    for number in range(5):
+        writer.write(np.full((48, 64, 3), 20 + 40 * number, np.uint8))
+    writer.release()
+    return path
+
+
+def test_a_file_gives_every_frame_once_and_goes_on_where_it_was(camera: Make, grab: Grab, video: Path) -> None:
+    source = camera("opencv", path=video)
+    assert source.patient
+    source.open()
+    first = grab(source, 2)
+    source.close()
+    source.open()
+    rest = grab(source, 3)
+    assert [frame.frame_id for frame in first + rest] == [1, 2, 3, 4, 5]
+    assert [brightness(frame) for frame in first + rest] == pytest.approx([20, 60, 100, 140, 180], abs=3)
+    with pytest.raises(EndOfFrames):
+        source.grab(0.1)
+
+
+def test_a_file_in_a_loop_by_command_and_at_a_rate(camera: Make, grab: Grab, video: Path) -> None:
+    looped = camera("opencv", path=video, loop=True)
+    looped.open()
+    assert [brightness(frame) for frame in grab(looped, 7)][5:] == pytest.approx([20, 60], abs=3)
+    asked = camera("opencv", path=video, trigger="software")
+    asked.open()
+    assert asked.grab(0.05) is None
+    asked.trigger()
+    assert brightness(grab(asked)[0]) == pytest.approx(20, abs=3)
+    assert asked.grab(0.05) is None
+    slow = camera("opencv", path=video, fps=10)
+    slow.open()
+    began = time.monotonic()
+    grab(slow, 5)
+    assert time.monotonic() - began > 0.35
+
+
+class MjpegServer:
+    """Serves one changing picture as multipart JPEG; can fall silent, and cut its viewers off."""
+
+    def __init__(self, port: int) -> None:
+        outer = self
+        self.silent = self.cut = False
+        self.level = 0
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+                self.end_headers()
+                while not outer.cut:
+                    if not outer.silent:
+                        outer.level = (outer.level + 10) % 250
+                        picture = np.full((48, 64, 3), outer.level, np.uint8)
+                        data = cv2.imencode(".jpg", picture)[1].tobytes()
+                        head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
+                        self.wfile.write(head.encode() + data + b"\r\n")
+                    time.sleep(0.03)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def handle_one_request(self) -> None:
+                try:
+                    super().handle_one_request()
+                except OSError:  # the viewer has gone
+                    self.close_connection = True
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{port}/video"
+        self.thread = threading.Thread(target=self.server.serve_forever)
+        self.thread.start()
+
+    def close(self) -> None:
+        self.cut = True
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+@pytest.fixture
+def mjpeg(free_port: Callable[[], int]) -> Iterator[MjpegServer]:
+    server = MjpegServer(free_port())
+    yield server
+    server.close()
+
+
+def test_an_http_stream_that_stalls_is_lost_and_found_again(camera: Make, grab: Grab, mjpeg: MjpegServer) -> None:
+    source = camera("opencv", url=mjpeg.url, stall_s=2)
+    source.open()
+    frames = grab(source, 10)
+    assert [frame.frame_id for frame in frames] == list(range(1, 11))
+    assert frames[0].size == (48, 64)
+    assert len({brightness(frame) for frame in frames}) == 10
+    mjpeg.silent = True
+    with pytest.raises(CameraError, match=r"camera 'top': .*(has sent no frame|cut off)"):
+        grab(source, 1000)
+    source.close()
+    mjpeg.silent = False
+    source.open()
+    assert grab(source, 2)[0].frame_id > 10
+    assert source.info()["opened"] == 2
+
+
+def test_a_stream_that_is_cut_off_says_so(camera: Make, grab: Grab, mjpeg: MjpegServer) -> None:
+    source = camera("opencv", url=mjpeg.url, stall_s=5)
+    source.open()
+    grab(source, 2)
+    mjpeg.cut = True
+    with pytest.raises(CameraError, match="has ended or was cut off"):
+        grab(source, 1000)
+
+
+def test_a_slow_reader_loses_the_oldest_frames_and_counts_them(camera: Make, grab: Grab, mjpeg: MjpegServer) -> None:
+    source = camera("opencv", url=mjpeg.url)
+    source.open()
+    grab(source, 1)
+    time.sleep(1.5)
+    began = time.time_ns()
+    frames = grab(source, 2)
+    assert source.info()["missed"] > 5
+    assert began - frames[0].t_grab < 1.0e9
+
+
+def test_a_software_trigger_takes_the_next_frame_that_arrives(camera: Make, grab: Grab, mjpeg: MjpegServer) -> None:
+    source = camera("opencv", url=mjpeg.url, trigger="software")
+    source.open()
+    assert source.grab(0.3) is None
+    asked = time.time_ns()
+    source.trigger()
+    [frame] = grab(source)
+    assert frame.t_grab >= asked
+    assert source.grab(0.3) is None
+
+
+@pytest.fixture
+def rtsp(
+    need: Callable[[object, str], None], free_port: Callable[[], int]
+) -> Iterator[tuple[str, Callable[[], subprocess.Popen[str]]]]:
+    probe = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import GstRtspServer"
+    there = SYSTEM_PYTHON.exists() and subprocess.run([SYSTEM_PYTHON, "-c", probe], capture_output=True).returncode == 0
+    need(there, "gir1.2-gst-rtsp-server-1.0 with gstreamer1.0-plugins-ugly")
+    port = free_port()
+    started: list[subprocess.Popen[str]] = []
+
+    def start() -> subprocess.Popen[str]:
+        script = Path(__file__).with_name("rtsp_server.py")
+        process = subprocess.Popen([SYSTEM_PYTHON, script, str(port)], stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "serving\n"
+        return process
+
+    yield f"rtsp://127.0.0.1:{port}/line", start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_rtsp_is_cut_off_refused_served_again_and_stalls(
+    camera: Make, grab: Grab, rtsp: tuple[str, Callable[[], subprocess.Popen[str]]]
+) -> None:
+    url, start = rtsp
+    server = start()
+    source = camera("opencv", url=url, stall_s=8)
+    source.open()
+    frames = grab(source, 5)
+    assert {frame.size for frame in frames} == {(240, 320)}
+    assert frames[-1].pixels is not None
+    assert frames[-1].pixels.std() > 30  # colour bars, not a grey screen
+    server.kill()
+    server.wait()
+    with pytest.raises(CameraError, match=r"cut off|no frame"):
+        grab(source, 1000)
+    source.close()
+    with pytest.raises(CameraError, match=r"rtsp://127\.0\.0\.1.* cannot be opened"):
+        source.open()
+    server = start()
+    source.open()
+    grab(source, 2)
+    os.kill(server.pid, signal.SIGSTOP)
+    with pytest.raises(CameraError, match=r"cut off|no frame"):
+        grab(source, 1000)
+
+
+def test_sources_that_are_wrong_or_missing(camera: Make, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs one of url, path and index, not 0"):
+        camera("opencv")
+    with pytest.raises(ConfigError, match="needs one of url, path and index, not 2"):
+        camera("opencv", index=0, url="rtsp://127.0.0.1/x")
+    with pytest.raises(ConfigError, match="is not a file"):
+        camera("opencv", path=tmp_path / "none.avi")
+    with pytest.raises(ConfigError, match="no hardware trigger"):
+        camera("opencv", index=0, trigger="hardware")
+    with pytest.raises(ConfigError, match="features are for V4L2 devices"):
+        camera("opencv", url="rtsp://127.0.0.1/x", features={"Gain": 1})
+    with pytest.raises(CameraError, match="/dev/video97 cannot be opened"):
+        camera("opencv", index=97).open()
+    (tmp_path / "text.avi").write_text("no video")
+    with pytest.raises(CameraError, match="cannot be opened"):
+        camera("opencv", path=tmp_path / "text.avi").open()
+
+
+def test_a_password_is_not_shown() -> None:
+    assert hide_password("rtsp://anna:se@cret@10.0.0.2/line") == "rtsp://anna:***@10.0.0.2/line"
+    assert hide_password("rtsp://10.0.0.2:554/line") == "rtsp://10.0.0.2:554/line"
+    assert hide_password("/dev/video0") == "/dev/video0"

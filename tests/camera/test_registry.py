@@ -1,0 +1,57 @@
+"""Keys that a backend does not use, libraries that are missing, and buffers with padded lines."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flawline.camera.buffers import as_picture
+from flawline.camera.registry import make_camera
+from flawline.config.errors import ConfigError, ImageError
+from flawline.config.settings_camera import CameraSettings
+
+
+@pytest.mark.parametrize(
+    ("backend", "keys", "refused"),
+    [
+        ("genicam", {"url": "rtsp://127.0.0.1/x"}, "url"),
+        ("genicam", {"cti": "/x.cti"}, "cti"),
+        ("pylon", {"loop": True}, "loop"),
+        ("opencv", {"index": 0, "serial": "1"}, "serial"),
+        ("folder", {"features": {"Gain": 1}}, "features"),
+        ("gentl", {"cti": "/x.cti", "path": "/x"}, "path"),
+    ],
+)
+def test_a_key_that_the_backend_does_not_use_is_refused(backend: str, keys: dict[str, object], refused: str) -> None:
+    settings = CameraSettings.model_validate({"name": "top", "backend": backend, **keys})
+    with pytest.raises(ConfigError, match=f"camera 'top': backend '{backend}' does not use '{refused}'"):
+        make_camera(settings)
+
+
+@pytest.mark.parametrize(
+    ("backend", "library"), [("genicam", "viva_genicam"), ("pylon", "pypylon"), ("gentl", "harvesters.core")]
+)
+def test_a_missing_library_names_the_extra_that_brings_it(
+    backend: str, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, f"flawline.camera.{backend}", raising=False)
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ConfigError, match=rf"camera 'top': backend '{backend}' .*pip install 'flawline\[{backend}\]'"):
+        make_camera(CameraSettings(name="top", backend=backend, cti=Path("/x.cti") if backend == "gentl" else None))
+
+
+def test_buffers_are_seen_in_place_with_padded_lines() -> None:
+    data = np.arange(40, dtype=np.uint8)
+    view = as_picture(data, "Mono8", 4, 6, line_padding=2)
+    assert np.shares_memory(view, data)
+    assert view[2].tolist() == [16, 17, 18, 19, 20, 21]
+    deep = as_picture(data, "Mono12", 3, 4, line_padding=4)
+    assert deep.dtype == np.uint16
+    assert deep[1, 0] == 12 + 256 * 13
+    assert as_picture(data, "BGR8", 2, 3, line_padding=1)[1, 2].tolist() == [16, 17, 18]
+    assert as_picture(data, "Mono12p", 4, 6).shape == (40,)
+    with pytest.raises(ImageError, match="need 64 bytes, 40 came"):
+        as_picture(data, "Mono8", 8, 8)
+    with pytest.raises(ImageError, match="padding"):
+        as_picture(data, "Mono12p", 2, 4, line_padding=2)

@@ -1,0 +1,98 @@
+"""Calibrate and train-adapter as they are used: files in, files out, clear refusals."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from tiny_bundle import write_parts, write_tiny_bundle
+
+from flawline.agent.cli_calibrate import calibrate
+from flawline.agent.cli_workbench import evaluate, train_adapter
+from flawline.config.errors import BundleError, ConfigError
+from flawline.config.sources import load_settings
+from flawline.models.bundle import read_bundle
+from flawline.models.ground_truth import read_rgb
+from flawline.models.inspector import Inspector
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny", region=1.0)
+
+
+def test_the_threshold_in_the_file_passes_the_good_parts_it_came_from(tmp_path: Path, bundle: Path) -> None:
+    good = write_parts(tmp_path, "plate", good=14, defective=0) / "test" / "good"
+    line = tmp_path / "line.toml"
+    line.write_text(
+        f'# line 4\n[model]\nbundle = "{bundle}"\ndevice = "cpu"\n[recipes.plate]\nobject = "plate"\n'
+        '[[cameras]]\nname = "top"\nrecipe = "plate"\n'
+    )
+    arguments = ["--good", str(good), "--config", str(line), "--recipe", "plate", "--target-fpr", "0.2", "--json"]
+    done = CliRunner().invoke(calibrate, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    said = json.loads(done.stdout)
+    assert "# line 4" in line.read_text()
+    recipe = load_settings(line, environ={}).recipes["plate"]
+    assert recipe.calibration is not None
+    assert recipe.threshold == said["threshold"] == recipe.calibration.threshold
+    assert recipe.calibration.count == 14
+    assert recipe.calibration.false_reject_bound <= 0.2
+    assert recipe.calibration.bundle_sha256 == read_bundle(bundle).sha256
+    inspector = Inspector.load(bundle, device="cpu", recipe=recipe)
+    verdicts = [inspector.inspect(read_rgb(picture)).passed for picture in sorted(good.iterdir())]
+    assert verdicts.count(False) == recipe.calibration.rejected
+
+
+def test_without_a_file_the_threshold_is_printed_as_toml(tmp_path: Path, bundle: Path) -> None:
+    good = write_parts(tmp_path, "plate", good=6, defective=0) / "test" / "good"
+    arguments = ["--good", str(good), "--bundle", str(bundle), "--target-fpr", "0.45", "--device", "cpu"]
+    done = CliRunner().invoke(calibrate, arguments, catch_exceptions=False)
+    assert "at most" in done.stdout
+    pasted = tmp_path / "pasted.toml"
+    pasted.write_text(done.stdout[done.stdout.index("[recipes") :])
+    assert load_settings(pasted, environ={}).recipes["default"].calibration is not None
+
+
+def test_calibrate_refuses_before_it_loads_anything(tmp_path: Path) -> None:
+    good = write_parts(tmp_path, "plate", good=3, defective=0) / "test" / "good"
+    with pytest.raises(ConfigError, match="59 are needed"):
+        CliRunner().invoke(calibrate, ["--good", str(good), "--target-fpr", "0.05"], catch_exceptions=False)
+    with pytest.raises(ConfigError, match="--recipe bolt"):
+        CliRunner().invoke(calibrate, ["--good", str(good), "--recipe", "bolt"], catch_exceptions=False)
+
+
+def test_trained_layers_are_taken_up_by_evaluate(tmp_path: Path, bundle: Path) -> None:
+    root = write_parts(tmp_path / "data", "plate", good=2, defective=3)
+    out = tmp_path / "made" / "layers.safetensors"
+    arguments = [
+        "--dataset",
+        "folder",
+        "--root",
+        str(root),
+        "--bundle",
+        str(bundle),
+        "--device",
+        "cpu",
+        "--epochs",
+        "8",
+    ]
+    arguments += ["--batch", "5", "--lr", "0.01", "--cache", str(tmp_path / "cache"), "--out", str(out)]
+    done = CliRunner().invoke(train_adapter, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert sorted(path.name for path in out.parent.iterdir()) == ["layers.pth", "layers.safetensors"]
+    figures = {}
+    for name, adapter in (("own", []), ("ours", [out]), ("april_gan", [out.with_suffix(".pth")])):
+        arguments = ["--dataset", "folder", "--root", str(root), "--bundle", str(bundle), "--device", "cpu"]
+        arguments += ["--size", "64", "--out", str(tmp_path / name), *(f"--adapter={path}" for path in adapter)]
+        CliRunner().invoke(evaluate, arguments, catch_exceptions=False)
+        figures[name] = json.loads((tmp_path / name / "results.json").read_text())["mean"]["pixel_ap"]
+    assert figures["ours"] == figures["april_gan"]
+    assert figures["ours"] > figures["own"]  # trained and measured on the same pictures
+    wrong = tmp_path / "wrong.pth"
+    torch.save({"fc.0.weight": torch.zeros(3, 3)}, wrong)
+    with pytest.raises(BundleError, match=r"wrong\.pth"):
+        CliRunner().invoke(evaluate, [*arguments, f"--adapter={wrong}"], catch_exceptions=False)

@@ -1,0 +1,256 @@
+"""The page in a real Chromium: video, drawings on the defect, fallback, stale data, layout."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+from preview_line import BIT, CORNER, EDGE, HEIGHT, PICTURES, WIDTH, Agent, need
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+CHROMIUM = "/usr/bin/chromium"
+FLAGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+]
+LONG = 90_000  # ms, for what takes a moment on a machine that has one
+FRAMES = "document.querySelector('video').getVideoPlaybackQuality().totalVideoFrames"
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Callable[..., Browser]]:
+    need(Path(CHROMIUM).exists(), CHROMIUM)
+    with sync_playwright() as playwright:
+        open_ones: list[Browser] = []
+
+        def launch(*flags: str) -> Browser:
+            open_ones.append(playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, *flags]))
+            return open_ones[-1]
+
+        yield launch
+        for browser in open_ones:
+            browser.close()
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: Callable[..., Browser]) -> Browser:
+    return chromium()
+
+
+def visit(browser: Browser, agent: Agent, width: int = 1024, height: int = 768, before: str = "") -> Page:
+    page = browser.new_page(viewport={"width": width, "height": height})
+    if before:
+        page.add_init_script(before)
+    page.goto(agent.url)
+    page.wait_for_selector(".tile", timeout=LONG)
+    return page
+
+
+def until(page: Page, expression: str) -> None:
+    """Wait until it is true. (Playwright's own way of waiting needs `eval`, which the page's policy forbids.)"""
+    deadline = time.monotonic() + LONG / 1000
+    while not page.evaluate(expression):
+        assert time.monotonic() < deadline, expression
+        page.wait_for_timeout(100)
+
+
+def wait_for_video(page: Page) -> None:
+    until(page, f"{FRAMES} > 3 && document.querySelector('.mjpeg').hidden")
+
+
+@pytest.fixture
+def page(browser: Browser, agent: Agent) -> Iterator[Page]:
+    page = visit(browser, agent)
+    yield page
+    page.close()
+
+
+# For each of so many frames: the number that the picture itself shows, and the number of the drawing over it.
+SAMPLES = """async ([count, bit, height]) => {
+  const video = document.querySelector('video'), canvas = document.querySelector('.overlay');
+  const copy = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+  const samples = [];
+  // Asked for after the page has asked, so the page has drawn when this is called, for the same frame.
+  await new Promise((done) => {
+    const look = () => {
+      copy.canvas.width = video.videoWidth; copy.canvas.height = video.videoHeight;
+      copy.drawImage(video, 0, 0);
+      let number = 0;
+      for (let i = 0; i < 5; i++)
+        number |= (copy.getImageData((i + 0.5) * bit, height - bit / 2, 1, 1).data[0] > 128) << i;
+      samples.push([number, canvas.dataset.frame]);
+      samples.length < count ? video.requestVideoFrameCallback(look) : done();
+    };
+    video.requestVideoFrameCallback(look);
+  });
+  return samples;
+}"""
+
+# Bounding box, in page pixels, of what is drawn in the outline's yellow.
+YELLOW = """() => {
+  const canvas = document.querySelector('.overlay'), box = canvas.getBoundingClientRect();
+  const { data, width } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+  let [left, top, right, bottom] = [1e9, 1e9, -1, -1];
+  for (let i = 0; i < data.length; i += 4)
+    if (data[i] > 240 && data[i + 1] > 200 && data[i + 2] < 110 && data[i + 3] > 200) {
+      const x = (i / 4) % width, y = Math.floor(i / 4 / width);
+      left = Math.min(left, x); right = Math.max(right, x + 1);
+      top = Math.min(top, y); bottom = Math.max(bottom, y + 1);
+    }
+  const scale = box.width / canvas.width;
+  return [left, top, right, bottom].map((value, i) => value * scale + (i % 2 ? box.top : box.left));
+}"""
+
+
+def defect_on_page(page: Page) -> list[float]:
+    """Where the square of the test's pictures is on the page: left, top, right, bottom."""
+    box: dict[str, float] = page.locator("video").bounding_box() or {}
+    scale = min(box["width"] / WIDTH, box["height"] / HEIGHT)
+    left = box["x"] + (box["width"] - WIDTH * scale) / 2
+    top = box["y"] + (box["height"] - HEIGHT * scale) / 2
+    x, y = CORNER
+    return [left + x * scale, top + y * scale, left + (x + EDGE) * scale, top + (y + EDGE) * scale]
+
+
+def test_the_video_plays_and_its_pictures_change(page: Page) -> None:
+    wait_for_video(page)
+    before = page.evaluate(FRAMES)
+    samples = page.evaluate(SAMPLES, [8, BIT, HEIGHT])
+    assert len({number for number, _ in samples}) > 3
+    assert page.evaluate(FRAMES) > before
+    assert page.evaluate("document.querySelector('video').videoWidth") == WIDTH
+
+
+def test_the_drawing_lies_on_the_defect_of_its_own_frame(page: Page) -> None:
+    wait_for_video(page)
+    page.wait_for_selector(".overlay[data-matched=true]", timeout=LONG)
+    samples = page.evaluate(SAMPLES, [12, BIT, HEIGHT])
+    drawn = [(number, int(frame) % PICTURES) for number, frame in samples if frame]
+    assert len(drawn) >= 6
+    assert all(number == frame for number, frame in drawn), samples
+    for found, wanted in zip(page.evaluate(YELLOW), defect_on_page(page), strict=True):
+        assert abs(found - wanted) <= 4
+
+
+def test_layers_by_key_and_by_touch(page: Page) -> None:
+    wait_for_video(page)
+    page.wait_for_selector(".overlay[data-matched=true]", timeout=LONG)
+    assert page.evaluate(YELLOW)[2] > 0
+    page.keyboard.press("o")
+    assert page.locator("[data-layer=outlines]").get_attribute("aria-pressed") == "false"
+    assert page.evaluate(YELLOW)[2] <= page.locator(".overlay").bounding_box()["x"]
+    page.locator("[data-layer=outlines]").click()
+    assert page.evaluate(YELLOW)[2] > page.locator(".overlay").bounding_box()["x"]
+
+
+def test_a_failed_part_opens_with_pictures_numbers_and_provenance(page: Page) -> None:
+    page.wait_for_selector("#fails button", timeout=LONG)
+    page.locator("#fails button").nth(1).click()
+    page.wait_for_selector("#detail[open]")
+    text = page.locator("#detail").inner_text()
+    for part in ("FAIL", "Score", "Threshold", "Defect 1", f"{EDGE * EDGE} px", "Recipe", "noop", "Time queue"):
+        assert part in text
+    loaded = (
+        "document.getElementById('detail-picture').complete && document.getElementById('detail-picture').naturalWidth"
+    )
+    for name in ("Marked", "Picture", "Map", "Mask"):
+        page.get_by_role("button", name=name, exact=True).click()
+        until(page, f"({loaded}) === {WIDTH}")
+    title = page.locator("#detail-title").inner_text()
+    page.keyboard.press("ArrowRight")
+    until(page, f"document.getElementById('detail-title').innerText !== {title!r}")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#detail:not([open])", state="attached")
+
+
+@pytest.mark.parametrize("how", ["no WebRTC in the browser", "UDP blocked"])
+def test_mjpeg_where_webrtc_does_not_come_up(chromium: Callable[..., Browser], agent: Agent, how: str) -> None:
+    if how == "UDP blocked":
+        blocked = chromium("--webrtc-ip-handling-policy=disable_non_proxied_udp")
+        page = visit(blocked, agent)
+    else:
+        page = visit(chromium(), agent, before="delete window.RTCPeerConnection")
+    shown = "document.querySelector('.mjpeg').naturalWidth"
+    until(page, f"{shown} === {WIDTH}")
+    assert page.locator(".transport").inner_text() == "MJPEG"
+    screens = set()
+    deadline = time.monotonic() + 30
+    while len(screens) < 3 and time.monotonic() < deadline:
+        screens.add(page.locator(".screen").screenshot())
+    assert len(screens) >= 3
+    page.close()
+
+
+def test_old_data_is_shown_as_old_and_new_data_as_new(browser: Browser, start: Callable[..., Agent]) -> None:
+    agent = start().wait_ready()
+    page = visit(browser, agent)
+    page.wait_for_selector("body:not(.stale):not(.waiting)", timeout=LONG)
+    until(page, "document.querySelector('.word').innerText === 'FAIL'")
+    agent.kill()
+    killed = time.monotonic()
+    page.wait_for_selector("#alarm:visible", timeout=LONG)
+    assert time.monotonic() - killed < 6  # two seconds, and what a loaded machine adds
+    assert "NO DATA" in page.locator("#alarm").inner_text()
+    assert page.locator(".word").inner_text() == "NO DATA"
+    assert "stale" in page.locator("#link").inner_text()
+    agent.start().wait_ready()
+    page.wait_for_selector("body:not(.stale)", timeout=LONG)
+    until(page, "document.querySelector('.word').innerText === 'FAIL'")
+    assert not page.locator("#alarm").is_visible()
+    page.close()
+
+
+def test_eight_pages_at_once_and_one_encoder(browser: Browser, agent: Agent) -> None:
+    pages = [visit(browser, agent, 640, 480) for _ in range(8)]
+    deadline = time.monotonic() + 120
+    while agent.metric("flawline_preview_viewers") < 8 and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert agent.metric("flawline_preview_viewers") == 8
+    for page in pages:
+        until(
+            page,
+            "document.querySelector('video').videoWidth || document.querySelector('.mjpeg').naturalWidth",
+        )
+    encoded, verdicts = (agent.metric(f"flawline_{name}_total") for name in ("preview_frames_encoded", "verdicts"))
+    time.sleep(3)
+    more = agent.metric("flawline_preview_frames_encoded_total") - encoded
+    assert 0 < more <= 1.5 * (agent.metric("flawline_verdicts_total") - verdicts) + 10
+    for page in pages:
+        page.close()
+    while agent.metric("flawline_preview_viewers") and time.monotonic() < deadline + 60:
+        time.sleep(0.5)
+    assert agent.metric("flawline_preview_viewers") == 0
+
+
+def test_fits_a_panel_and_a_phone(browser: Browser, agent: Agent) -> None:
+    measure = """() => [document.documentElement.scrollWidth, document.documentElement.scrollHeight,
+      parseFloat(getComputedStyle(document.querySelector('.word')).fontSize),
+      Math.min(...[...document.querySelectorAll('button')].filter((b) => b.offsetHeight).map((b) => b.offsetHeight))]"""
+    for width, height, least in ((1024, 768, 64), (390, 844, 40)):
+        page = visit(browser, agent, width, height)
+        page.wait_for_selector("#fails button", timeout=LONG)
+        wide, high, word, button = page.evaluate(measure)
+        assert wide <= width
+        assert height >= high or width < 700
+        assert word >= least
+        assert button >= 44
+        page.close()
+
+
+def test_nothing_is_loaded_from_elsewhere_and_nothing_complains(browser: Browser, agent: Agent) -> None:
+    page = browser.new_page()
+    asked: list[str] = []
+    complaints: list[Any] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: complaints.append(error))
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.goto(agent.url)
+    page.wait_for_selector("#fails button", timeout=LONG)
+    page.locator("#fails button").first.click()
+    page.wait_for_selector("#detail[open]", timeout=LONG)
+    page.close()
+    assert asked
+    assert all(url.startswith(agent.url) for url in asked)
+    assert not complaints
