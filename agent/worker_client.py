@@ -142,7 +142,8 @@ class WorkerClient:
             self.ready = False
             await self._kill()
             log.error("worker_lost", restarts=self.restarts)
-            for reply in (*self._recipe_replies.values(), *self._learn_replies.values()):
+            owed: list[asyncio.Future[Any]] = [*self._recipe_replies.values(), *self._learn_replies.values()]
+            for reply in owed:
                 if not reply.done():
                     reply.set_exception(WorkerError("the worker died", "worker_lost"))
             self._on_lost()

@@ -183,7 +183,8 @@ class Inspector:
         maps = self._zero_shot(encoded, prepared)
         if prepared.memory is not None:
             distances = self._remember(encoded, prepared.memory).distances
-            maps = prepared.memory.fuse(maps, distances, self.towers.bundle.manifest.thresholds.region)
+            thresholds = self.towers.bundle.manifest.thresholds
+            maps = prepared.memory.fuse(maps, distances, min(thresholds.region, thresholds.decision))
         return self._without_ignored(encoded, maps, prepared.recipe)
 
     def _zero_shot(self, encoded: Encoded, prepared: Prepared) -> Tensor:

@@ -78,7 +78,7 @@ class Memory:
     def fuse(self, zero_shot: Tensor, distances: Tensor, threshold: float) -> Tensor:
         """(B, S, S) P(abnormal) by words, (B, h, w) distances -> (B, S, S) float32 in (0, 1).
 
-        `threshold` is the bundle's own for S_a: what is clearly more striking than good parts lies above it.
+        `threshold` is the lower of the bundle's own two: what is clearly more striking than good parts lies above it.
         """
         about, size = self.about, zero_shot.shape[-1]
         spread = max(about.striking - about.ordinary, 1e-6)

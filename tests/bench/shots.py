@@ -72,8 +72,7 @@ def maps_of(inspector: Inspector, known: Known, memory: Memory | None, size: int
         parts["words"].append(words[None].float())
         if memory is not None:
             distances = memory.distances(cells[None].float(), known.tiles)
-            threshold = inspector.towers.bundle.manifest.thresholds.region
-            parts["fused"].append(memory.fuse(words[None].float(), distances, threshold))
+            parts["fused"].append(memory.fuse(words[None].float(), distances, 0.5))
             edge = words.shape[-1]
             parts["memory"].append(
                 functional.interpolate(distances[:, None], (edge, edge), mode="bilinear", align_corners=False)[:, 0]
