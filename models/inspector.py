@@ -21,7 +21,7 @@ from flawline.models.decide import as_float32, blank_ignored, components, counte
 from flawline.models.features import FeatureEncoder
 from flawline.models.frames import FrameGeometry, as_rgb, fit, squash, upload
 from flawline.models.fuse import fuse, map_in_frame, region_in_frame
-from flawline.models.memory import Memory
+from flawline.models.memory import Memory, Remembered
 from flawline.models.memory_file import fitting_memory
 from flawline.models.prompt import PointPrompts, point_prompts, region
 from flawline.models.refine import Cascade
@@ -44,14 +44,6 @@ class Prepared:
     region_threshold: float
     threshold: float
     memory: Memory | None = None  # of good parts
-
-
-@dataclass
-class Remembered:
-    """What a memory says of encoded tiles."""
-
-    distances: Tensor  # (B, h, w) float32
-    strange: Tensor  # (N,) float32, of every picture's layout
 
 
 @dataclass
@@ -211,30 +203,15 @@ class Inspector:
     def _remember(self, encoded: Encoded, memory: Memory) -> Remembered:
         """Raises ImageError where the frame's size is not the one that the memory was learnt at."""
         if memory.sha256 not in encoded.remembered:
-            height, width = memory.about.frame
-            if (height, width) != (encoded.height, encoded.width):
-                raise ImageError(
-                    f"the frame has {encoded.width} x {encoded.height} pixels, the good parts that the recipe's "
-                    f"memory was learnt from {width} x {height}: learn again"
-                )
-            cells = memory.cells(self.levels(encoded))
-            encoded.remembered[memory.sha256] = Remembered(
-                memory.distances(cells, encoded.tiles), memory.strangeness(cells)
-            )
+            frame = (encoded.height, encoded.width)
+            encoded.remembered[memory.sha256] = memory.look(self.levels(encoded), encoded.tiles, frame)
         return encoded.remembered[memory.sha256]
 
     def _warnings(self, encoded: Encoded, prepared: Prepared) -> list[str | None]:
         """Of every picture: a frame unlike everything that the memory holds is said, not judged in silence."""
-        memory = prepared.memory
-        if memory is None:
+        if prepared.memory is None:
             return [None] * encoded.count
-        limit = memory.about.layout_limit
-        return [
-            f"unlike every good part: distance {far:.3f}, known ones lie within {limit:.3f}; has the camera moved?"
-            if far > limit
-            else None
-            for far in self._remember(encoded, memory).strange.tolist()
-        ]
+        return prepared.memory.warnings(self._remember(encoded, prepared.memory))
 
     def _without_ignored(self, encoded: Encoded, maps: Tensor, recipe: Recipe) -> Tensor:
         if not recipe.ignore:

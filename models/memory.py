@@ -8,13 +8,13 @@ that is judged. `memory_file.py` reads and writes it, `memory_learn.py` makes it
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional
 
+from flawline.config.errors import ImageError
 from flawline.config.recipe import Box, TilingSettings
 from flawline.models.descriptors import descriptors, layout
 from flawline.models.tiles import Tile
@@ -57,6 +57,14 @@ class About(BaseModel):
 
 
 @dataclass(frozen=True)
+class Remembered:
+    """What a memory says of B tiles of N pictures."""
+
+    distances: Tensor  # (B, h, w) float32
+    strange: Tensor  # (N,) float32: how far each picture's layout is from the nearest known one
+
+
+@dataclass(frozen=True)
 class Memory:
     """A memory on its device, ready to judge. `sha256` is that of its content."""
 
@@ -89,13 +97,33 @@ class Memory:
         joined = MEMORY_SHARE * enlarged + (1.0 - MEMORY_SHARE) * told
         return torch.sigmoid(GAIN * (joined - STRIKING) + logit(threshold))
 
+    def look(self, levels: Sequence[Tensor], tiles: Sequence[Tile], frame: tuple[int, int]) -> Remembered:
+        """Levels of B = N x T tiles of frames of H x W. Raises ImageError where the good parts had another size."""
+        if frame != self.about.frame:
+            height, width = self.about.frame
+            raise ImageError(
+                f"the frame has {frame[1]} x {frame[0]} pixels, the good parts that the recipe's memory was learnt "
+                f"from {width} x {height}: learn again"
+            )
+        cells = self.cells(levels)
+        return Remembered(self.distances(cells, tiles), self.strangeness(cells))
+
     def strangeness(self, cells: Tensor) -> Tensor:
-        """(B, D, h, w), B = pictures x T -> (pictures,): distance of the layout from the nearest known one,
-        of the strangest tile; more than `about.layout_limit` is unlike everything seen."""
+        """(B, D, h, w) -> (N,): distance of the layout from the nearest known one, of the strangest tile."""
         tiles = self.layouts.shape[1]
         seen = layout(cells).view(-1, tiles, self.layouts.shape[2])
         alike = torch.einsum("btl,ntl->btn", seen, self.layouts).amax(dim=2)
         return (1.0 - alike).amax(dim=1)
+
+    def warnings(self, remembered: Remembered) -> list[str | None]:
+        """Of every picture: None, or that it is unlike everything seen."""
+        limit = self.about.layout_limit
+        return [
+            f"unlike every good part: distance {far:.3f}, known ones lie within {limit:.3f}; has the camera moved?"
+            if far > limit
+            else None
+            for far in remembered.strange.tolist()
+        ]
 
 
 def logit(probability: float) -> float:
@@ -128,8 +156,3 @@ def nearest(queries: Tensor, bank: Tensor) -> Tensor:
         best = torch.addmm(-half, part, bank.T).amax(dim=1)
         parts.append((part.square().sum(dim=1) - 2.0 * best).clamp_min(0.0).sqrt())
     return torch.cat(parts)
-
-
-def facts(about: About) -> dict[str, Any]:
-    """What the command and the control socket tell of a memory."""
-    return about.model_dump(mode="json")
