@@ -27,9 +27,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def line(tmp_path: Path, bundle: Path) -> Path:
     """A configuration with a comment, and six good parts in `good/`."""
     file = tmp_path / "line.toml"
-    file.write_text(
-        f'# the press\n[recipes.default]\n[recipes.plates]\nobject = "plate"  # words\n[model]\nbundle = "{bundle}"\ndevice = "cpu"\n'
-    )
+    recipes = '# the press\n[recipes.default]\n[recipes.plates]\nobject = "plate"  # words\n'
+    file.write_text(f'{recipes}[model]\nbundle = "{bundle}"\ndevice = "cpu"\n')
     for number in range(6):
         write_part(tmp_path / "good" / f"{number}.png", number)
     return file
