@@ -67,7 +67,8 @@ class Learning:
 
     def _on_collected(self, job: int, report: Header) -> None:
         self._under_way.discard(job)
-        self._report = report
+        if "collected" in report:  # else it was discarded in the meantime
+            self._report = report
 
     async def _start(self, request: Header) -> Header:
         """`camera`, and `count`: the next so many parts."""

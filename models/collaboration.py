@@ -60,6 +60,9 @@ class CollaborationEngine:
 
     def learn(self, action: str, fields: dict[str, Any]) -> dict[str, Any]:
         """See `Engine.learn`."""
+        if action == "discard":
+            self._session = None
+            return {}
         if action == "start":
             self._session = MemorySession(self._inspector, fields["recipe"], self._recipes[fields["key"]])
         session = self._session
@@ -74,8 +77,6 @@ class CollaborationEngine:
                 made = session.commit(Path(fields["folder"]))
                 self._session = None
                 return made
-            case "discard":
-                self._session = None
         return session.status()
 
     def _warm_up(self) -> None:

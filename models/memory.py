@@ -151,7 +151,8 @@ def nearest(queries: Tensor, bank: Tensor) -> Tensor:
     """(n, D), (K, D) -> (n,): Euclidean distance to the nearest row of the bank."""
     half = 0.5 * bank.square().sum(dim=1)
     parts = []
-    for part in queries.split(CELLS_AT_ONCE):
+    for start in range(0, len(queries), CELLS_AT_ONCE):
+        part = queries[start : start + CELLS_AT_ONCE]
         # the smallest |q - b|^2 = |q|^2 - 2 max(q.b - |b|^2 / 2)
         best = torch.addmm(-half, part, bank.T).amax(dim=1)
         parts.append((part.square().sum(dim=1) - 2.0 * best).clamp_min(0.0).sqrt())

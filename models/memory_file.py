@@ -71,7 +71,7 @@ def write_memory(path: Path, memory: Memory) -> None:
 def read_memory(path: Path, device: torch.device | str = "cpu") -> Memory:
     """Read and check a file. Raises ConfigError naming it where it is missing, damaged or no memory."""
     try:
-        with safe_open(path, framework="pt") as content:  # type: ignore[no-untyped-call]
+        with safe_open(path, framework="pt") as content:
             metadata = content.metadata() or {}
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
