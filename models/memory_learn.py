@@ -24,9 +24,9 @@ BUDGET = 1500  # rows of the bank
 CANDIDATES = 40_000  # descriptors that the bank is chosen from
 PLACE = 3.0
 """Weight of a place in the frame, where parts always lie alike: a tenth of the frame away is as a cosine of 0.955."""
-FIXTURED = 1.1
+FIXTURED = 1.08
 """Parts lie alike where giving weight to the place makes good parts at most this much more distant."""
-LAYOUT_FACTOR = 3.0
+LAYOUT_FACTOR = 2.0
 """A layout this many times farther than the good parts' own farthest is unlike everything seen."""
 
 
@@ -34,9 +34,9 @@ LAYOUT_FACTOR = 3.0
 class Scale:
     """The bundle's own scale, where one picture cannot say how good parts differ; medians over drawn products."""
 
-    ordinary: float = 0.35
-    striking: float = 0.6
-    layout: float = 0.1
+    ordinary: float = 0.3
+    striking: float = 0.58
+    layout: float = 0.15
 
 
 OWN_SCALE = Scale()

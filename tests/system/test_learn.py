@@ -24,6 +24,7 @@ def write_part(path: Path, number: int, *, scratched: bool = False) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_next_parts_are_learnt_and_judged_by(make_station: Make, tmp_path: Path) -> None:
     station: Station = make_station({"top": [("good", 0)] * 9})
     parts = station.folder / "top"
@@ -31,7 +32,8 @@ def test_the_next_parts_are_learnt_and_judged_by(make_station: Make, tmp_path: P
         write_part(path, number, scratched=number == 2)
     bundle = write_tiny_bundle(tmp_path / "tiny")
     engine = "worker.engine=flawline.models.collaboration:CollaborationEngine"
-    station.start("--set", engine, "--set", f"model.bundle={os.fspath(bundle)}", "--set", "model.threads=1")
+    models = ("--set", f"model.bundle={os.fspath(bundle)}", "--set", "model.threads=1")
+    station.start("--set", engine, *models, limit_s=400)
 
     with pytest.raises(ValueError, match=r"learn\.start first"):
         station.ask("learn.commit")
@@ -42,7 +44,7 @@ def test_the_next_parts_are_learnt_and_judged_by(make_station: Make, tmp_path: P
         station.ask("learn.start", camera="top", count=2)
     station.trigger("top", *(f"learn {number}" for number in range(8)))
     before: list[dict[str, Any]] = station.until("verdict", 8, limit_s=120)
-    station.wait_for(lambda: station.ask("learn.status")["state"] == "ready")
+    station.wait_for(lambda: station.ask("learn.status")["state"] == "ready", 120)
     assert station.ask("learn.status")["collected"] == 7  # the eighth part is not one of those asked for
 
     made = station.ask("learn.commit")
@@ -52,7 +54,7 @@ def test_the_next_parts_are_learnt_and_judged_by(make_station: Make, tmp_path: P
     assert made["memory_sha256"] == stored_sha256(Path(made["memory"]))
     assert station.ask("learn.status") == {"id": 1, "ok": True, "state": "idle"}
     station.trigger("top", "after")
-    after = station.until("verdict", 9)[-1]
+    after = station.until("verdict", 9, limit_s=120)[-1]
     assert after["provenance"]["memory_sha256"] == made["memory_sha256"]
     assert all(verdict["provenance"]["memory_sha256"] is None for verdict in before)
     assert after["recipe"] == made["recipe"]
@@ -60,7 +62,7 @@ def test_the_next_parts_are_learnt_and_judged_by(make_station: Make, tmp_path: P
     back = made["before"]
     station.ask("recipe.activate", recipe=back["id"], version=back["version"])
     station.trigger("top", "back")
-    assert station.until("verdict", 10)[-1]["provenance"]["memory_sha256"] is None
+    assert station.until("verdict", 10, limit_s=120)[-1]["provenance"]["memory_sha256"] is None
     station.ask("learn.start", camera="top", count=3)
     assert station.ask("learn.discard")["state"] == "idle"
     station.stop()
