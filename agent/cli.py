@@ -16,6 +16,7 @@ from flawline.agent.app import run_agent
 from flawline.agent.cli_bench import bench
 from flawline.agent.cli_cameras import cameras
 from flawline.agent.cli_inspect import inspect
+from flawline.agent.cli_learn import learn
 from flawline.agent.cli_models import models
 from flawline.agent.cli_service import SERVICE
 from flawline.agent.cli_training import train_demo
@@ -140,7 +141,10 @@ for command in (
     bench,
     inspect,
     models,
+for command in (
     *SERVICE,
+    learn,
+):
 ):
     cli.add_command(command)
 

@@ -63,7 +63,7 @@ class Station:
         table = "".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items())
         return f"[[cameras]]\n{table}[cameras.guard]\nenabled = false\n"  # orders are written in dark colours
 
-    def start(self, *options: str) -> Self:
+    def start(self, *options: str, limit_s: float = 60.0) -> Self:
         """Start the agent and wait until it takes triggers."""
         environment = os.environ | {
             "SCRIPT_LEDGER": str(self.ledger),
@@ -73,7 +73,7 @@ class Station:
         command = [*CLI, "run", "--config", str(self.config), "--set", engine, *options]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stderr=log, env=environment)
-        self.wait_for(lambda: self.status().get("state") not in (None, "starting"))
+        self.wait_for(lambda: self.status().get("state") not in (None, "starting"), limit_s)
         return self
 
     def ask(self, cmd: str, **request: Any) -> dict[str, Any]:
