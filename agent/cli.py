@@ -135,16 +135,14 @@ def keys(folder: Path, name: str) -> None:
 
 
 for command in (
-    *WORKBENCH,
-    train_demo,
-    cameras,
-    bench,
-    inspect,
-    models,
-for command in (
     *SERVICE,
+    *WORKBENCH,
+    bench,
+    cameras,
+    inspect,
     learn,
-):
+    models,
+    train_demo,
 ):
     cli.add_command(command)
 
