@@ -17,6 +17,7 @@ from flawline.agent.cli_bench import bench
 from flawline.agent.cli_cameras import cameras
 from flawline.agent.cli_inspect import inspect
 from flawline.agent.cli_models import models
+from flawline.agent.cli_service import SERVICE
 from flawline.agent.cli_training import train_demo
 from flawline.agent.cli_workbench import WORKBENCH
 from flawline.agent.control import ask
@@ -139,6 +140,7 @@ for command in (
     bench,
     inspect,
     models,
+    *SERVICE,
 ):
     cli.add_command(command)
 
