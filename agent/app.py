@@ -22,6 +22,7 @@ from flawline.agent.control import Control
 from flawline.agent.housekeeping import keep_house
 from flawline.agent.intake import Intake
 from flawline.agent.journal import Journal
+from flawline.agent.learning import Learning
 from flawline.agent.liveness import what_stands_still
 from flawline.agent.metrics import Metrics
 from flawline.agent.notify import ServiceManager, ServiceReporter
@@ -39,6 +40,7 @@ from flawline.agent.worker_client import WorkerClient
 from flawline.camera.registry import make_camera
 from flawline.camera.ring import FrameRing
 from flawline.config.errors import FlawlineError
+from flawline.config.memory_versions import FOLDER
 from flawline.config.settings import Settings
 
 log = structlog.get_logger()
@@ -103,6 +105,9 @@ class Agent:
         self.pipeline.worker = self.worker
         self.commands = Commands(self.intake, self.recipes, self.outbox, self.journal, self.worker, self.status)
         stack.callback(self.commands.close)
+        learning = Learning(self.recipes, self.worker, self.commands.change, settings.journal.path / FOLDER)
+        self.commands.add(learning.table)
+        self.pipeline.learn_from = learning.wants
         self.reloader = Reloader(
             settings, read_again, self.recipes, self.worker, self.outbox, switching=self.commands.switching
         )

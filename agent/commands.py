@@ -9,6 +9,7 @@ from flawline.agent.intake import Intake
 from flawline.agent.journal import Journal
 from flawline.agent.outbox import Outbox
 from flawline.agent.recipes import RecipeBook
+from flawline.agent.verdict import ActiveRecipe
 from flawline.agent.wire import Header
 from flawline.agent.worker_client import WorkerClient
 from flawline.config.errors import ConfigError
@@ -93,11 +94,25 @@ class Commands:
                 recipe = self._recipes.find(name, version)
             else:
                 recipe = self._recipes.version_of(name, self._recipes.read(name, table))
-            threshold = await self._worker.add_recipe(recipe.key, recipe.recipe.model_dump(mode="json"))
-            self._recipes.activate(cameras, recipe)
-            self._recipes.thresholds_are({recipe.key: threshold})
-            await self._outbox.on_journal(self._recipes.keep, [recipe], cameras)
+            threshold = await self._switch(cameras, recipe)
         return {"cameras": cameras, "recipe": {"id": recipe.id, "version": recipe.version}, "threshold": threshold}
+
+    async def change(self, cameras: list[str], name: str, keys: Header) -> tuple[ActiveRecipe, float]:
+        """Give the recipe that judges these cameras other values for `keys`: a new version, active at once."""
+        async with self.switching:
+            recipe = self._recipes.of(cameras[0])
+            if recipe.id != name:
+                raise ConfigError(f"recipe: camera {cameras[0]!r} is judged by {recipe.id!r} now, not {name!r}")
+            changed = self._recipes.version_of(name, recipe.recipe.model_copy(update=keys))
+            return changed, await self._switch(cameras, changed)
+
+    async def _switch(self, cameras: list[str], recipe: ActiveRecipe) -> float:
+        """The worker first, so that it knows the recipe when the first frame names it."""
+        threshold = await self._worker.add_recipe(recipe.key, recipe.recipe.model_dump(mode="json"))
+        self._recipes.activate(cameras, recipe)
+        self._recipes.thresholds_are({recipe.key: threshold})
+        await self._outbox.on_journal(self._recipes.keep, [recipe], cameras)
+        return threshold
 
     async def _threshold_get(self, request: Header) -> Header:
         """For a `recipe` (and `version`), for a `camera`, or for every camera."""

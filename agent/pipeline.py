@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 
 import structlog
 
@@ -36,6 +37,7 @@ class Pipeline:
         self._in_flight: dict[int, Job] = {}
         self.dropped: Counter[tuple[str, str]] = Counter()  # (stage, reason): frames that were not judged
         self.worker: WorkerClient
+        self.learn_from: Callable[[Job], str | None] = lambda _job: None  # its name in a memory that is being learnt
 
     # -- in ---------------------------------------------------------------------------------------------------
 
@@ -126,7 +128,8 @@ class Pipeline:
             by = job.deadline_mono
             if by is not None:
                 by = None if job.is_late else by - self._outbox.lead_s
-            if not self.worker.send(protocol.inspect(job.number, job.slot, job.height, job.width, job.recipe.key, by)):
+            place = (job.slot, job.height, job.width)
+            if not self.worker.send(protocol.inspect(job.number, *place, job.recipe.key, by, self.learn_from(job))):
                 return
             queue.popleft()
             job.attempts += 1
@@ -231,5 +234,5 @@ class Pipeline:
 
 
 def _outcome(message: protocol.Message) -> Outcome:
-    keys = ("score", "threshold", "defects", "stage_ms", "t_done", "degraded", "points")
+    keys = ("score", "threshold", "defects", "stage_ms", "t_done", "degraded", "points", "warning")
     return Outcome(**{key: message[key] for key in keys})

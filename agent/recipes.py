@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -15,6 +16,7 @@ from flawline.agent.journal import Journal
 from flawline.agent.verdict import ActiveRecipe
 from flawline.agent.wire import Header
 from flawline.config.errors import ConfigError, JournalError
+from flawline.config.memory_versions import stored_sha256
 from flawline.config.recipe import Recipe
 from flawline.config.settings import Settings
 from flawline.config.sources import explain
@@ -40,9 +42,12 @@ class RecipeBook:
             self._newest[name] = version
             try:
                 recipe = Recipe.model_validate_json(text)
-            except ValidationError:  # of an older flawline; its number stays taken
+                known = ActiveRecipe(name, version, recipe, sha256, recipe.threshold, _memory_sha256(recipe))
+            except (
+                ValidationError,
+                ConfigError,
+            ):  # of an older flawline, or its memory is gone: the number stays taken
                 continue
-            known = ActiveRecipe(name, version, recipe, sha256, recipe.threshold)
             self._versions[known.key] = known
         self._journal = journal
         configured = self.configured(settings)
@@ -65,7 +70,7 @@ class RecipeBook:
             known = self._versions.get(f"{name}@{version}")
             if known is not None and known.sha256 == sha256:
                 return known
-        return ActiveRecipe(name, newest + 1, recipe, sha256, recipe.threshold)
+        return ActiveRecipe(name, newest + 1, recipe, sha256, recipe.threshold, _memory_sha256(recipe))
 
     def _register(self, recipe: ActiveRecipe) -> None:
         self._versions[recipe.key] = recipe
@@ -171,3 +176,7 @@ class RecipeBook:
     def status(self) -> Header:
         """For the status message: what judges each camera."""
         return {camera: {"id": active.id, "version": active.version} for camera, active in self._active.items()}
+
+
+def _memory_sha256(recipe: Recipe) -> str | None:
+    return None if recipe.memory is None else stored_sha256(Path(recipe.memory))

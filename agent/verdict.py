@@ -107,6 +107,7 @@ class Outcome:
     t_done: int
     degraded: bool = False
     points: list[list[float]] = field(default_factory=list)
+    warning: str | None = None  # the frame is unlike everything that the recipe's memory holds
 
 
 class VerdictWriter:
@@ -137,6 +138,7 @@ class VerdictWriter:
             defects=outcome.defects,
             t_done=outcome.t_done,
             stage_ms=stages | outcome.stage_ms,
+            warning=outcome.warning,
         )
 
     def error(self, job: Job, reason: Reason, detail: str | None = None) -> Header:
@@ -151,6 +153,7 @@ class VerdictWriter:
             defects=[],
             t_done=None,
             stage_ms={},
+            warning=None,
         )
         if detail is not None:
             header["detail"] = detail

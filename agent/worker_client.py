@@ -47,6 +47,9 @@ class WorkerClient:
         self._on_lost = on_lost
         self._on_unhealthy = on_unhealthy
         self._recipe_replies: dict[str, asyncio.Future[float]] = {}
+        self._learn_replies: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._learn_number = 0
+        self.on_collected: Callable[[int, dict[str, Any]], None] = lambda _job, _report: None
         self._process: asyncio.subprocess.Process | None = None
         self._channel: socket.socket | None = None
         self._deaths: deque[float] = deque()
@@ -139,7 +142,8 @@ class WorkerClient:
             self.ready = False
             await self._kill()
             log.error("worker_lost", restarts=self.restarts)
-            for reply in self._recipe_replies.values():
+            owed: list[asyncio.Future[Any]] = [*self._recipe_replies.values(), *self._learn_replies.values()]
+            for reply in owed:
                 if not reply.done():
                     reply.set_exception(WorkerError("the worker died", "worker_lost"))
             self._on_lost()
@@ -159,6 +163,15 @@ class WorkerClient:
                             reply.set_exception(ConfigError(message["error"]))
                         else:
                             reply.set_result(float(message["threshold"]))
+                case "learn":
+                    answer = self._learn_replies.get(message["n"])
+                    if answer is not None and not answer.done():
+                        if "error" in message:
+                            answer.set_exception(ConfigError(message["error"]))
+                        else:
+                            answer.set_result(message["result"])
+                case "collected":
+                    self.on_collected(int(message["job"]), message["report"])
                 case _:
                     self._on_message(message)
         except (KeyError, TypeError, ValueError) as error:
@@ -184,6 +197,22 @@ class WorkerClient:
             del self._recipe_replies[key]
         self._recipes[key] = table
         return threshold
+
+    async def learn(self, action: str, fields: dict[str, Any]) -> dict[str, Any]:
+        """See `protocol.learn`. Raises ConfigError where the worker refuses, WorkerError where none answers."""
+        self._learn_number += 1
+        number = self._learn_number
+        reply: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._learn_replies[number] = reply
+        try:
+            if not self.ready or not self.send(protocol.learn(number, action, fields)):
+                raise WorkerError("the worker is not ready; try again", "worker_lost")
+            async with asyncio.timeout(self._settings.job_limit_s):
+                return await reply
+        except TimeoutError as error:
+            raise WorkerError(f"the worker did not answer learn.{action} in time", "worker_lost") from error
+        finally:
+            del self._learn_replies[number]
 
     async def _watch(self) -> None:
         """Kill a worker that neither answers pings nor finishes its job in time; its socket then ends."""

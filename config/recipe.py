@@ -140,6 +140,9 @@ class Recipe(Strict):
     cascade: CascadeSettings = Field(default_factory=CascadeSettings, description="cascaded prompts (CPS)")
     fusion: FusionSettings = Field(default_factory=FusionSettings, description="the final map")
     tiling: TilingSettings = Field(default_factory=TilingSettings, description="tiles for large frames")
+    memory: str | None = Field(
+        None, min_length=1, description="file of the memory of good parts; written by `flawline learn`"
+    )
     calibration: Calibration | None = Field(None, description="where the threshold came from")
 
     @field_validator("roi", "ignore")

@@ -14,7 +14,8 @@ from flawline.config.sources import load_settings
 
 
 def update_recipe(file: Path, recipe: str, values: Mapping[str, Any]) -> None:
-    """Set keys of `[recipes.NAME]`; a mapping becomes a table below it. The recipe is made where it is missing.
+    """Set keys of `[recipes.NAME]`; a mapping becomes a table below it, None takes a key out. The recipe is made
+    where it is missing.
 
     The file is replaced as a whole, and only by one that loads. Raises ConfigError naming the file.
     """
@@ -36,6 +37,8 @@ def update_recipe(file: Path, recipe: str, values: Mapping[str, Any]) -> None:
             for name, item in value.items():
                 inner[name] = item
             table[key] = inner
+        elif value is None:
+            table.pop(key, None)
         else:
             table[key] = value
     _replace(file, tomlkit.dumps(document))

@@ -33,6 +33,7 @@ _PATH_KEYS = {
     ("control", "curve_secret"),
     ("control", "curve_clients"),
     ("preview", "token_file"),
+    ("recipes", "*", "memory"),
 }
 
 
@@ -109,7 +110,7 @@ def _absolute(text: str, base: Path, where: str) -> str:
 
 
 def _pattern(path: tuple[str, ...]) -> tuple[str, ...]:
-    return (path[0], "*", *path[2:]) if path[0] == "cameras" else path
+    return (path[0], "*", *path[2:]) if path[0] in ("cameras", "recipes") else path
 
 
 def _assign(tree: dict[str, Any], path: list[str], text: str, base: Path, source: str, *, any_case: bool) -> None:

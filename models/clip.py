@@ -28,9 +28,11 @@ class DenseFeatures:
 
     `taps`: per tap (B, C_i, h_i, w_i), raw block outputs without the final norm, class token dropped.
     `pooled`: (B, D) in the joint space, not normalised; None where it wasn't asked for.
+    `levels`: what a memory of good parts compares: the taps, or what the tower names for it (`memory_levels`).
     """
 
     taps: list[Tensor]
+    levels: list[Tensor]
     pooled: Tensor | None = None
 
 
@@ -49,6 +51,7 @@ class DenseClip(nn.Module):
         self.model = build_open_clip(config)
         self.tokenizer = _tokenizer(settings, config)
         self.indices = tap_indices(self.model.visual, settings.taps)
+        self._memory_indices = list(getattr(getattr(self.model.visual, "trunk", None), "memory_levels", ()))
         self.embed_dim = int(config["embed_dim"])
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
@@ -78,13 +81,15 @@ class DenseClip(nn.Module):
         """(B, 3, S, S) normalised -> features at the taps, and of the whole image if `pooled`."""
         output = self.model.visual.forward_intermediates(
             normalised,
-            indices=self.indices,
+            indices=[*self.indices, *self._memory_indices],
             normalize_intermediates=False,
             output_fmt="NCHW",
             stop_early=not pooled,
             intermediates_only=not pooled,
         )
-        return DenseFeatures(list(output["image_intermediates"]), output.get("image_features"))
+        features = list(output["image_intermediates"])
+        taps = features[: len(self.indices)]
+        return DenseFeatures(taps, features[len(taps) :] or taps, output.get("image_features"))
 
     def tap_channels(self) -> list[int]:
         """C_i of every tap; for towers of other libraries found by one forward of a grey image."""

@@ -3,16 +3,18 @@
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flawline.config.errors import BundleError
+from flawline.config.errors import BundleError, ConfigError
 from flawline.config.recipe import Recipe
 from flawline.models.engine import Judgement
 from flawline.models.inspector import Encoded, Evidence, Inspector, points_in_frame, suspicious
+from flawline.models.memory_session import MemorySession
 from flawline.models.towers import load_towers
 
 MARGIN_S = 0.015
@@ -27,6 +29,7 @@ class CollaborationEngine:
     def __init__(self) -> None:
         self._inspector: Inspector
         self._recipes: dict[str, Recipe] = {}
+        self._session: MemorySession | None = None
         self._sam_s = 0.0  # running estimate: from a suspicious map to the judgement
 
     def load(
@@ -54,6 +57,27 @@ class CollaborationEngine:
             raise BundleError(f"recipe {key.partition('@')[0]!r}: {error}") from error
         self._recipes[key] = recipe
         return prepared.threshold
+
+    def learn(self, action: str, fields: dict[str, Any]) -> dict[str, Any]:
+        """See `Engine.learn`."""
+        if action == "discard":
+            self._session = None
+            return {}
+        if action == "start":
+            self._session = MemorySession(self._inspector, fields["recipe"], self._recipes[fields["key"]])
+        session = self._session
+        if session is None:
+            raise ConfigError("nothing is being learnt")
+        match action:
+            case "add":
+                session.add(fields["picture"], fields["name"])
+            case "refuse":
+                session.refuse(fields["text"])
+            case "commit":
+                made = session.commit(Path(fields["folder"]))
+                self._session = None
+                return made
+        return session.status()
 
     def _warm_up(self) -> None:
         """Both ways of a picture, each twice: the first pass pays for allocation, the second is the estimate."""

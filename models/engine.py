@@ -40,3 +40,7 @@ class Engine(Protocol):
     ) -> Judgement:
         """Judge (H, W, 3) uint8 RGB. Where SAM will not fit before the deadline, `degraded` is called with
         the CLIP-only judgement first, and the returned one is its refinement."""
+
+    def learn(self, action: str, fields: dict[str, Any]) -> dict[str, Any]:
+        """`start` a collection of good parts (`key`, `recipe`), `add` (`picture`, `name`) or `refuse` (`text`) one,
+        `commit` (`folder`) or `discard` it. `commit` may run beside `inspect`. Raises FlawlineError."""

@@ -21,6 +21,8 @@ from flawline.models.decide import as_float32, blank_ignored, components, counte
 from flawline.models.features import FeatureEncoder
 from flawline.models.frames import FrameGeometry, as_rgb, fit, squash, upload
 from flawline.models.fuse import fuse, map_in_frame, region_in_frame
+from flawline.models.memory import Memory, Remembered
+from flawline.models.memory_file import fitting_memory
 from flawline.models.prompt import PointPrompts, point_prompts, region
 from flawline.models.refine import Cascade
 from flawline.models.results import CascadeStage, InspectionResult, InspectionTrace
@@ -41,6 +43,7 @@ class Prepared:
     text: Tensor  # (D, 2)
     region_threshold: float
     threshold: float
+    memory: Memory | None = None  # of good parts
 
 
 @dataclass
@@ -56,7 +59,9 @@ class Encoded:
     clip_input: Tensor  # (B, 3, S, S) normalised
     clock: StageClock
     taps: list[Tensor] | None = None
+    levels: list[Tensor] | None = None  # what a memory compares
     maps: dict[tuple[str, Words], Tensor] = field(default_factory=dict)
+    remembered: dict[str, Remembered] = field(default_factory=dict)  # by the memory's hash
     embeddings: dict[int, Tensor] = field(default_factory=dict)  # tile number -> (C, h, w)
 
 
@@ -116,13 +121,15 @@ class Inspector:
             words = Words.of(recipe, manifest.prompts)
             identity = towers.bundle.checksum(manifest.clip.checkpoint)
             wanted = recipe.prompt.region_threshold
+            localiser = towers.localiser_of(recipe)
             self._prepared[recipe] = Prepared(
                 recipe,
-                towers.localiser_of(recipe),
+                localiser,
                 words,
                 text_features(towers.clip, words, identity),
                 manifest.thresholds.region if wanted is None else wanted,
                 manifest.thresholds.decision if recipe.threshold is None else recipe.threshold,
+                fitting_memory(recipe, towers.bundle, words, localiser, towers.device),
             )
         return self._prepared[recipe]
 
@@ -159,20 +166,52 @@ class Inspector:
         )
         clip_input = clip.normalise(torch.cat([squash(part, clip.input_size) for part in parts]))
         encoded = Encoded(len(pictures), height, width, tiles, pixels, geometry, clip_input, clock)
-        if prepared.localiser == "adapter":
-            encoded.taps = clip.dense(clip_input).taps
         self._map(encoded, prepared)
         clock.lap("clip")
         return encoded
 
     def _map(self, encoded: Encoded, prepared: Prepared) -> Tensor:
-        """(B, S, S) P(abnormal) in CLIP's frame; ignored boxes are zero."""
+        """(B, S, S) P(abnormal) in CLIP's frame, by words and, where there is one, memory; ignored boxes are zero."""
+        maps = self._zero_shot(encoded, prepared)
+        if prepared.memory is not None:
+            distances = self._remember(encoded, prepared.memory).distances
+            thresholds = self.towers.bundle.manifest.thresholds
+            maps = prepared.memory.fuse(maps, distances, min(thresholds.region, thresholds.decision))
+        return self._without_ignored(encoded, maps, prepared.recipe)
+
+    def _zero_shot(self, encoded: Encoded, prepared: Prepared) -> Tensor:
         key = (prepared.localiser, prepared.words)
         if key not in encoded.maps:
-            if prepared.localiser == "adapter" and encoded.taps is None:
-                encoded.taps = self.towers.clip.dense(encoded.clip_input).taps
+            if prepared.localiser == "adapter":
+                self.levels(encoded)
             encoded.maps[key] = self.towers.map(encoded.taps, encoded.clip_input, prepared.text, prepared.localiser)
-        return self._without_ignored(encoded, encoded.maps[key], prepared.recipe)
+        return encoded.maps[key]
+
+    @torch.inference_mode()
+    def zero_shot(self, encoded: Encoded, recipe: Recipe | None = None) -> Tensor:
+        """(B, S, S) P(abnormal) by words alone, in CLIP's frame; ignored boxes are zero."""
+        prepared = self.prepare(self.recipe if recipe is None else recipe)
+        return self._without_ignored(encoded, self._zero_shot(encoded, prepared), prepared.recipe)
+
+    def levels(self, encoded: Encoded) -> list[Tensor]:
+        """What a memory compares: features of the image tower, (B, C_i, h_i, w_i), finest first."""
+        if encoded.levels is None:
+            features = self.towers.clip.dense(encoded.clip_input)
+            encoded.taps, encoded.levels = features.taps, features.levels
+        return encoded.levels
+
+    def _remember(self, encoded: Encoded, memory: Memory) -> Remembered:
+        """Raises ImageError where the frame's size is not the one that the memory was learnt at."""
+        if memory.sha256 not in encoded.remembered:
+            frame = (encoded.height, encoded.width)
+            encoded.remembered[memory.sha256] = memory.look(self.levels(encoded), encoded.tiles, frame)
+        return encoded.remembered[memory.sha256]
+
+    def _warnings(self, encoded: Encoded, prepared: Prepared) -> list[str | None]:
+        """Of every picture: a frame unlike everything that the memory holds is said, not judged in silence."""
+        if prepared.memory is None:
+            return [None] * encoded.count
+        return prepared.memory.warnings(self._remember(encoded, prepared.memory))
 
     def _without_ignored(self, encoded: Encoded, maps: Tensor, recipe: Recipe) -> Tensor:
         if not recipe.ignore:
@@ -249,6 +288,7 @@ class Inspector:
             final[refined.rows] = fuse(located, refined.cascade.levels[-1].frame_logits, recipe.fusion)
         ran = set(refined.rows) if refined is not None else set()
         planes = final.cpu().numpy()
+        warnings = self._warnings(encoded, prepared)
         stage_ms = encoded.clock.stages()
         results = []
         for picture in range(encoded.count):
@@ -257,7 +297,14 @@ class Inspector:
             here = range(picture * len(encoded.tiles), (picture + 1) * len(encoded.tiles))
             results.append(
                 InspectionResult(
-                    whole, mask, score, prepared.threshold, defects, stage_ms, refined=any(row in ran for row in here)
+                    whole,
+                    mask,
+                    score,
+                    prepared.threshold,
+                    defects,
+                    stage_ms,
+                    refined=any(row in ran for row in here),
+                    warning=warnings[picture],
                 )
             )
         return results
@@ -268,6 +315,7 @@ class Inspector:
         recipe, geometry = prepared.recipe, encoded.geometry
         located = map_in_frame(maps, geometry).cpu().numpy()
         marked = region_in_frame(regions, geometry).float().cpu().numpy()
+        warnings = self._warnings(encoded, prepared)
         stage_ms = encoded.clock.stages()
         results = []
         for picture in range(encoded.count):
@@ -282,7 +330,11 @@ class Inspector:
             whole = np.where(inside > 0, np.maximum(whole, cut), np.minimum(whole, np.nextafter(cut, np.float32(-1))))
             mask, defects = components(whole, threshold, 1, recipe.mm_per_px)
             score = float(whole.max(initial=0.0))
-            results.append(InspectionResult(whole, mask, score, threshold, defects, stage_ms, degraded=True))
+            results.append(
+                InspectionResult(
+                    whole, mask, score, threshold, defects, stage_ms, degraded=True, warning=warnings[picture]
+                )
+            )
         return results
 
     def _stitch(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flawline.config.errors import ConfigError
 from flawline.config.recipe import Recipe
 from flawline.models.engine import Judgement
 from flawline.models.results import Defect, InspectionResult
@@ -35,6 +36,10 @@ class NoopEngine:
     def add_recipe(self, key: str, recipe: Recipe) -> float:
         """Any recipe will do."""
         return 0.5
+
+    def learn(self, action: str, fields: dict[str, Any]) -> dict[str, Any]:
+        """Nothing is to be learnt."""
+        raise ConfigError("the no-op engine learns nothing; set worker.engine to one that judges")
 
     def inspect(
         self,

@@ -1,7 +1,7 @@
 """What the agent and its worker say to each other: msgpack maps over a SEQPACKET socket pair, one a packet.
 
-Agent to worker:   load, inspect, recipe, ping, stop
-Worker to agent:   ready, failed, began, result, refined, failed_job, recipe, pong
+Agent to worker:   load, inspect, recipe, learn, ping, stop
+Worker to agent:   ready, failed, began, result, refined, failed_job, recipe, learn, collected, pong
 
 Frames, masks and maps do not travel here but in the ring; a message names the slot. Times named `_mono` are
 CLOCK_MONOTONIC seconds, which both processes share. No torch here.
@@ -46,8 +46,19 @@ def load(bundle: str, device: str, precision: str, threads: int | None, recipes:
     }
 
 
-def inspect(job: int, slot: int, height: int, width: int, recipe: str, deadline_mono: float | None) -> Message:
-    """Judge the picture in `slot` by the recipe of that key (a name and a version, see `recipe`)."""
+def inspect(
+    job: int,
+    slot: int,
+    height: int,
+    width: int,
+    recipe: str,
+    deadline_mono: float | None,
+    learn: str | None = None,
+) -> Message:
+    """Judge the picture in `slot` by the recipe of that key (a name and a version, see `recipe`).
+
+    With `learn`, a name for the picture, it is learnt from afterwards; one `collected` answers that.
+    """
     return {
         "op": "inspect",
         "job": job,
@@ -56,9 +67,15 @@ def inspect(job: int, slot: int, height: int, width: int, recipe: str, deadline_
         "width": width,
         "recipe": recipe,
         "deadline_mono": deadline_mono,
+        "learn": learn,
     }
 
 
 def recipe(key: str, table: dict[str, Any]) -> Message:
     """Make a recipe known under a key before frames name it."""
     return {"op": "recipe", "key": key, "table": table}
+
+
+def learn(number: int, action: str, fields: dict[str, Any]) -> Message:
+    """`start` (key, recipe), `commit` (folder) or `discard` a collection of good parts; the answer has `number`."""
+    return {"op": "learn", "n": number, "action": action, "fields": fields}

@@ -19,6 +19,7 @@ LEVELS = (2, 3, 4)  # of the backbone's feature levels: strides 8, 16, 32
 CHANNELS = (40, 112, 320)
 WIDTH = 64
 NEIGHBOURS = 4  # of the places most alike elsewhere in the picture
+MEMORY_LEVELS = (3, 4)  # numbers of the backbone's own features at strides 8 and 16, after the pyramid's levels
 
 
 class Lite0Pyramid(nn.Module):
@@ -32,6 +33,7 @@ class Lite0Pyramid(nn.Module):
         self.num_features = int(self.backbone.head_hidden_size)
         self.feature_info = [{"num_chs": WIDTH, "reduction": stride} for stride in (8, 16, 32)]
         self.default_cfg: dict[str, Any] = {"pool_size": (7, 7)}
+        self.memory_levels = MEMORY_LEVELS
 
     def reset_classifier(self, num_classes: int, global_pool: str = "avg") -> None:
         """There is no classifier; open_clip asks for its removal."""
@@ -70,9 +72,12 @@ class Lite0Pyramid(nn.Module):
         stop_early: bool = False,
         output_fmt: str = "NCHW",
     ) -> Any:
-        """Pyramid levels by number, and the backbone's last features before them unless only these are asked."""
+        """Levels by number, and the backbone's last features before them unless only these are asked.
+
+        0 to 2 are the pyramid's, 3 to 5 the backbone's own at the same strides, which cost nothing more.
+        """
         features = self.backbone_features(normalised)
-        levels = self.pyramid(features)
+        levels = [*self.pyramid(features), *features]
         chosen = [levels[index] for index in indices]
         if intermediates_only:
             return chosen

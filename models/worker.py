@@ -21,7 +21,7 @@ import numpy as np
 import structlog
 
 from flawline.camera.ring import SlotViews
-from flawline.config.errors import FlawlineError, ImageError
+from flawline.config.errors import ConfigError, FlawlineError, ImageError
 from flawline.config.logging import set_up_logging
 from flawline.config.recipe import Recipe
 from flawline.config.settings import LogSettings
@@ -34,9 +34,12 @@ _PR_SET_PDEATHSIG = 1
 
 
 def make_engine(name: str) -> Engine:
-    """The engine called `module:class`."""
+    """The engine called `module:class`. Raises ConfigError where there is none."""
     module, _, attribute = name.partition(":")
-    engine: Engine = getattr(import_module(module), attribute)()
+    try:
+        engine: Engine = getattr(import_module(module), attribute)()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"worker.engine: {name} cannot be loaded: {error}") from error
     return engine
 
 
@@ -63,6 +66,8 @@ class Worker:
                     self._add_recipe(message)
                 case "inspect":
                     self._inspect(message)
+                case "learn":
+                    self._learn(message)
                 case "stop":
                     return 0
 
@@ -130,8 +135,11 @@ class Worker:
                 defects=[defect.as_wire() for defect in largest],
                 stage_ms={stage: float(ms) for stage, ms in result.stage_ms.items()},
                 points=[[float(x), float(y), int(label)] for x, y, label in judgement.points],
+                warning=result.warning,
             )
 
+        name = message.get("learn")
+        copied = picture.copy() if name is not None else None  # once answered, the slot is the agent's again
         first_sent = False
 
         def answer_degraded(judgement: Judgement) -> None:
@@ -151,6 +159,38 @@ class Worker:
             self._send("failed_job", job=job, reason="internal", error=text, refining=first_sent)
         else:
             answer(judgement, op="refined" if first_sent else "result", degraded=False)
+            if copied is not None:
+                self._collect(job, "add", {"picture": copied, "name": name})
+            return
+        if name is not None:
+            self._collect(job, "refuse", {"text": f"{name}: was not judged"})
+
+    def _collect(self, job: int, action: str, fields: dict[str, Any]) -> None:
+        try:
+            report = self._engine.learn(action, fields)
+        except FlawlineError as error:  # discarded or committed in the meantime
+            report = {"error": str(error)}
+        except Exception:  # learning must not end the line
+            log.exception("learning_failed", job=job)
+            report = {"error": "internal"}
+        self._send("collected", job=job, report=report)
+
+    def _learn(self, message: Message) -> None:
+        def answer() -> None:
+            try:
+                result = self._engine.learn(message["action"], message["fields"])
+            except FlawlineError as error:
+                self._send("learn", n=message["n"], error=str(error))
+            except Exception as error:  # learning must not end the line
+                log.exception("learning_failed", action=message["action"])
+                self._send("learn", n=message["n"], error=f"internal: {type(error).__name__}")
+            else:
+                self._send("learn", n=message["n"], result=result)
+
+        if message["action"] == "commit":  # takes seconds: frames are judged meanwhile
+            threading.Thread(target=answer, name="learn", daemon=True).start()
+        else:
+            answer()
 
     def _inspect_with_retry(self, picture: Any, message: Message, degraded: Any) -> Judgement:
         """CUDA out of memory: free what the allocator keeps, try once more, then MemoryError."""
@@ -183,7 +223,12 @@ def main(arguments: list[str]) -> int:
     socket_fd, ring_fd, slots, max_pixels = (int(argument) for argument in arguments[:4])
     channel = socket.socket(fileno=socket_fd)
     set_up_logging(LogSettings(), process="worker")
-    return Worker(channel, SlotViews(ring_fd, slots, max_pixels), make_engine(arguments[4])).run()
+    try:
+        engine = make_engine(arguments[4])
+    except ConfigError as error:
+        channel.send(protocol.pack({"op": "failed", "error": str(error), "exit_code": error.exit_code}))
+        return error.exit_code
+    return Worker(channel, SlotViews(ring_fd, slots, max_pixels), engine).run()
 
 
 if __name__ == "__main__":

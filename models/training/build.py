@@ -83,7 +83,7 @@ def small_plan() -> DemoPlan:
         sam_pictures=replace(SAM_PICTURES, count=16, size=512),
         sam_unseen=replace(SAM_UNSEEN_PICTURES, count=4, size=512),
         sentence_model=False,
-        clip=ClipSchedule(steps=4, batch=2, sizes=(128,), checkpoint_every=2),
+        clip=ClipSchedule(steps=3, finish=2, batch=2, sizes=(128,), checkpoint_every=2),
         text=TextSchedule(steps=4, batch=8, head_steps=4),
         sam=SamSchedule(steps=4, batch=2, checkpoint_every=2),
     )

@@ -60,9 +60,10 @@ class Station:
         for number, (kind, wait_ms) in enumerate(orders):
             write_order(pictures / f"{number:04}.png", kind, number, wait_ms)
         lines = {"name": name, "backend": "folder", "path": name, "loop": True, "trigger": "software", **settings}
-        return "[[cameras]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items())
+        table = "".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items())
+        return f"[[cameras]]\n{table}[cameras.guard]\nenabled = false\n"  # orders are written in dark colours
 
-    def start(self, *options: str) -> Self:
+    def start(self, *options: str, limit_s: float = 60.0) -> Self:
         """Start the agent and wait until it takes triggers."""
         environment = os.environ | {
             "SCRIPT_LEDGER": str(self.ledger),
@@ -72,7 +73,7 @@ class Station:
         command = [*CLI, "run", "--config", str(self.config), "--set", engine, *options]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stderr=log, env=environment)
-        self.wait_for(lambda: self.status().get("state") not in (None, "starting"))
+        self.wait_for(lambda: self.status().get("state") not in (None, "starting"), limit_s)
         return self
 
     def ask(self, cmd: str, **request: Any) -> dict[str, Any]:

@@ -1,0 +1,156 @@
+"""`flawline learn`: the memory of a recipe from pictures of good parts, its versions, and the way back."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flawline.agent.progress import WorkProgress
+from flawline.config.errors import ConfigError, ImageError
+from flawline.config.memory_versions import FOLDER, next_file, previous_file
+from flawline.config.recipe_file import update_recipe
+from flawline.config.settings import Settings
+from flawline.config.sources import load_settings
+
+FEW = 5
+
+
+@click.command()
+@click.option("--recipe", default="default", show_default=True, help="whose memory")
+@click.option("--good", type=click.Path(path_type=Path, file_okay=False), help="pictures of good parts, 1 to 500")
+@click.option(
+    "--config", "file", type=click.Path(path_type=Path), help="the TOML file; the memory's name is written into it"
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="where the memory goes [default: a new version in memory/ beside the TOML file, or in the journal's folder]",
+)
+@click.option("--rollback", is_flag=True, help="learn nothing: go back to the version before, or to none")
+@click.option("--bundle", help="a bundle's name, or its folder [default: the file's, or demo]")
+@click.option("--device", help="auto, cpu, cuda, cuda:N [default: the file's, or auto]")
+@click.option("--json", "as_json", is_flag=True, help="one JSON object")
+def learn(
+    recipe: str,
+    good: Path | None,
+    file: Path | None,
+    out: Path | None,
+    rollback: bool,
+    bundle: str | None,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Learn what good parts look like, from a few pictures of them.
+
+    From then on the recipe judges by words and memory together. The same pictures give the same memory; every
+    verdict names its hash. A defective part among the good ones is shown and left out.
+    """
+    settings = load_settings(file)
+    if recipe not in settings.recipes:
+        raise ConfigError(
+            f"--recipe {recipe}: not in {file or 'the defaults'} (there are: {', '.join(sorted(settings.recipes))})"
+        )
+    if rollback:
+        _roll_back(settings, recipe, file)
+        return
+    if good is None:
+        raise ConfigError("--good: name the folder with pictures of good parts (or give --rollback)")
+    learnt = _learn(settings, recipe, good, bundle, device)
+    memory = learnt.memory
+    from flawline.models.memory_file import write_memory
+
+    folder = (file.resolve().parent if file is not None else settings.journal.path) / FOLDER
+    path = out if out is not None else next_file(folder, recipe, memory.sha256)
+    write_memory(path, memory)
+    if file is not None:
+        update_recipe(file, recipe, {"memory": _relative(path, file)})
+    rules = settings.recipes[recipe]
+    notes = []
+    if memory.about.pictures == 1:
+        notes.append("one picture cannot say how good parts differ: the bundle's own scale is used; give a few more")
+    elif len(learnt.pictures) < FEW:
+        notes.append(f"fewer than {FEW} pictures: a defective one among them cannot be told")
+    if rules.calibration is not None:
+        notes.append("the recipe's threshold was calibrated without this memory: run `flawline calibrate` again")
+    if as_json:
+        content = {
+            "recipe": recipe,
+            "memory": str(path),
+            "memory_sha256": memory.sha256,
+            "written": str(file) if file else None,
+            "pictures": [
+                {"name": one.name, "use": one.use, "distance": one.distance, "typical": one.typical}
+                for one in learnt.pictures
+            ],
+            "notes": notes,
+            "about": memory.about.model_dump(mode="json"),
+        }
+        click.echo(json.dumps(content))
+        return
+    for one in learnt.pictures:
+        if one.use == "outlier":
+            numbers = f"distance {one.distance:.3f}, typical {one.typical:.3f}"
+            click.echo(f"left out, unlike the other good parts: {one.name} ({numbers})")
+        elif one.use == "duplicate":
+            click.echo(f"left out, the same picture again: {one.name}")
+    click.echo(f"learnt {memory.about.pictures} good parts: {path}, sha256 {memory.sha256}")
+    for note in notes:
+        click.echo(f"note: {note}")
+    if file is not None:
+        click.echo(f"written to recipes.{recipe} in {file}; `flawline learn --rollback` takes it back")
+    else:
+        click.echo(f"[recipes.{recipe}]\nmemory = {json.dumps(str(path.resolve()))}")
+
+
+def _learn(settings: Settings, recipe: str, good: Path, bundle: str | None, device: str | None) -> Any:
+    from flawline.camera.folder import read_picture
+    from flawline.models.datasets import good_pictures
+    from flawline.models.ground_truth import read_rgb
+
+    pictures = good_pictures(good)
+    model = settings.model
+    from flawline.models.inspector import Inspector
+    from flawline.models.memory_learn import MOST_PICTURES, Learner
+
+    if len(pictures) > MOST_PICTURES:
+        raise ConfigError(f"--good {good}: holds {len(pictures)} pictures; a memory takes at most {MOST_PICTURES}")
+    rules = settings.recipes[recipe].model_copy(update={"memory": None})
+    inspector = Inspector.load(bundle or model.bundle, device or model.device, model.precision, rules)
+    learner = Learner(inspector, recipe, rules)
+    first = ""
+    with WorkProgress("learn") as progress:
+        progress.start(len(pictures))
+        for picture in pictures:
+            name = str(picture.relative_to(good))
+            _, pixel_format = read_picture(picture)
+            first = first or pixel_format
+            if pixel_format != first:
+                raise ImageError(f"{picture}: is {pixel_format}, the pictures before it {first}")
+            try:
+                learner.add(read_rgb(picture), name)
+            except ImageError as error:
+                raise ImageError(f"{good / name}: {str(error).removeprefix(f'{name}: ')}") from error
+            progress.step(name)
+    return learner.learn()
+
+
+def _roll_back(settings: Settings, recipe: str, file: Path | None) -> None:
+    if file is None:
+        raise ConfigError("--rollback: name the TOML file with --config; its recipe names the memory in use")
+    current = settings.recipes[recipe].memory
+    if current is None:
+        raise ConfigError(f"{file}: recipes.{recipe} has no memory to go back from")
+    previous = previous_file(Path(current))
+    update_recipe(file, recipe, {"memory": None if previous is None else _relative(previous, file)})
+    click.echo(
+        f"recipes.{recipe} in {file}: "
+        + (f"back to {previous}" if previous is not None else "there is no earlier memory; words alone judge again")
+    )
+
+
+def _relative(path: Path, file: Path) -> str:
+    """As it is written into the file: relative to it where it lies below."""
+    base, target = file.resolve().parent, path.resolve()
+    return os.path.relpath(target, base) if target.is_relative_to(base) else str(target)

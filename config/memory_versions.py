@@ -1,0 +1,56 @@
+"""Where the memories of a recipe are kept: numbered files in one folder, none ever overwritten."""
+
+import json
+import re
+from pathlib import Path
+
+from flawline.config.errors import ConfigError
+
+FOLDER = "memory"  # next to the configuration's file, or in the journal's folder
+_NAME = re.compile(r"(?P<recipe>[A-Za-z0-9_-]+)\.(?P<version>\d{4,})\.(?P<sha>[0-9a-f]{12})\.safetensors")
+
+
+def versions(folder: Path, recipe: str) -> dict[int, Path]:
+    """The recipe's memories by number, rising."""
+    found = {}
+    for path in folder.glob("*.safetensors") if folder.is_dir() else ():
+        match = _NAME.fullmatch(path.name)
+        if match and match["recipe"] == recipe:
+            found[int(match["version"])] = path
+    return dict(sorted(found.items()))
+
+
+def next_file(folder: Path, recipe: str, sha256: str) -> Path:
+    """The file for a memory of this content: the one that is there, else that of the next number."""
+    known = versions(folder, recipe)
+    for path in known.values():
+        if path.name.endswith(f".{sha256[:12]}.safetensors"):
+            return path
+    return folder / f"{recipe}.{max(known, default=0) + 1:04}.{sha256[:12]}.safetensors"
+
+
+def previous_file(current: Path) -> Path | None:
+    """The version before this one; None where it is the first. Raises ConfigError for a name that has no number."""
+    match = _NAME.fullmatch(current.name)
+    if match is None:
+        raise ConfigError(f"{current}: is not one of the numbered memories that `flawline learn` writes")
+    earlier = [
+        path for number, path in versions(current.parent, match["recipe"]).items() if number < int(match["version"])
+    ]
+    return earlier[-1] if earlier else None
+
+
+def stored_sha256(file: Path) -> str:
+    """The hash of its content that a memory's file names; the worker checks that it is true.
+
+    Reads the head of a safetensors file: its length in 8 bytes, then JSON. Raises ConfigError naming the file.
+    """
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            head = json.loads(stream.read(min(length, 1 << 20)))
+        return str(head["__metadata__"]["sha256"])
+    except OSError as error:
+        raise ConfigError(f"{file}: the memory cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file}: is not a readable memory") from error

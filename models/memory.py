@@ -1,0 +1,159 @@
+"""The memory of a recipe: what good parts look like, kept as descriptors, and how it joins the zero-shot map.
+
+A cell's distance is that to the nearest descriptor of the memory, all cells by one matrix product (PatchCore,
+section 3.3). Distance and zero-shot logit are each put on a scale on which 0 is an ordinary place of a good
+part and 1 the most striking one; how good parts score is taken once, while learning, never from the picture
+that is judged. `memory_file.py` reads and writes it, `memory_learn.py` makes it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch.nn import functional
+
+from flawline.config.errors import ImageError
+from flawline.config.recipe import Box, TilingSettings
+from flawline.models.descriptors import descriptors, layout
+from flawline.models.tiles import Tile
+
+CELLS_AT_ONCE = 8192  # queries in one matrix product
+MEMORY_SHARE = 0.6
+"""Of the fused scale, the rest is the zero-shot map's; chosen on drawn parts."""
+GAIN = 4.0
+"""Logits for one step on the fused scale."""
+STRIKING = 1.3
+"""Where on the fused scale the map reaches the bundle's own threshold. Of drawn good parts, learnt from eight others,
+none came above 1.2."""
+LEAST_SPREAD = 1.0
+"""Logits: a zero-shot map that hardly moves on good parts is not blown up to more than this."""
+
+
+class About(BaseModel):
+    """What a memory says of itself. All of it is hashed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bundle: str
+    bundle_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    recipe: str
+    object: str
+    words_sha256: str
+    localiser: str
+    frame: tuple[int, int]  # H, W of the pictures
+    roi: Box | None
+    tiling: TilingSettings
+    pictures: int  # that it remembers
+    outliers: int  # that were left out
+    duplicates: int
+    place: float  # weight of a cell's place in the frame, 0 where parts lie anywhere
+    ordinary: float  # distance, median over cells of good parts
+    striking: float  # distance, median over good parts of their largest
+    zero_shot_ordinary: float  # the same of the zero-shot map, logits
+    zero_shot_striking: float
+    layout_limit: float  # a layout farther than this from all known ones is worth a warning
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """What a memory says of B tiles of N pictures."""
+
+    distances: Tensor  # (B, h, w) float32
+    strange: Tensor  # (N,) float32: how far each picture's layout is from the nearest known one
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A memory on its device, ready to judge. `sha256` is that of its content."""
+
+    about: About
+    sha256: str
+    bank: Tensor  # (K, D + 2) float32: descriptors, and where in the frame they were, times `place`
+    layouts: Tensor  # (N, T, L) float32, of every picture and tile
+    projection: Tensor | None  # (D, C) float32
+
+    def cells(self, levels: Sequence[Tensor]) -> Tensor:
+        """Levels of B tiles -> their descriptors (B, D, h, w)."""
+        return descriptors(levels, self.projection)
+
+    def distances(self, cells: Tensor, tiles: Sequence[Tile]) -> Tensor:
+        """(B, D, h, w) -> (B, h, w) float32: how far the nearest remembered descriptor is."""
+        queries = placed(cells, tiles, self.about.frame, self.about.place)
+        return nearest(queries.flatten(0, 1), self.bank).view(len(cells), *cells.shape[-2:])
+
+    def fuse(self, zero_shot: Tensor, distances: Tensor, threshold: float) -> Tensor:
+        """(B, S, S) P(abnormal) by words, (B, h, w) distances -> (B, S, S) float32 in (0, 1).
+
+        `threshold` is the lower of the bundle's own two: what is clearly more striking than good parts lies above it.
+        """
+        about, size = self.about, zero_shot.shape[-1]
+        spread = max(about.striking - about.ordinary, 1e-6)
+        remembered = (distances - about.ordinary) / spread
+        enlarged = functional.interpolate(remembered[:, None], (size, size), mode="bilinear", align_corners=False)[:, 0]
+        wide = max(about.zero_shot_striking - about.zero_shot_ordinary, LEAST_SPREAD)
+        told = (zero_shot.logit(1e-6) - about.zero_shot_ordinary) / wide
+        joined = MEMORY_SHARE * enlarged + (1.0 - MEMORY_SHARE) * told
+        return torch.sigmoid(GAIN * (joined - STRIKING) + logit(threshold))
+
+    def look(self, levels: Sequence[Tensor], tiles: Sequence[Tile], frame: tuple[int, int]) -> Remembered:
+        """Levels of B = N x T tiles of frames of H x W. Raises ImageError where the good parts had another size."""
+        if frame != self.about.frame:
+            height, width = self.about.frame
+            raise ImageError(
+                f"the frame has {frame[1]} x {frame[0]} pixels, the good parts that the recipe's memory was learnt "
+                f"from {width} x {height}: learn again"
+            )
+        cells = self.cells(levels)
+        return Remembered(self.distances(cells, tiles), self.strangeness(cells))
+
+    def strangeness(self, cells: Tensor) -> Tensor:
+        """(B, D, h, w) -> (N,): distance of the layout from the nearest known one, of the strangest tile."""
+        tiles = self.layouts.shape[1]
+        seen = layout(cells).view(-1, tiles, self.layouts.shape[2])
+        alike = torch.einsum("btl,ntl->btn", seen, self.layouts).amax(dim=2)
+        return (1.0 - alike).amax(dim=1)
+
+    def warnings(self, remembered: Remembered) -> list[str | None]:
+        """Of every picture: None, or that it is unlike everything seen."""
+        limit = self.about.layout_limit
+        return [
+            f"unlike every good part: distance {far:.3f}, known ones lie within {limit:.3f}; has the camera moved?"
+            if far > limit
+            else None
+            for far in remembered.strange.tolist()
+        ]
+
+
+def logit(probability: float) -> float:
+    """Of a probability, kept away from 0 and 1."""
+    return float(torch.tensor(probability, dtype=torch.float64).logit(1e-3))
+
+
+def placed(cells: Tensor, tiles: Sequence[Tile], frame: tuple[int, int], weight: float) -> Tensor:
+    """(B, D, h, w) -> (B, h w, D + 2): descriptors with their place in the frame, in frames, times `weight`.
+
+    The squared distance of two is then 2 (1 - cosine) + weight^2 (distance in the frame)^2.
+    """
+    batch, _, height, width = cells.shape
+    where = torch.empty(len(tiles), height, width, 2)
+    for number, tile in enumerate(tiles):
+        where[number, :, :, 0] = ((tile.rows.start + (torch.arange(height) + 0.5) * tile.height / height) / frame[0])[
+            :, None
+        ]
+        where[number, :, :, 1] = (tile.columns.start + (torch.arange(width) + 0.5) * tile.width / width) / frame[1]
+    flat = (weight * where).to(cells.device).view(len(tiles), -1, 2).repeat(batch // len(tiles), 1, 1)
+    return torch.cat([cells.flatten(2).transpose(1, 2), flat], dim=2)
+
+
+def nearest(queries: Tensor, bank: Tensor) -> Tensor:
+    """(n, D), (K, D) -> (n,): Euclidean distance to the nearest row of the bank."""
+    half = 0.5 * bank.square().sum(dim=1)
+    parts = []
+    for start in range(0, len(queries), CELLS_AT_ONCE):
+        part = queries[start : start + CELLS_AT_ONCE]
+        # the smallest |q - b|^2 = |q|^2 - 2 max(q.b - |b|^2 / 2)
+        best = torch.addmm(-half, part, bank.T).amax(dim=1)
+        parts.append((part.square().sum(dim=1) - 2.0 * best).clamp_min(0.0).sqrt())
+    return torch.cat(parts)

@@ -1,0 +1,116 @@
+"""`flawline learn` on files: what it writes, what it says, and the way back."""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from tiny_bundle import write_tiny_bundle
+
+from flawline.agent.cli import cli
+from flawline.config.errors import ConfigError, FlawlineError, ImageError
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture
+def line(tmp_path: Path, bundle: Path) -> Path:
+    """A configuration with a comment, and six good parts in `good/`."""
+    file = tmp_path / "line.toml"
+    recipes = '# the press\n[recipes.default]\n[recipes.plates]\nobject = "plate"  # words\n'
+    file.write_text(f'{recipes}[model]\nbundle = "{bundle}"\ndevice = "cpu"\n')
+    for number in range(6):
+        write_part(tmp_path / "good" / f"{number}.png", number)
+    return file
+
+
+def write_part(path: Path, number: int, *, scratched: bool = False) -> None:
+    picture = np.random.default_rng(number).normal(120, 6, (64, 64, 3))
+    if scratched:
+        picture[8:24, 44:60] = (255, 0, 0)
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(path)
+
+
+def learn(file: Path, *options: str) -> Any:
+    """What `flawline learn` prints. Raises what it raises."""
+    command = ["learn", "--config", str(file), "--recipe", "plates", *options]
+    done = CliRunner().invoke(cli, command, standalone_mode=False)
+    if done.exception is not None:
+        raise done.exception
+    return done.stdout
+
+
+def memory_of(file: Path) -> str | None:
+    recipe: dict[str, Any] = tomllib.loads(file.read_text())["recipes"]["plates"]
+    return recipe.get("memory")
+
+
+def test_versions_are_kept_and_taken_back(line: Path) -> None:
+    good = line.parent / "good"
+    first = json.loads(learn(line, "--good", str(good), "--json"))
+    assert memory_of(line) == f"memory/plates.0001.{first['memory_sha256'][:12]}.safetensors"
+    assert line.read_text().startswith("# the press\n")
+    again = json.loads(learn(line, "--good", str(good), "--json"))
+    assert again["memory_sha256"] == first["memory_sha256"]
+    assert len(list((line.parent / "memory").iterdir())) == 1
+    write_part(good / "6.png", 6)
+    second = json.loads(learn(line, "--good", str(good), "--json"))
+    assert second["memory_sha256"] != first["memory_sha256"]
+    assert memory_of(line) == f"memory/plates.0002.{second['memory_sha256'][:12]}.safetensors"
+    assert "0001" in learn(line, "--rollback")
+    assert memory_of(line) == f"memory/plates.0001.{first['memory_sha256'][:12]}.safetensors"
+    assert "words alone" in learn(line, "--rollback")
+    assert memory_of(line) is None
+    with pytest.raises(ConfigError, match=r"recipes\.plates has no memory"):
+        learn(line, "--rollback")
+
+
+def test_a_defective_part_and_a_double_are_named(line: Path) -> None:
+    good = line.parent / "good"
+    write_part(good / "scratched.png", 7, scratched=True)
+    write_part(good / "double.png", 0)
+    said = learn(line, "--good", str(good))
+    assert "left out, unlike the other good parts: scratched.png" in said
+    assert "the same picture again: double.png" in said
+    assert "learnt 6 good parts" in said
+
+
+def test_one_picture_is_learnt_with_a_note(line: Path) -> None:
+    for number in range(1, 6):
+        (line.parent / "good" / f"{number}.png").unlink()
+    assert "the bundle's own scale is used" in learn(line, "--good", str(line.parent / "good"))
+
+
+@pytest.mark.parametrize(
+    ("name", "picture", "kind", "said"),
+    [
+        ("small.png", np.zeros((32, 64, 3), np.uint8), ImageError, r"small\.png: is 64 x 32 pixels"),
+        ("deep.png", np.zeros((64, 64), np.uint16), ImageError, r"deep\.png: is Mono16"),
+    ],
+)
+def test_pictures_that_do_not_belong_together_are_refused(
+    line: Path, name: str, picture: Any, kind: type[FlawlineError], said: str
+) -> None:
+    Image.fromarray(picture).save(line.parent / "good" / name)
+    with pytest.raises(kind, match=said):
+        learn(line, "--good", str(line.parent / "good"))
+    assert memory_of(line) is None
+
+
+def test_nothing_to_learn_from_is_said(line: Path) -> None:
+    (line.parent / "empty").mkdir()
+    with pytest.raises(ConfigError, match="holds no pictures"):
+        learn(line, "--good", str(line.parent / "empty"))
+    with pytest.raises(ConfigError, match="--good: name the folder"):
+        learn(line)

@@ -1,0 +1,217 @@
+"""The memory of good parts: what it holds, what it refuses, how it scales and joins the zero-shot map."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from tiny_bundle import write_tiny_bundle
+
+from flawline.config.errors import ConfigError, ImageError
+from flawline.config.recipe import Recipe
+from flawline.models.coreset import coreset, outliers
+from flawline.models.descriptors import MOST_CHANNELS, projection
+from flawline.models.inspector import Inspector
+from flawline.models.memory import nearest
+from flawline.models.memory_file import read_memory, write_memory
+from flawline.models.memory_learn import Learner, Learnt
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def inspector(tmp_path_factory: pytest.TempPathFactory) -> Inspector:
+    return Inspector.load(write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny", region=0.5), device="cpu")
+
+
+def good_part(number: int) -> NDArray[np.uint8]:
+    """A grey plate with a bright bar, its noise its own."""
+    picture = np.random.default_rng(number).normal(120, 6, (64, 64, 3))
+    picture[20:44, 28:36] += 80
+    return picture.clip(0, 255).astype(np.uint8)
+
+
+def bad_part(number: int) -> NDArray[np.uint8]:
+    picture = good_part(number)
+    picture[8:24, 44:60] = (255, 0, 0)
+    return picture
+
+
+def learnt(inspector: Inspector, pictures: list[NDArray[np.uint8]], recipe: Recipe | None = None) -> Learnt:
+    learner = Learner(inspector, "plates", recipe or Recipe())
+    for number, picture in enumerate(pictures):
+        learner.add(picture, f"{number}.png")
+    return learner.learn()
+
+
+def test_the_same_pictures_in_any_order_give_the_same_memory(inspector: Inspector) -> None:
+    pictures = [good_part(number) for number in range(5)]
+    first, second = learnt(inspector, pictures).memory, learnt(inspector, pictures[::-1]).memory
+    other = learnt(inspector, [*pictures[:4], good_part(9)]).memory
+    assert first.sha256 == second.sha256
+    assert first.sha256 != other.sha256
+
+
+def test_a_file_gives_the_memory_back(inspector: Inspector, tmp_path: Path) -> None:
+    memory = learnt(inspector, [good_part(0), good_part(1)]).memory
+    write_memory(tmp_path / "m.safetensors", memory)
+    again = read_memory(tmp_path / "m.safetensors")
+    assert again.sha256 == memory.sha256
+    assert again.about == memory.about
+    assert torch.equal(again.bank, memory.bank)
+
+
+def test_damage_to_the_file_is_noticed(inspector: Inspector, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    write_memory(path, learnt(inspector, [good_part(0), good_part(1)]).memory)
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"m\.safetensors.*damaged"):
+        read_memory(path)
+    path.write_bytes(b"no memory")
+    with pytest.raises(ConfigError, match=r"m\.safetensors"):
+        read_memory(path)
+    with pytest.raises(ConfigError, match=r"gone\.safetensors"):
+        read_memory(tmp_path / "gone.safetensors")
+
+
+def test_a_memory_of_another_bundle_or_of_other_words_is_refused(inspector: Inspector, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    write_memory(path, learnt(inspector, [good_part(0), good_part(1)]).memory)
+    other = Inspector.load(write_tiny_bundle(tmp_path / "other", region=0.4), device="cpu")
+    with pytest.raises(ConfigError, match=r"m\.safetensors: was learnt with bundle"):
+        other.prepare(Recipe(memory=str(path)))
+    with pytest.raises(ConfigError, match=r"m\.safetensors: was learnt with other words"):
+        inspector.prepare(Recipe(object="gear", memory=str(path)))
+    with pytest.raises(ConfigError, match=r"m\.safetensors: was learnt with other roi"):
+        inspector.prepare(Recipe(roi=(0, 0, 32, 32), memory=str(path)))
+
+
+def test_a_defect_stands_out_from_the_memory_and_a_good_part_does_not(inspector: Inspector, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    memory = learnt(inspector, [good_part(number) for number in range(6)]).memory
+    write_memory(path, memory)
+    recipe = Recipe(memory=str(path), min_defect_area_px=4)
+    bad, good = inspector.trace(bad_part(20), recipe), inspector.trace(good_part(21), recipe)
+    spot = np.zeros((64, 64), bool)
+    spot[8:24, 44:60] = True
+    assert bad.clip_map[spot].mean() > 3 * bad.clip_map[~spot].mean()
+    assert bad.clip_map.max() > 0.9
+    assert good.clip_map.max() < 0.5
+    assert good.stages == []  # the clean frame's gate goes by the fused map
+
+
+def test_a_frame_of_another_size_is_refused(inspector: Inspector, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    write_memory(path, learnt(inspector, [good_part(0), good_part(1)]).memory)
+    with pytest.raises(ImageError, match="64 x 64"):
+        inspector.inspect(np.zeros((50, 64, 3), np.uint8), Recipe(memory=str(path)))
+
+
+def test_a_frame_unlike_everything_is_said(inspector: Inspector, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    write_memory(path, learnt(inspector, [good_part(number) for number in range(6)]).memory)
+    recipe = Recipe(memory=str(path))
+    assert inspector.inspect(good_part(30), recipe).warning is None
+    moved = 255 - good_part(30)
+    warning = inspector.inspect(moved, recipe).warning
+    assert warning is not None
+    assert "unlike" in warning
+    assert inspector.inspect(moved, Recipe()).warning is None
+
+
+def test_a_defective_part_among_the_good_ones_is_shown_and_left_out(inspector: Inspector) -> None:
+    pictures = [good_part(number) for number in range(8)]
+    with_outlier = learnt(inspector, [*pictures[:3], bad_part(40), *pictures[3:]])
+    assert [shown.name for shown in with_outlier.pictures if shown.use == "outlier"] == ["3.png"]
+    assert with_outlier.memory.about.outliers == 1
+    assert torch.equal(with_outlier.memory.bank, learnt(inspector, pictures).memory.bank)
+
+
+@pytest.mark.parametrize(
+    ("largest", "expected"),
+    [
+        ([1.0, 1.1, 0.9, 1.0, 3.0], [False, False, False, False, True]),
+        ([1.0, 1.1, 0.9, 1.0, 1.15], [False] * 5),
+        ([1.0, 1.0, 1.0, 5.0], [False] * 4),  # too few to tell
+    ],
+)
+def test_the_rule_for_outliers(largest: list[float], expected: list[bool]) -> None:
+    assert outliers(np.array(largest)).tolist() == expected
+
+
+def test_duplicates_count_once_and_sizes_must_agree(inspector: Inspector) -> None:
+    twice = learnt(inspector, [good_part(0), good_part(1), good_part(0)])
+    assert [shown.use for shown in twice.pictures] == ["learnt", "learnt", "duplicate"]
+    assert twice.memory.about.pictures == 2
+    learner = Learner(inspector, "plates", Recipe())
+    with pytest.raises(ConfigError, match="at least one"):
+        learner.learn()
+    learner.add(good_part(0), "first.png")
+    with pytest.raises(ImageError, match=r"small\.png"):
+        learner.add(np.zeros((32, 64, 3), np.uint8), "small.png")
+    with pytest.raises(ImageError, match=r"deep\.png"):
+        learner.add(np.zeros((64, 64, 3), np.uint16), "deep.png")  # type: ignore[arg-type]
+
+
+def test_the_scale_is_that_of_each_good_part_against_the_others(inspector: Inspector) -> None:
+    pictures = [good_part(number) for number in range(4)]
+    result = learnt(inspector, pictures)
+    largest = []
+    for number, picture in enumerate(pictures):
+        others = learnt(inspector, pictures[:number] + pictures[number + 1 :]).memory
+        others = replace(others, about=others.about.model_copy(update={"place": result.memory.about.place}))
+        encoded = inspector.encode([picture])
+        largest.append(float(others.distances(others.cells(inspector.levels(encoded)), encoded.tiles).max()))
+    assert result.memory.about.place == others.about.place
+    assert result.memory.about.striking == pytest.approx(float(np.median(largest)), rel=0.02)
+
+
+def test_one_picture_is_enough(inspector: Inspector, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    memory = learnt(inspector, [good_part(0)]).memory
+    write_memory(path, memory)
+    recipe = Recipe(memory=str(path))
+    assert memory.about.striking > memory.about.ordinary > 0
+    bad, good = (inspector.inspect(picture, recipe) for picture in (bad_part(50), good_part(51)))
+    assert bad.anomaly_map.max() > good.anomaly_map.max()
+
+
+def test_the_fused_map_rises_with_either_part(inspector: Inspector) -> None:
+    memory = learnt(inspector, [good_part(number) for number in range(3)]).memory
+    words = torch.linspace(0.0, 1.0, 8).view(8, 1, 1).expand(8, 8, 8)
+    far = torch.linspace(0.0, 2.0, 8).view(8, 1, 1).expand(8, 8, 8)
+    by_words = memory.fuse(words, torch.full((8, 8, 8), memory.about.striking), 0.5)[:, 4, 4]
+    by_memory = memory.fuse(torch.full((8, 8, 8), 0.5), far, 0.5)[:, 4, 4]
+    assert bool((by_words.diff() >= 0).all())
+    assert bool((by_memory.diff() >= 0).all())
+    assert by_words[-1] > by_words[0]
+    assert by_memory[-1] > by_memory[0]
+    assert 0.0 <= float(by_memory.min()) <= float(by_memory.max()) <= 1.0
+
+
+def test_the_core_covers_and_is_the_same_each_time() -> None:
+    generator = torch.Generator().manual_seed(0)
+    clouds = torch.cat([torch.randn(200, 8, generator=generator) * 0.05 + centre for centre in (0.0, 3.0, 9.0)])
+    lonely = torch.full((1, 8), -6.0)
+    rows = torch.cat([clouds, lonely])
+    chosen = coreset(rows, 20)
+    assert len(set(chosen.tolist())) == 20
+    assert 600 in chosen.tolist()
+    assert torch.equal(chosen, coreset(rows, 20))
+    random = torch.randperm(len(rows), generator=generator)[:20]
+    assert nearest(rows, rows[chosen]).max() < 0.5 * nearest(rows, rows[random]).max()
+    assert torch.equal(coreset(rows[:10], 20), torch.arange(10))
+
+
+def test_wide_features_are_projected_without_losing_their_angles() -> None:
+    assert projection(MOST_CHANNELS) is None
+    wide = torch.randn(40, 2048, generator=torch.Generator().manual_seed(3))
+    wide = torch.nn.functional.normalize(wide + 0.7 * wide[:1], dim=1)
+    matrix = projection(2048)
+    assert matrix is not None
+    narrow = torch.nn.functional.normalize(wide @ matrix.T, dim=1)
+    assert float((narrow @ narrow.T - wide @ wide.T).abs().max()) < 0.25
