@@ -32,7 +32,7 @@ LAYOUT_FACTOR = 2.0
 
 @dataclass(frozen=True)
 class Scale:
-    """The bundle's own scale, where one picture cannot say how good parts differ; medians over drawn products."""
+    """The bundle's own scale: how far two good parts are from one another, medians over drawn products."""
 
     ordinary: float = 0.3
     striking: float = 0.58
@@ -190,7 +190,8 @@ class Learner:
     def _leave_one_out(self, pictures: Sequence[Described], place: float) -> "_Scores":
         """How each picture's cells look to a memory of the others.
 
-        The core without one picture: what came from it is replaced by the nearest that others have.
+        The core without one picture: what came from it is replaced by the nearest that others have. The bundle's
+        own scale counts as one more picture, so that two or three do not say alone how much good parts differ.
         """
         rows = self._rows(pictures, place)
         candidates, source, core, core_source = self._core(rows)
@@ -209,7 +210,8 @@ class Learner:
             distances = nearest(queries, torch.cat([core[~own], substitutes[own]]))
             medians.append(float(distances.median()))
             largest.append(float(distances.max()))
-        return _Scores(place, core, float(np.median(medians)), float(np.median(largest)), np.array(largest))
+        ordinary, striking = np.median([*medians, OWN_SCALE.ordinary]), np.median([*largest, OWN_SCALE.striking])
+        return _Scores(place, core, float(ordinary), float(striking), np.array(largest))
 
     def _memory(self, kept: Sequence[Described], scores: "_Scores", left_out: int) -> Memory:
         towers = self._inspector.towers
