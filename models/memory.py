@@ -44,6 +44,7 @@ class About(BaseModel):
     localiser: str
     frame: tuple[int, int]  # H, W of the pictures
     roi: Box | None
+    ignore: tuple[Box, ...]
     tiling: TilingSettings
     pictures: int  # that it remembers
     outliers: int  # that were left out

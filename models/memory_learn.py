@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from flawline.config.errors import ConfigError, ImageError
 from flawline.config.recipe import Recipe
@@ -69,6 +70,7 @@ class Described:
     frame: tuple[int, int]  # H, W
     tiles: list[Tile]
     cells: Tensor  # (T, D, h, w) float16 on the CPU
+    counted: Tensor  # (T h w,) bool: cells that do not lie in an ignored box
     layout: Tensor  # (T, L) float16 on the CPU
     zero_shot: tuple[float, float]  # median and largest logit of the map by words
 
@@ -110,13 +112,18 @@ class Learner:
             wanted = projection(sum(level.shape[1] for level in levels))
             self._projection = None if wanted is None else wanted.to(inspector.towers.device)
         cells = descriptors(levels, self._projection)
-        logits = inspector.zero_shot(encoded, self._recipe).flatten().logit(1e-6)
+        keep = inspector.counted(encoded, self._recipe)
+        logits = inspector.zero_shot(encoded, self._recipe)[keep].logit(1e-6)
+        counted = functional.adaptive_avg_pool2d(keep[:, None].float(), cells.shape[-2:]) > 0.5
+        if not bool(counted.any()):
+            raise ConfigError(f"{name}: nothing is left to learn from: the recipe's `ignore` covers all of it")
         return Described(
             name,
             hashlib.sha256(picture.tobytes()).digest(),
             (encoded.height, encoded.width),
             encoded.tiles,
             cells.to("cpu", torch.float16),
+            counted.flatten().cpu(),
             layout(cells).to("cpu", torch.float16),
             (float(logits.median()), float(logits.max())),
         )
@@ -161,9 +168,12 @@ class Learner:
         )
 
     def _rows(self, pictures: Sequence[Described], place: float) -> list[Tensor]:
-        """Of every picture (T h w, D + 2) float32 on the device."""
+        """Of every picture's counted cells (n, D + 2) float32 on the device."""
         device = self._inspector.towers.device
-        return [placed(one.cells.to(device).float(), one.tiles, one.frame, place).flatten(0, 1) for one in pictures]
+        return [
+            placed(one.cells.to(device).float(), one.tiles, one.frame, place).flatten(0, 1)[one.counted.to(device)]
+            for one in pictures
+        ]
 
     def _core(self, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Candidates and the picture each is from, the core's rows and the picture each is from."""
@@ -226,6 +236,7 @@ class Learner:
             localiser=prepared.localiser,
             frame=kept[0].frame,
             roi=self._recipe.roi,
+            ignore=self._recipe.ignore,
             tiling=self._recipe.tiling,
             pictures=len(kept),
             outliers=left_out,

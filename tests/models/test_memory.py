@@ -171,6 +171,16 @@ def test_the_scale_is_that_of_each_good_part_against_the_others(inspector: Inspe
     assert result.memory.about.striking == pytest.approx(expected, rel=0.02)
 
 
+def test_what_is_ignored_is_not_learnt(inspector: Inspector) -> None:
+    marked = [good_part(number) for number in range(6)]
+    for number, picture in enumerate(marked):  # a serial number: different on every part
+        picture[:16, 40:] = np.random.default_rng(100 + number).integers(0, 255, (16, 24, 3))
+    with_box = learnt(inspector, marked, Recipe(ignore=((40, 0, 24, 16),))).memory
+    without = learnt(inspector, marked).memory
+    assert with_box.about.striking < without.about.striking
+    assert len(with_box.bank) == 6 * (64 - 2 * 3)
+
+
 def test_one_picture_is_enough(inspector: Inspector, tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     memory = learnt(inspector, [good_part(0)]).memory
