@@ -27,17 +27,20 @@ PLACE = 3.0
 """Weight of a place in the frame, where parts always lie alike: a tenth of the frame away is as a cosine of 0.955."""
 FIXTURED = 1.08
 """Parts lie alike where giving weight to the place makes good parts at most this much more distant."""
+FEW = 5
+LEAST_LAYOUT = 0.02  # parts that are all but equal may still differ so much
 LAYOUT_FACTOR = 2.0
 """A layout this many times farther than the good parts' own farthest is unlike everything seen."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The bundle's own scale: how far two good parts are from one another, medians over drawn products."""
+    """The bundle's own scale: how far two good parts are from one another. Of drawn products, the median of what is
+    ordinary and the upper quartile of what is striking."""
 
     ordinary: float = 0.3
-    striking: float = 0.58
-    layout: float = 0.15
+    striking: float = 0.69
+    layout: float = 0.3
 
 
 OWN_SCALE = Scale()
@@ -114,7 +117,8 @@ class Learner:
         cells = descriptors(levels, self._projection)
         keep = inspector.counted(encoded, self._recipe)
         logits = inspector.zero_shot(encoded, self._recipe)[keep].logit(1e-6)
-        counted = functional.adaptive_avg_pool2d(keep[:, None].float(), cells.shape[-2:]) > 0.5
+        grid = (int(cells.shape[-2]), int(cells.shape[-1]))
+        counted = functional.adaptive_avg_pool2d(keep[:, None].float(), grid) > 0.5
         if not bool(counted.any()):
             raise ConfigError(f"{name}: nothing is left to learn from: the recipe's `ignore` covers all of it")
         return Described(
@@ -266,13 +270,14 @@ class _Scores:
 
 
 def farthest_layout(layouts: Tensor) -> float:
-    """(N, T, L) -> the largest distance of a picture's layout to the nearest other one's; of one, the bundle's own."""
+    """(N, T, L) -> the largest distance of a picture's layout to the nearest other one's; of fewer than five, the
+    bundle's own where that is more."""
     count = len(layouts)
+    largest = OWN_SCALE.layout if count < FEW else LEAST_LAYOUT
     if count < 2:
-        return OWN_SCALE.layout
-    largest = 0.0
+        return largest
     for number in range(count):
         others = torch.cat([layouts[:number], layouts[number + 1 :]])
         alike = torch.einsum("tl,ntl->tn", layouts[number], others).amax(dim=1)
         largest = max(largest, float((1.0 - alike).max()))
-    return max(largest, 0.02)
+    return largest
