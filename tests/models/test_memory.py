@@ -17,6 +17,7 @@ from flawline.models.inspector import Inspector
 from flawline.models.memory import nearest
 from flawline.models.memory_file import read_memory, write_memory
 from flawline.models.memory_learn import OWN_SCALE, Learner, Learnt
+from flawline.models.pyramid import MEMORY_LEVELS, Lite0Pyramid
 
 torch.set_num_threads(1)
 
@@ -226,3 +227,14 @@ def test_wide_features_are_projected_without_losing_their_angles() -> None:
     assert matrix is not None
     narrow = torch.nn.functional.normalize(wide @ matrix.T, dim=1)
     assert float((narrow @ narrow.T - wide @ wide.T).abs().max()) < 0.25
+
+
+def test_the_embedded_trunk_hands_out_its_backbone_features() -> None:
+    trunk = Lite0Pyramid().eval()
+    picture = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        levels = trunk.forward_intermediates(picture, indices=[0, 1, 2, *MEMORY_LEVELS], intermediates_only=True)
+        fine, middle, _ = trunk.backbone_features(picture)
+    assert [level.shape[1] for level in levels[:3]] == [64, 64, 64]
+    assert torch.equal(levels[3], fine)
+    assert torch.equal(levels[4], middle)
