@@ -37,5 +37,17 @@ format: install-dev
 chaos: install-dev
 	$(BIN)/python tests/chaos.py --triggers 20000 --fuzz 100000
 
+# Memory, handles and threads of a running agent at start and end: `make soak MINUTES=60`.
+soak: install
+	$(BIN)/python tests/soak.py --minutes $(MINUTES)
+
+# All that a machine without a network needs, for the same Python and processor as this one: `make wheelhouse`, carry the
+# folder over, then `sh wheelhouse/install.sh`. EXTRAS=[gentl] adds a camera library.
+wheelhouse: install
+	rm -rf $(WHEELHOUSE) && mkdir -p $(WHEELHOUSE)
+	$(BIN)/python -m pip wheel --quiet --wheel-dir $(WHEELHOUSE) '.$(EXTRAS)'
+	cp systemd/install.sh $(WHEELHOUSE)/
+	cd $(WHEELHOUSE) && sha256sum *.whl install.sh > SHA256SUMS
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(WHEELHOUSE)

@@ -7,10 +7,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flawline.agent import shot
-from flawline.agent.observer import JudgedFrame
 from flawline.agent.shot import Shot
 from flawline.agent.wire import Header
 from flawline.config.settings_preview import PreviewSettings
@@ -54,7 +52,7 @@ class Fail:
 
 
 class Board:
-    """An observer. Everything it keeps is bounded; `events` are numbered, so that every page knows what it has."""
+    """Everything it keeps is bounded. Verdicts are counted through, so that every page knows which ones it has."""
 
     def __init__(self, settings: PreviewSettings, cameras: list[str]) -> None:
         self._settings = settings
@@ -67,14 +65,8 @@ class Board:
         self._until = self._next_shift(time.time())
         self.number = 0
 
-    def judged(self, frame: JudgedFrame) -> None:
-        """Take note of one verdict, or of what follows it."""
-        if frame.kind == "verdict":
-            self._note(frame.header)
-        if frame.header["result"] == "fail" and frame.picture is not None:
-            self._keep(frame, frame.picture)
-
-    def _note(self, header: Header) -> None:
+    def note(self, header: Header) -> None:
+        """Take note of one verdict."""
         self.number += 1
         self._turn_shift()
         camera, result = header["camera"], header["result"]
@@ -92,15 +84,19 @@ class Board:
             }
         )
 
-    def _keep(self, frame: JudgedFrame, picture: NDArray[np.uint8]) -> None:
-        """Copy a failed part; a refined mask replaces the first one."""
-        header, now = frame.header, time.monotonic()
-        if header["seq"] not in self.fails:
-            if now - self._copied_at.get(header["camera"], 0.0) < 1.0 / _FAILS_PER_S:
-                return
-            self._copied_at[header["camera"]] = now
-        taken = shot.take(header, picture, frame.mask, frame.anomaly_map, frame.points, self._settings.long_side)
-        self.fails[header["seq"]] = Fail(taken, {})
+    def wants(self, header: Header) -> bool:
+        """Whether a copy of the failed part is to be kept: not of every one where every part fails."""
+        if header["result"] != "fail":
+            return False
+        now = time.monotonic()
+        if header["seq"] not in self.fails and now - self._copied_at.get(header["camera"], -1e9) < 1.0 / _FAILS_PER_S:
+            return False
+        self._copied_at[header["camera"]] = now
+        return True
+
+    def keep(self, taken: Shot) -> None:
+        """Keep a failed part among the last ones; what is refined replaces what was there."""
+        self.fails[taken.header["seq"]] = Fail(taken, {})
         while len(self.fails) > self._settings.fails_kept:
             self.fails.popitem(last=False)
 

@@ -18,6 +18,7 @@ from flawline.agent.cli_cameras import cameras
 from flawline.agent.cli_inspect import inspect
 from flawline.agent.cli_learn import learn
 from flawline.agent.cli_models import models
+from flawline.agent.cli_service import SERVICE
 from flawline.agent.cli_training import train_demo
 from flawline.agent.cli_workbench import WORKBENCH
 from flawline.agent.control import ask
@@ -134,13 +135,14 @@ def keys(folder: Path, name: str) -> None:
 
 
 for command in (
+    *SERVICE,
     *WORKBENCH,
-    train_demo,
-    cameras,
     bench,
+    cameras,
     inspect,
-    models,
     learn,
+    models,
+    train_demo,
 ):
     cli.add_command(command)
 

@@ -151,7 +151,7 @@ class _Judge:
             to_rgb8(pixels, pixel_format, picture)
             result = self._inspector.inspect(picture)
         except ImageError as error:
-            text = str(error)
+            text = str(error) if str(path) in str(error) else f"{path}: {error}"
             record = self._record(path, result="error", reason="bad_frame", detail=text, score=None, defects=[])
             self._save(target, record, {})
             return inspect_report.Line(record)

@@ -9,7 +9,7 @@ import rich.console
 import rich.table
 
 from flawline.agent.progress_bytes import ByteProgress, megabytes
-from flawline.config.errors import BundleError, ConfigError
+from flawline.config.errors import BundleError, ConfigError, FlawlineError
 from flawline.models.bundle import MANIFEST, Bundle, find, installed, read_bundle, user_folder
 from flawline.models.known_bundles import KNOWN, Activation, KnownBundle, known_bundle
 
@@ -120,7 +120,7 @@ def fetch(
         with ByteProgress() as progress:
             bundle = fetch_bundle(plan, progress.update)
     except KeyboardInterrupt:
-        raise BundleError(f"{plan.folder}: interrupted; the same command goes on from there") from None
+        raise FlawlineError(f"{plan.folder}: interrupted; the same command goes on from there") from None
     click.echo(f"{bundle.name}: {bundle.folder}")
     if bundle.manifest.adapter is None:
         click.echo("no adapter: the training-free localiser serves; --adapter FILE adds trained layers")

@@ -161,12 +161,21 @@ class Stream:
                 if packet.is_keyframe:
                     key_at = now
                 for viewer in viewers & self._viewers:
-                    if not viewer.offer(packet, drawing):
-                        self._key_wanted = True
+                    self._hand(viewer, packet, drawing)
             for future in stills:
                 if not future.done():
                     future.set_result(still)
             await asyncio.sleep(max(0.0, least * 0.9 - (time.monotonic() - now)))
+
+    def _hand(self, viewer: Viewer, packet: av.Packet, drawing: str) -> None:
+        """A viewer whose connection breaks just now costs only itself."""
+        try:
+            in_step = viewer.offer(packet, drawing)
+        except Exception:
+            log.exception("viewer_failed", camera=self._camera)
+            self._viewers.discard(viewer)
+        else:
+            self._key_wanted |= not in_step
 
     def _encode(
         self, shot: Shot | None, timestamp: int, key: bool, video: bool, still: bool

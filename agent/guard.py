@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import ipaddress
 from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -78,7 +79,10 @@ class Guard:
         """On loopback a foreign name in `Host` means that a web page made its name point at this machine."""
         if not self._local or self._token is not None:
             return True
-        host = request.headers.get("Host", "").rsplit(":", 1)[0].strip("[]")
+        try:
+            host = urlsplit(f"//{request.headers.get('Host', '')}").hostname or ""
+        except ValueError:
+            return False
         return is_loopback(host) or host == self._host
 
     def cors(self, request: web.Request) -> dict[str, str]:

@@ -24,7 +24,8 @@ async def keep_house(outbox: Outbox, settings: JournalSettings) -> None:
                 dropped = await outbox.on_journal(outbox.journal.drop_old, settings.keep_days, settings.keep_verdicts)
                 await asyncio.sleep(_PAUSE_S)
             await asyncio.to_thread(outbox.journal.checkpoint)
-            if outbox.journal.unwritten:
-                await outbox.on_journal(outbox.journal.commit, [])
+            if outbox.journal_fails or outbox.journal.unwritten:
+                await outbox.try_journal()
+            await outbox.on_archive(outbox.journal.lay_ballast)
         except JournalError as error:
             log.debug("housekeeping_failed", error=str(error))

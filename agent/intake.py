@@ -31,6 +31,7 @@ from flawline.config.recipe import Recipe
 from flawline.config.settings_camera import CameraSettings
 
 log = structlog.get_logger()
+_CLOSE_LIMIT_S = 5.0
 _GRAB_S = 0.25  # a camera's thread looks up so often to see whether it should go on
 
 
@@ -182,33 +183,44 @@ class Intake:
         """Grab until the source ends or the agent stops; a lost camera is opened again with back-off."""
         loop = asyncio.get_running_loop()
         pause = 0.5
-        with ThreadPoolExecutor(1, f"camera-{line.name}") as thread:
-            while not self.stopping.is_set():
-                line.seen_mono = time.monotonic()
-                try:
-                    await loop.run_in_executor(thread, line.camera.open)
-                    if line.state == "lost":
-                        log.info("camera_back", camera=line.name)
-                    line.state, line.out_of_step, line.error, pause = "up", False, None, 0.5
-                    line.tried.set()
-                    await self._grab_all(line, thread)
-                except EndOfFrames:
-                    log.info("camera_at_end", camera=line.name)
-                    line.state = "ended"
-                    return
-                except Exception as error:  # one camera's fault, even a driver's own, is not the others'
-                    if not isinstance(error, FlawlineError):
-                        log.exception("camera_driver_failed", camera=line.name)
-                    if line.state != "lost":
-                        log.error("camera_lost", camera=line.name, error=str(error))
-                    line.state, line.error = "lost", str(error)
-                    line.tried.set()
-                    await self._sleep(pause)
-                    pause = min(pause * 2, 10.0)
-                finally:
-                    self._fail_pending(line, line.error or f"camera {line.name!r} was closed")
-                    await loop.run_in_executor(thread, line.camera.close)
-            line.state = "closed"
+        thread = ThreadPoolExecutor(1, f"camera-{line.name}")
+        while not self.stopping.is_set():
+            line.seen_mono = time.monotonic()
+            try:
+                await loop.run_in_executor(thread, line.camera.open)
+                if line.state == "lost":
+                    log.info("camera_back", camera=line.name)
+                line.state, line.out_of_step, line.error, pause = "up", False, None, 0.5
+                line.tried.set()
+                await self._grab_all(line, thread)
+            except EndOfFrames:
+                log.info("camera_at_end", camera=line.name)
+                line.state = "ended"
+                return
+            except Exception as error:  # one camera's fault, even a driver's own, is not the others'
+                if isinstance(error, ConfigError) and line.state == "closed":
+                    raise  # the very first open: what the camera refuses is a wrong configuration
+                if not isinstance(error, FlawlineError):
+                    log.exception("camera_driver_failed", camera=line.name)
+                if line.state != "lost":
+                    log.error("camera_lost", camera=line.name, error=str(error))
+                line.state, line.error = "lost", str(error)
+                line.tried.set()
+                await self._sleep(pause)
+                pause = min(pause * 2, 10.0)
+            finally:
+                self._fail_pending(line, line.error or f"camera {line.name!r} was closed")
+                await self._close(line, thread)
+        line.state = "closed"
+
+    async def _close(self, line: Line, thread: ThreadPoolExecutor) -> None:
+        """A driver that hangs must not hold up the verdicts of the others when the agent stops."""
+        closed = asyncio.get_running_loop().run_in_executor(thread, line.camera.close)
+        await asyncio.wait([closed], timeout=_CLOSE_LIMIT_S)
+        if not closed.done():
+            log.error("camera_hangs", camera=line.name)
+        if self.stopping.is_set():
+            thread.shutdown(wait=False)
 
     async def _sleep(self, seconds: float) -> None:
         try:
@@ -363,6 +375,7 @@ class Intake:
                 "waiting": self._pipeline.queued(line.name),
                 "camera_seq": self._outbox.camera_seqs.get(line.name, 0),
                 "error": line.error,
+                "device": line.camera.info(),
             }
             for line in self.lines.values()
         }

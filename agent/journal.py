@@ -27,6 +27,7 @@ from flawline.config.errors import ConfigError, JournalError
 
 log = structlog.get_logger()
 _KEPT_UNWRITTEN = 20_000  # verdicts kept in memory while the journal cannot be written
+_BALLAST = 1 << 20  # bytes
 _STEP = 200  # rows in one step of catching up or forgetting, about a millisecond
 
 
@@ -46,11 +47,13 @@ class Journal:
         self._lock = self._lock_folder()
         self._mark = NumberMark(folder / "seq.mark")
         self._spill = Spill(folder / "spill")
+        self._ballast = folder / "ballast"
         self._found_version = 0
         self._database = self._open()
         self._reader = self._connect(self.file)
         self._keeper = self._connect(self.file)
         self._take_up_numbers(durability)
+        self.lay_ballast()
 
     def _lock_folder(self) -> int:
         """Only one agent may write here. The lock goes with the process, however it ends."""
@@ -71,12 +74,29 @@ class Journal:
             return self._connect(self.file, first=True)
         except CorruptJournal as error:
             log.error("journal_corrupt", error=str(error))
+        except JournalError as error:
+            if not self._ballast.exists():
+                raise
+            # Opening takes a little room. It was laid by for this: a line must start on a full disk too.
+            log.error("journal_disk_full", error=str(error))
+            self._ballast.unlink()
+            return self._connect(self.file, first=True)
         self.set_aside = self.file.with_name(f"journal.corrupt-{time.time_ns()}.sqlite")
         for suffix in ("", "-wal", "-shm"):
             part = Path(f"{self.file}{suffix}")
             if part.exists():
                 part.rename(f"{self.set_aside}{suffix}")
         return self._connect(self.file, first=True)
+
+    def lay_ballast(self) -> None:
+        """Lay by the room that opening takes on a full disk; where it is full already, later."""
+        if not self._ballast.exists():
+            part = self._ballast.with_suffix(".part")
+            try:
+                part.write_bytes(bytes(_BALLAST))
+                part.rename(self._ballast)
+            except OSError:
+                part.unlink(missing_ok=True)
 
     def _connect(self, file: Path, *, first: bool = False) -> sqlite3.Connection:
         database: sqlite3.Connection | None = None
@@ -108,7 +128,7 @@ class Journal:
                 self._count(camera, number)
         start = max(last, self._mark.floor)
         # Without power loss the journal and the mark hold all that went out; else only the reservation is sure.
-        if lost or (self._mark.power_lost and durability == "process"):
+        if lost or self._mark.restored or (self._mark.power_lost and durability == "process"):
             start = max(start, self._mark.reserved)
             self.seq_jump = (last, start + 1)
             # Every camera's own count is at most the station's, so the station's is safe for all of them.

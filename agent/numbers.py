@@ -19,6 +19,7 @@ from flawline.config.errors import JournalError
 _HEAD = struct.Struct("<8sII")  # magic, length and CRC-32 of the body
 _MAGIC = b"flawseq2"
 _COPY = 65536  # bytes; room for some hundred cameras
+_RESTORED = "restored"  # in place of the machine's boot
 BLOCK = 1000
 """Numbers reserved at a time: one synchronous write for so many verdicts."""
 
@@ -59,6 +60,7 @@ class NumberMark:
         self._mark = max((_read(data[:_COPY]), _read(data[_COPY:])), key=lambda mark: mark.turn)
         self.power_lost = not self._mark.clean and self._mark.machine_boot not in ("", machine_boot())
         """The last agent did not end in order and the machine has been started since."""
+        self.restored = self._mark.machine_boot == _RESTORED
         self.was_clean = self._mark.clean
         self.cameras = dict(self._mark.cameras)
         self._write(replace(self._mark, machine_boot=machine_boot(), clean=False))
@@ -84,6 +86,10 @@ class NumberMark:
             reserved = max(self._mark.reserved, seq)
             floor = max(self._mark.floor, seq)
             self._write(replace(self._mark, reserved=reserved, floor=floor, cameras=dict(cameras), clean=clean))
+
+    def jump(self, seq: int) -> None:
+        """A backup was restored here: numbers up to `seq` may be out. The next start announces the jump."""
+        self._write(replace(self._mark, reserved=seq, floor=seq, machine_boot=_RESTORED, clean=False))
 
     def _write(self, mark: Mark) -> None:
         """Two copies are written in turn, so that a torn write leaves the other one whole."""

@@ -172,6 +172,13 @@ class Outbox:
                 log.info("journal_back")
             self.journal_fails = False
 
+    async def try_journal(self) -> None:
+        """See whether the disk takes something again, and write what was kept meanwhile."""
+        left = -1
+        while left != self.journal.unwritten:
+            left = self.journal.unwritten
+            await self.on_journal(self._commit, [])
+
     # -- publish ----------------------------------------------------------------------------------------------
 
     async def _publish_all(self) -> None:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
@@ -18,6 +19,7 @@ from flawline.agent.encode import Stream
 from flawline.agent.guard import Guard
 from flawline.agent.metrics import Metrics
 from flawline.agent.observer import JudgedFrame
+from flawline.agent.shot import Shot
 from flawline.agent.whep import OfferRefused, Session, Sessions
 from flawline.agent.wire import Header
 from flawline.config.errors import ConfigError
@@ -29,6 +31,7 @@ _STATUS_S = 0.5  # and at least so often: a page that hears nothing for two seco
 _WRITE_S = 5.0  # a page or player that takes no data for so long is let go
 _UNWATCHED_PER_S = 1.0  # who comes to an idle line sees the last part, not an old one
 _BURST = 3.0  # pictures copied at once above the rate, so that the last of a few parts in a row is shown
+_COPIES = 2  # slots that the preview may hold at once
 _BOUNDARY = "flawline-frame"
 _PAGE = {
     "index.html": "text/html",
@@ -75,6 +78,8 @@ class Preview:
         self._guard = Guard(settings)
         self.board = Board(settings, cameras)
         self._threads = ThreadPoolExecutor(1, "preview")
+        self._copier = ThreadPoolExecutor(1, "preview-copy")
+        self._copying = 0
         self._plain = {name: Stream(name, settings, self._threads, metrics.encoded, burn=False) for name in cameras}
         self._burnt = {name: Stream(name, settings, self._threads, metrics.encoded, burn=True) for name in cameras}
         self.sessions = Sessions(settings.codec)
@@ -88,16 +93,39 @@ class Preview:
     # -- the line's side --------------------------------------------------------------------------------------
 
     def judged(self, frame: JudgedFrame) -> None:
-        """Note the verdict, and copy the picture: as often as the video shows one, or rarely where nobody watches."""
-        self.board.judged(frame)
-        header, picture = frame.header, frame.picture
-        streams = self._plain[header["camera"]], self._burnt[header["camera"]]
-        rate = self._settings.fps if any(stream.watched for stream in streams) else _UNWATCHED_PER_S
-        if picture is None or not self._copies[header["camera"]].take(rate):
+        """Note the verdict. Have a picture copied that is to be shown or kept: on a thread, while the slot is held.
+
+        As often as the video shows one, or rarely where nobody watches. A picture whose turn comes before the last
+        one is copied is left out: the line's slots are not for the preview to fill.
+        """
+        header, camera = frame.header, frame.header["camera"]
+        if frame.kind == "verdict":
+            self.board.note(header)
+        if frame.picture is None or self._copying >= _COPIES:
             return
-        taken = shot.take(header, picture, frame.mask, frame.anomaly_map, frame.points, self._settings.long_side)
-        for stream in streams:
-            stream.show(taken)
+        streams = self._plain[camera], self._burnt[camera]
+        rate = self._settings.fps if any(stream.watched for stream in streams) else _UNWATCHED_PER_S
+        show, keep = self._copies[camera].take(rate), self.board.wants(header)
+        if not show and not keep:
+            return
+        release = frame.hold()
+        self._copying += 1
+        arrays = (frame.picture, frame.mask, frame.anomaly_map)
+        work = partial(shot.take, header, *arrays, frame.points, self._settings.long_side)
+        copy = asyncio.get_running_loop().run_in_executor(self._copier, work)
+
+        def done(copied: asyncio.Future[Shot]) -> None:
+            release()
+            self._copying -= 1
+            if copied.cancelled():
+                return
+            if keep:
+                self.board.keep(copied.result())
+            if show:
+                for stream in streams:
+                    stream.show(copied.result())
+
+        copy.add_done_callback(done)
 
     # -- life -------------------------------------------------------------------------------------------------
 
@@ -107,15 +135,15 @@ class Preview:
         app = web.Application(middlewares=[self._guard.middleware], client_max_size=64 * 1024)
         app.add_routes(
             [
+                web.get("/{camera}/mjpeg", self._mjpeg, allow_head=False),
                 web.get("/", self._page),
                 web.get("/static/{name}", self._page),
                 web.get("/healthz", self._healthz),
                 web.get("/readyz", self._readyz),
                 web.get("/metrics", self._serve_metrics),
-                web.get("/events", self._events),
+                web.get("/events", self._events, allow_head=False),
                 web.get(r"/fails/{seq:\d+}", self._fail),
                 web.get(r"/fails/{seq:\d+}/{file}", self._fail_file),
-                web.get("/{camera}/mjpeg", self._mjpeg),
                 web.post("/{camera}/whep", self._whep),
                 web.options("/{camera}/whep", self._whep_options),
                 web.delete("/{camera}/whep/{session}", self._whep_delete),
@@ -135,11 +163,16 @@ class Preview:
         log.info("preview", address=f"http://{host}:{port}/")
 
     async def run(self) -> None:
-        """Until cancelled: encode what is watched, let go who vanished."""
-        async with asyncio.TaskGroup() as tasks:
-            for stream in (*self._plain.values(), *self._burnt.values()):
-                tasks.create_task(stream.run())
-            tasks.create_task(self.sessions.run())
+        """Until cancelled: encode what is watched, let go who vanished. What fails here must not end the line."""
+        while True:
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    for stream in (*self._plain.values(), *self._burnt.values()):
+                        tasks.create_task(stream.run())
+                    tasks.create_task(self.sessions.run())
+            except* Exception:
+                log.exception("preview_failed")
+            await asyncio.sleep(1.0)
 
     async def close(self) -> None:
         """End every connection and free the port."""
@@ -148,7 +181,8 @@ class Preview:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
-        self._threads.shutdown(wait=True)
+        self._copier.shutdown()
+        self._threads.shutdown()
 
     # -- page, health, metrics --------------------------------------------------------------------------------
 
@@ -198,7 +232,9 @@ class Preview:
                         event |= {"station": self._station, "status": self._status(), **self.board.summary()}
                         told_at = now
                     number = news[-1]["n"] if news else number
-                    await self._write(response, b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n")
+                    await self._write(
+                        request, response, b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n"
+                    )
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_EVENT_S):
                         await self._closing.wait()
@@ -286,7 +322,7 @@ class Preview:
                 except TimeoutError:
                     continue
                 head = f"--{_BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
-                await self._write(response, head.encode() + picture + b"\r\n")
+                await self._write(request, response, head.encode() + picture + b"\r\n")
             return response
         finally:
             self._give_seat()
@@ -302,10 +338,12 @@ class Preview:
         self._guard.protect(request, response)
         return response
 
-    async def _write(self, response: web.StreamResponse, data: bytes) -> None:
+    async def _write(self, request: web.Request, response: web.StreamResponse, data: bytes) -> None:
         """Write, but wait for a slow reader only so long."""
         try:
             async with asyncio.timeout(_WRITE_S):
                 await response.write(data)
         except TimeoutError as error:
+            if request.transport is not None:
+                request.transport.abort()
             raise ConnectionResetError("the reader takes no data") from error

@@ -1,7 +1,7 @@
 """What the preview keeps of one judged frame: copies at preview size, and what is drawn over them."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -44,10 +44,9 @@ def take(
     points: list[list[float]],
     long_side: int,
 ) -> Shot:
-    """Copy what is shown out of the ring, scaled down.
+    """Copy what is shown out of the ring, scaled down. For a thread: some milliseconds for a large frame.
 
-    Bilinear for the picture: its cost follows the small copy, not the large frame. The mask is averaged, so
-    that a defect of a few pixels does not fall between two samples.
+    Bilinear for the picture: its cost follows the small copy, not the large frame.
     """
     height, width = picture.shape[:2]
     size = preview_size(width, height, long_side)
@@ -57,11 +56,17 @@ def take(
             return plane.copy()
         return np.asarray(cv2.resize(plane, size, interpolation=how), np.uint8)
 
+    if mask is not None and header["defects"]:
+        # Grown by a sample's distance, so that a defect of a few pixels does not fall between two samples.
+        reach = -(-width // size[0])
+        mask = scaled(cv2.dilate(mask, np.ones((reach, reach), np.uint8)) if reach > 1 else mask, cv2.INTER_NEAREST)
+    else:
+        mask = None
     return Shot(
         header,
         (width, height),
         scaled(picture, cv2.INTER_LINEAR),
-        scaled(mask, cv2.INTER_AREA) if mask is not None and header["defects"] else None,
+        mask,
         scaled(anomaly_map, cv2.INTER_LINEAR) if anomaly_map is not None else None,
         points,
     )
@@ -149,10 +154,13 @@ def waiting(camera: str) -> NDArray[np.uint8]:
 
 
 def thumbnail(shot: Shot, width: int = 240) -> NDArray[np.uint8]:
-    """(h, width, 3) RGB: the marked picture in small."""
-    height = max(1, shot.picture.shape[0] * width // shot.picture.shape[1])
-    small: NDArray[np.uint8] = cv2.resize(marked(shot), (width, height), interpolation=cv2.INTER_AREA)
-    return small
+    """(h, width, 3) RGB: the picture in small, marked at that size, so that the marks do not shrink with it."""
+    size = (width, max(1, shot.picture.shape[0] * width // shot.picture.shape[1]))
+    picture: NDArray[np.uint8] = cv2.resize(shot.picture, size, interpolation=cv2.INTER_AREA)
+    mask = (
+        None if shot.mask is None else np.asarray(cv2.resize(shot.mask, size, interpolation=cv2.INTER_AREA), np.uint8)
+    )
+    return marked(replace(shot, picture=picture, mask=mask))
 
 
 def heat(anomaly_map: NDArray[np.uint8]) -> NDArray[np.uint8]:

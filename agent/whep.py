@@ -158,7 +158,7 @@ class Sessions:
                 await peer.setLocalDescription(await peer.createAnswer())
             if sender.mid is None or sender.currentDirection != "sendonly":
                 raise OfferRefused("the offer has no video that it wants to receive", 400)
-        except OfferRefused:
+        except (OfferRefused, asyncio.CancelledError):
             await peer.close()
             raise
         except Exception as error:  # aiortc's parser raises a zoo of them on a malformed offer
@@ -203,6 +203,7 @@ class Sessions:
             await asyncio.sleep(1.0)
             for session in list(self._sessions.values()):
                 if await session.vanished():
+                    log.info("viewer_vanished", camera=session.camera, state=session.peer.connectionState)
                     await self.end(session)
 
     async def close(self) -> None:

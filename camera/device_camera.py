@@ -19,6 +19,7 @@ from flawline.config.errors import CameraError, ConfigError, ImageError
 from flawline.config.settings_camera import CameraSettings
 
 log = structlog.get_logger()
+_COUNT_EVERY_S = 1.0
 _LOOK_AFTER_S = 1.0  # after so long a silence the device is asked whether it is still there
 
 
@@ -55,7 +56,8 @@ class DeviceCamera(Camera):
         self._held: Block | None = None
         self._was_open = False
         self.lost = False  # a lost device is let go without a word to it, which would only be waited for
-        self._heard = self._looked = 0.0
+        self._heard = self._looked = self._counted = 0.0
+        self._library: dict[str, int] = {}
         self._counts = {"frames": 0, "incomplete": 0, "opened": 0}
         self._picture: dict[str, Any] = {}
 
@@ -88,7 +90,7 @@ class DeviceCamera(Camera):
         """
 
     def counters(self) -> dict[str, int]:
-        """The library's own counters, for `info`; called from any thread."""
+        """The library's own counters. Asked once a second by the camera's own thread: a library may allow no other."""
         return {}
 
     # -- the lifecycle ----------------------------------------------------------------------------------------
@@ -158,6 +160,7 @@ class DeviceCamera(Camera):
             try:
                 with self.vendor("receiving"):
                     self._held = self.receive(timeout_s)
+                    self._count()
                 if self._held is None:
                     self._after_silence()
                     return None
@@ -173,6 +176,12 @@ class DeviceCamera(Camera):
             return Frame(number, now, None, fault=fault, fault_reason="camera_fault", lost=True)
         block, self._held = self._held, None
         return self._frame(block, now)
+
+    def _count(self) -> None:
+        now = time.monotonic()
+        if now - self._counted >= _COUNT_EVERY_S:
+            self._counted = now
+            self._library = self.counters()
 
     def _frame(self, block: Block, now: int) -> Frame:
         self._counts["frames"] += 1
@@ -229,14 +238,8 @@ class DeviceCamera(Camera):
             **self._counts,
             "missed": self._blocks.missed,
             "renumbered": self._blocks.renumbered,
-            **self._library_counters(),
+            **self._library,
         }
-
-    def _library_counters(self) -> dict[str, int]:
-        try:
-            return self.counters()
-        except self.vendor_errors:  # just being closed by the camera's own thread
-            return {}
 
 
 def _is_known(pixel_format: str) -> bool:

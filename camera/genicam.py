@@ -209,10 +209,7 @@ class GenicamCamera(DeviceCamera):
 
     def counters(self) -> dict[str, int]:
         """Of the stream that is open now: packets, and those that were asked for again."""
-        stream = self._stream
-        if stream is None:
-            return {}
-        stats = stream.stats()
+        stats = self._stream.stats()
         return {
             "packets": stats.packets_received,
             "packets_missing": stats.packets_missing,

@@ -1,6 +1,7 @@
 """Weight files as the world publishes them: safetensors, pickles without code, TorchScript archives."""
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +29,9 @@ def read_state_dict(path: Path) -> StateDict:
         if path.suffix == ".safetensors":
             return load_file(path)
         if _is_torchscript(path):
-            archive = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+            with warnings.catch_warnings():  # torch would have the user rewrite OpenAI's files
+                warnings.simplefilter("ignore", FutureWarning)
+                archive = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
             return {name: tensor.detach() for name, tensor in archive.state_dict().items()}
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:

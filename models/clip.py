@@ -149,6 +149,9 @@ def load_open_clip(model: Any, checkpoint: Path) -> None:
     for name in ("input_resolution", "context_length", "vocab_size"):
         state.pop(name, None)  # OpenAI's archives carry these as tensors
     state = convert_state_dict(model, state)
+    for name in state:
+        if name.endswith("positional_embedding"):
+            state[name] = state[name].float()  # the CPU enlarges no halves, as which OpenAI publishes them
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
     if "logit_scale" in state:
@@ -166,8 +169,8 @@ def tap_indices(visual: Any, taps: tuple[int, ...] | None) -> list[int]:
     trunk = getattr(visual, "trunk", visual)
     if hasattr(trunk, "pos_embed") or hasattr(visual, "transformer"):
         depth = len(trunk.blocks) if hasattr(trunk, "blocks") else len(visual.transformer.resblocks)
-        counted = taps or tuple(math.ceil(depth * quarter / 4) for quarter in (1, 2, 3, 4))
-        indices = [tap - 1 for tap in counted]
+        quarters = (math.ceil(depth * quarter / 4) for quarter in (1, 2, 3, 4))
+        indices = [tap - 1 for tap in taps or dict.fromkeys(quarters)]  # of less than four blocks some coincide
     else:
         depth = len(trunk.feature_info) if hasattr(trunk, "feature_info") else 5
         indices = list(taps) if taps is not None else list(range(depth - 4, depth))

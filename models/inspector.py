@@ -321,13 +321,14 @@ class Inspector:
         recipe, geometry = prepared.recipe, encoded.geometry
         located = map_in_frame(maps, geometry).cpu().numpy()
         marked = region_in_frame(regions, geometry).float().cpu().numpy()
-        threshold = prepared.region_threshold
-        if recipe.prompt.region != "absolute" and bool(regions.any()):
-            threshold = float(maps[regions].min())
         warnings = self._warnings(encoded, prepared)
         stage_ms = encoded.clock.stages()
         results = []
         for picture in range(encoded.count):
+            own = slice(picture * len(encoded.tiles), (picture + 1) * len(encoded.tiles))
+            threshold = prepared.region_threshold
+            if recipe.prompt.region != "absolute" and bool(regions[own].any()):
+                threshold = float(maps[own][regions[own]].min())
             whole = self._stitch(encoded, recipe, located, picture)
             inside = self._stitch(encoded, recipe, marked, picture)
             # Enlarging may lower a peak a little: inside S_a the map says at least what S_a was cut at.

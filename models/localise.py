@@ -12,6 +12,8 @@ from flawline.models.clip import DenseClip
 
 WINDOW_TEMPERATURE = 0.07
 """Of the softmax between the two texts in the training-free localiser, as public reproductions have it."""
+SCALES = (2, 3)
+"""Edges of its windows, patches."""
 
 
 class AdapterLocaliser(nn.Module):
@@ -65,6 +67,10 @@ class WindowLocaliser:
             raise BundleError(
                 "localiser 'windows' needs a CLIP with open_clip's ViT image tower; use one with trained layers instead"
             )
+        if min(self._visual.grid_size) < max(SCALES):
+            raise BundleError(
+                f"localiser 'windows' needs a grid of 3 x 3 patches or more, this CLIP has {self._visual.grid_size}"
+            )
         self._at_once = windows_at_once
 
     def __call__(self, normalised: Tensor, text: Tensor, size: int) -> Tensor:
@@ -72,7 +78,7 @@ class WindowLocaliser:
         tokens, grid = self._embedded(normalised)
         whole = self._score(tokens, text)  # (B,)
         inverse = 1.0 / whole.clamp_min(1e-12)[:, None, None].expand(-1, *grid)
-        for scale in (2, 3):
+        for scale in SCALES:
             inverse = inverse + 1.0 / self._scale_map(tokens, grid, scale, text).clamp_min(1e-12)
         harmonic = torch.nan_to_num(3.0 / inverse)
         enlarged = functional.interpolate(harmonic.unsqueeze(1), (size, size), mode="bilinear", align_corners=False)

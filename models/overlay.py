@@ -28,7 +28,7 @@ def draw(picture: Picture, result: InspectionResult) -> Picture:
     for defect in result.defects:
         x, y, w, h = defect.bbox
         cv2.rectangle(drawn, (x - line, y - line), (x + w + line - 1, y + h + line - 1), RED, line)
-        _label(drawn, f"{defect.score:.3f}", x, y - 2 * line, line)
+        _label(drawn, f"{defect.score:.3f}", x, (y - 2 * line, y + h + 2 * line), line)
     _edge(drawn, GREEN if result.passed else RED, line)
     return drawn
 
@@ -38,12 +38,13 @@ def line_width(picture: Picture) -> int:
     return max(1, int(max(picture.shape)) // 500)
 
 
-def _label(drawn: Picture, text: str, x: int, y: int, line: int) -> None:
-    """White on red, above the point where there is room, else below it."""
+def _label(drawn: Picture, text: str, x: int, above_below: tuple[int, int], line: int) -> None:
+    """White on red, above a box where there is room, else below it."""
     scale, thickness = 0.4 * (1 + line / 2), max(1, line // 2)
     (width, height), baseline = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)
     x = max(0, min(x, drawn.shape[1] - width))
-    y = max(height + baseline, y)
+    above, below = above_below
+    y = above if above >= height + baseline else min(below + height + baseline, drawn.shape[0])
     cv2.rectangle(drawn, (x, y - height - baseline), (x + width, y), RED, cv2.FILLED)
     cv2.putText(
         drawn, text, (x, y - baseline // 2), cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), thickness, cv2.LINE_AA

@@ -21,7 +21,7 @@ import numpy as np
 import structlog
 
 from flawline.camera.ring import SlotViews
-from flawline.config.errors import FlawlineError, ImageError
+from flawline.config.errors import ConfigError, FlawlineError, ImageError
 from flawline.config.logging import set_up_logging
 from flawline.config.recipe import Recipe
 from flawline.config.settings import LogSettings
@@ -34,9 +34,12 @@ _PR_SET_PDEATHSIG = 1
 
 
 def make_engine(name: str) -> Engine:
-    """The engine called `module:class`."""
+    """The engine called `module:class`. Raises ConfigError where there is none."""
     module, _, attribute = name.partition(":")
-    engine: Engine = getattr(import_module(module), attribute)()
+    try:
+        engine: Engine = getattr(import_module(module), attribute)()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"worker.engine: {name} cannot be loaded: {error}") from error
     return engine
 
 
@@ -220,7 +223,12 @@ def main(arguments: list[str]) -> int:
     socket_fd, ring_fd, slots, max_pixels = (int(argument) for argument in arguments[:4])
     channel = socket.socket(fileno=socket_fd)
     set_up_logging(LogSettings(), process="worker")
-    return Worker(channel, SlotViews(ring_fd, slots, max_pixels), make_engine(arguments[4])).run()
+    try:
+        engine = make_engine(arguments[4])
+    except ConfigError as error:
+        channel.send(protocol.pack({"op": "failed", "error": str(error), "exit_code": error.exit_code}))
+        return error.exit_code
+    return Worker(channel, SlotViews(ring_fd, slots, max_pixels), engine).run()
 
 
 if __name__ == "__main__":

@@ -242,10 +242,10 @@ class Chaos:
         self.station.start("--set", "journal.min_free_mb=4", "--set", "journal.archive_mb=4")
 
     def _signal_worker(self, number: int) -> None:
-        pid = (self.station.status().get("worker") or {}).get("pid")
-        if pid:
+        worker = self.station.status().get("worker") or {}
+        if worker.get("ready"):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+                os.kill(worker["pid"], number)
 
     def _kill_worker(self) -> None:
         self._signal_worker(signal.SIGKILL)
@@ -359,7 +359,7 @@ def _nonsense(rng: random.Random) -> list[bytes]:
         {"cmd": "replay", "id": 2, "from_seq": -5, "to_seq": 2**63, "limit": 10**9},
         {"cmd": "trigger", "id": [1], "camera": "nowhere", "trigger_id": 7},
         {"cmd": "feedback", "id": None, "seq": 0, "label": "x" * 3000},
-        {"cmd": "recipe.activate", "camera": "plain", "recipe": "default", "table": {"threshold": "high"}},
+        {"cmd": "recipe.activate", "camera": "plain", "recipe": "none of ours"},
         {"cmd": {"a": 1}, "id": 2.5},
     ]
     data = bytearray(msgpack.packb(rng.choice(requests[1:])))

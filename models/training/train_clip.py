@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from flawline.models.clip import DenseClip
 from flawline.models.localise import AdapterLocaliser
 from flawline.models.pyramid import WIDTH
 from flawline.models.training.augment import augment
-from flawline.models.training.losses import segmentation_loss
+from flawline.models.training.losses import published_loss, segmentation_loss
 from flawline.models.training.pictures import Pictures
 
 EMBED_DIM = 128
@@ -46,7 +47,8 @@ LITE0_MEAN, LITE0_STD = 127.0 / 255.0, 128.0 / 255.0
 class ClipSchedule:
     """How long and how fast. Sizes are edges of the training crop, px, drawn anew for every batch."""
 
-    steps: int = 2300
+    steps: int = 2300  # with balanced losses, which find their way from nothing
+    finish: int = 260  # more steps with focal and dice alone, which bring the map to the scale of real shares
     batch: int = 8
     sizes: tuple[int, ...] = (256, 288, 352)
     rate: float = 1e-3  # of everything that starts at random
@@ -164,9 +166,13 @@ def batches(pictures: Pictures, schedule: ClipSchedule, start: int) -> Iterator[
 
 
 def training_loss(
-    clip: DenseClip, adapter: AdapterLocaliser, anchors: Anchors, batch: Batch
+    clip: DenseClip,
+    adapter: AdapterLocaliser,
+    anchors: Anchors,
+    batch: Batch,
+    loss: Callable[[Tensor, Tensor], Tensor] = segmentation_loss,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Maps of all defects and of the asked kind by focal + dice, per tap and of their mean."""
+    """Maps of all defects, per tap and of their mean, and the mean map of the asked kind."""
     size = batch.images.shape[-1] // 4
     taps = clip.dense(batch.images).taps
     directions = anchors()
@@ -184,21 +190,33 @@ def training_loss(
             logits = torch.einsum("bhwd,bd->bhw", z, direction * adapter.temperature).unsqueeze(1)
             enlarged = functional.interpolate(logits, (size, size), mode="bilinear", align_corners=True)
             maps.append(enlarged.squeeze(1).sigmoid())
-    map_loss = sum((segmentation_loss(one, truth) for one in general), torch.zeros(())) / len(general)
-    map_loss = map_loss + segmentation_loss(torch.stack(general).mean(dim=0), truth)
-    kind_loss = segmentation_loss(torch.stack(special).mean(dim=0), kind_truth)
+    map_loss = sum((loss(one, truth) for one in general), torch.zeros(())) / len(general)
+    map_loss = map_loss + loss(torch.stack(general).mean(dim=0), truth)
+    kind_loss = loss(torch.stack(special).mean(dim=0), kind_truth)
     mean, defective = general[0].detach(), truth > 0.5
     seen = mean[defective].mean() if bool(defective.any()) else mean.new_zeros(())
     parts = {"map": map_loss, "kind": kind_loss, "p_bad": seen, "p_good": mean[~defective].mean()}
     return map_loss + 0.3 * kind_loss, {name: float(value.detach()) for name, value in parts.items()}
 
 
+def learning_rate_share(schedule: ClipSchedule, step: int) -> float:
+    """Of the full rate: a rise, a half cosine down, and a lower one for the finish."""
+    if step >= schedule.steps:
+        return 0.25 * 0.5 * (1 + math.cos(math.pi * (step - schedule.steps) / schedule.finish))
+    return min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / schedule.steps)))
+
+
 def step_gradients(
-    clip: DenseClip, adapter: AdapterLocaliser, anchors: Anchors, batch: Batch, weights: list[Tensor]
+    clip: DenseClip,
+    adapter: AdapterLocaliser,
+    anchors: Anchors,
+    batch: Batch,
+    weights: list[Tensor],
+    finishing: bool,
 ) -> tuple[list[Tensor], dict[str, float]]:
     """Gradients of one share of a batch, and the loss' parts. One thread: torch keeps one core busy best so."""
     torch.set_num_threads(1)
-    loss, parts = training_loss(clip, adapter, anchors, batch)
+    loss, parts = training_loss(clip, adapter, anchors, batch, published_loss if finishing else segmentation_loss)
     return list(torch.autograd.grad(loss, weights)), parts
 
 
@@ -249,16 +267,18 @@ def train_clip(
         average = saved["average"]
         say(f"clip: going on from step {start}")
     began = time.monotonic()
+    total_steps = schedule.steps + schedule.finish
     sums: dict[str, float] = {}
     weights: list[Tensor] = [weight for group in groups for weight in group["params"]]
     threads = min(schedule.threads, schedule.batch)
     pool = ThreadPoolExecutor(threads, "share")
-    for step, batch in zip(range(start, schedule.steps), batches(pictures, schedule, start), strict=False):
-        progress = step / schedule.steps
-        warm = min(1.0, (step + 1) / 200)
+    for step, batch in zip(range(start, total_steps), batches(pictures, schedule, start), strict=False):
+        share = learning_rate_share(schedule, step)
         for group in optimiser.param_groups:
-            group["lr"] = group["top"] * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
-        made = list(pool.map(lambda part: step_gradients(clip, adapter, anchors, part, weights), batch.shares(threads)))
+            group["lr"] = group["top"] * share
+        finishing = step >= schedule.steps
+        work = partial(step_gradients, clip, adapter, anchors, weights=weights, finishing=finishing)
+        made = list(pool.map(work, batch.shares(threads)))
         for weight, *shares in zip(weights, *(gradients for gradients, _ in made), strict=True):
             weight.grad = sum(shares[1:], shares[0]) / len(shares)
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
@@ -274,9 +294,9 @@ def train_clip(
         if done % 50 == 0:
             means = " ".join(f"{name} {value / 50:.3f}" for name, value in sums.items())
             rate = (done - start) / (time.monotonic() - began)
-            say(f"clip step {done}/{schedule.steps} {means} {rate:.2f} steps/s")
+            say(f"clip step {done}/{total_steps} {means} {rate:.2f} steps/s")
             sums = {}
-        if done % schedule.checkpoint_every == 0 or done == schedule.steps:
+        if done % schedule.checkpoint_every == 0 or done == total_steps:
             state = {"step": done, "weights": modules.state_dict(), "optimiser": optimiser.state_dict()}
             torch.save(state | {"average": average}, checkpoint.with_suffix(".partial"))
             checkpoint.with_suffix(".partial").replace(checkpoint)
@@ -284,7 +304,7 @@ def train_clip(
             modules.load_state_dict(average)
             figures = validate(clip, adapter, anchors)
             say(f"clip step {done} unseen families: " + " ".join(f"{k} {v:.3f}" for k, v in figures.items()))
-            if done < schedule.steps:
+            if done < total_steps:
                 modules.load_state_dict(held)
     pool.shutdown()
     modules.load_state_dict(average)

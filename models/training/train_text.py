@@ -34,8 +34,8 @@ NORMAL, ABNORMAL = 0, 1
 class TextSchedule:
     """How long and how fast."""
 
-    steps: int = 1500
-    batch: int = 192
+    steps: int = 1000
+    batch: int = 128
     rate: float = 1e-3
     head_steps: int = 1500
     seed: int = 3
@@ -140,7 +140,7 @@ def train_text(
 
 
 def train_projection(
-    clip: DenseClip, pictures: Pictures, schedule: TextSchedule, say: Callable[[str], None], count: int = 1500
+    clip: DenseClip, pictures: Pictures, schedule: TextSchedule, say: Callable[[str], None], count: int = 1000
 ) -> None:
     """Train the projection of pooled image features by contrast with the captions of `count` pictures."""
     torch.manual_seed(schedule.seed)

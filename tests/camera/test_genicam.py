@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -59,6 +60,23 @@ def test_chosen_camera_delivers_numbered_frames_in_utc(
     assert abs(frames[-1].t_grab - time.time_ns()) < 2e9
     info = source.info()
     assert (info["up"], info["serial"], info["clock"], info["missed"]) == (True, "FL42", "camera", 0)
+
+
+def test_info_may_be_asked_by_another_thread_while_frames_come(
+    fake_gige: Callable[..., object], camera: Make, grab: Grab
+) -> None:
+    fake_gige()
+    source = camera("genicam", features={"Width": 64, "Height": 64}, fps=50)
+    source.open()
+    with ThreadPoolExecutor(1) as other:
+        grabbing = other.submit(grab, source, 75)
+        infos = []
+        while not grabbing.done():
+            infos.append(source.info())
+            time.sleep(0.002)
+        grabbing.result()
+    assert infos[-1]["frames"] > infos[0]["frames"]
+    assert infos[-1]["packets"] > 0
 
 
 def test_numbers_of_16_bit_run_over_without_a_loss(fake_gige: Callable[..., object], camera: Make, grab: Grab) -> None:

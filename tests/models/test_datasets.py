@@ -1,5 +1,6 @@
 """Published layouts are read whole, and what does not fit is named with its path."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -155,3 +156,17 @@ def test_a_good_picture_has_an_empty_mask_and_broken_files_are_named(tmp_path: P
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="holds no pictures"):
         good_pictures(tmp_path / "empty")
+
+
+def test_the_real_sets_are_read_whole() -> None:
+    root = Path(os.environ.get("FLAWLINE_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    if not root.is_dir():
+        pytest.skip(f"no real pictures in {root}")
+    found = {
+        category.name: (len(category.test), category.defective, len(category.train_good), category.problems)
+        for category in read_dataset("folder", root)
+    }
+    assert found["ball_screw"] == (40, 25, 10, ())
+    assert found["fabric_hsst"] == (26, 25, 0, ())
+    assert found["mpdd_metal_plate"] == (101, 71, 20, ())
+    assert found["mvtec_transistor"] == (100, 40, 20, ())

@@ -75,7 +75,7 @@ class Agent:
             return error.code, error.read()
 
     def wait_ready(self) -> "Agent":
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 150
         while time.monotonic() < deadline:
             assert self.process is not None
             assert self.process.poll() is None, self.log()

@@ -30,17 +30,17 @@ def header(seq: int, result: str = "fail", **more: Any) -> dict[str, Any]:
     }
 
 
-def frame(told: dict[str, Any], kind: Any = "verdict") -> JudgedFrame:
+def copied(told: dict[str, Any]) -> shot.Shot:
     mask = np.zeros((40, 60), np.uint8)
     mask[10:15, 10:15] = 255
-    return JudgedFrame(kind, told, np.full((40, 60, 3), 90, np.uint8), mask, mask // 2, [])
+    return shot.take(told, np.full((40, 60, 3), 90, np.uint8), mask, mask // 2, [], 960)
 
 
-def test_histories_and_failed_parts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(board, "_FAILS_PER_S", 1e9)
+def test_histories_and_failed_parts_are_bounded() -> None:
     kept = Board(PreviewSettings(fails_kept=5), ["top"])
     for seq in range(1, HISTORY + 100):
-        kept.judged(frame(header(seq)))
+        kept.note(header(seq))
+        kept.keep(copied(header(seq)))
     assert len(kept.history["top"]) == HISTORY
     assert list(kept.fails) == list(range(HISTORY + 95, HISTORY + 100))
     assert [entry["seq"] for entry in kept.since_event(HISTORY + 90)] == list(range(HISTORY + 91, HISTORY + 100))
@@ -49,31 +49,32 @@ def test_histories_and_failed_parts_are_bounded(monkeypatch: pytest.MonkeyPatch)
 
 def test_when_every_part_fails_few_are_copied() -> None:
     kept = Board(PreviewSettings(), ["top"])
-    for seq in range(1, 50):
-        kept.judged(frame(header(seq)))
-    assert 1 <= len(kept.fails) <= 3
+    wanted = [kept.wants(header(seq)) for seq in range(1, 50)]
+    assert wanted[0]
+    assert sum(wanted) <= 3
+    assert not kept.wants(header(50, "pass"))
 
 
 def test_counters_start_again_with_a_shift(monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.mktime((2026, 3, 5, 13, 59, 50, 0, 0, -1))
     monkeypatch.setattr(board.time, "time", lambda: now)
     kept = Board(PreviewSettings(shifts=("06:00", "14:00")), ["top"])
-    kept.judged(frame(header(1, "pass")))
+    kept.note(header(1, "pass"))
     now += 9
     assert kept.summary()["counts"]["pass"] == 1
     now += 2
     assert kept.summary()["counts"]["pass"] == 0
     assert time.localtime(kept.summary()["since"])[3:5] == (14, 0)
     now += 16 * 3600
-    kept.judged(frame(header(2, "pass")))
+    kept.note(header(2, "pass"))
     assert kept.summary()["counts"]["pass"] == 1
     assert time.localtime(kept.summary()["since"])[3:5] == (6, 0)
 
 
 def test_a_drawing_is_bounded_whatever_the_mask() -> None:
     rng = np.random.default_rng(1)
-    picture = np.zeros((1080, 1920, 3), np.uint8)
-    speckles = np.where(rng.random((1080, 1920)) < 0.2, 255, 0).astype(np.uint8)
+    picture = np.zeros((270, 480, 3), np.uint8)
+    speckles = np.where(rng.random((270, 480)) < 0.2, 255, 0).astype(np.uint8)
     many = [{"bbox": [1, 1, 9, 9], "area_px": 50, "centroid": [5, 5], "score": 0.7}] * 900
     taken = shot.take(header(1, defects=many), picture, speckles, speckles, [[1.0, 2.0, 1]] * 900, 960)
     found = shot.outlines(taken)
@@ -103,17 +104,12 @@ def test_a_defect_of_a_few_pixels_keeps_its_outline_in_a_small_preview() -> None
     assert abs(outline.mean(0) * (4096 / 480) - [2002, 1502]).max() < 10
 
 
-def test_a_refined_mask_replaces_the_first_one_and_counts_nothing() -> None:
+def test_a_refined_part_replaces_the_first_one() -> None:
     kept = Board(PreviewSettings(), ["top"])
-    kept.judged(frame(header(1, degraded=True)))
-    better = frame(header(1, degraded=False), "refined")
-    assert better.mask is not None
-    better.mask[20:30, 20:30] = 255
-    kept.judged(better)
-    assert kept.summary()["counts"] == {"pass": 0, "fail": 1, "error": 0}
+    kept.keep(copied(header(1, degraded=True)))
+    assert kept.wants(header(1)), "however soon it follows"
+    kept.keep(copied(header(1)))
     (fail,) = kept.fails.values()
-    assert fail.shot.mask is not None
-    assert fail.shot.mask[25, 25] == 255
     assert not fail.shot.header["degraded"]
 
 
@@ -129,13 +125,20 @@ def test_an_observer_that_fails_does_not_keep_the_others_from_looking() -> None:
             seen.append(frame)
 
     ring = FrameRing(1, 64 * 48)
+    assert ring.acquire() == 0
     told = header(1)
     job = Job("top", ActiveRecipe("default", 1, Recipe(), None), 1, 0.0, verdict=told, slot=0, height=48, width=64)
     onlookers = Onlookers(ring, [Fails(), Looks()])
     ring.picture(0, 48, 64)[:] = 7
     ring.mask(0, 48, 64, refined=True)[:] = 255
+    job.holds = 1
     onlookers(job, told)
     onlookers(job, header(1))
+    release = seen[0].hold()
+    job.let_go(ring)
+    assert job.slot == 0, "still held"
+    release()
+    assert job.slot is None
     assert [frame.kind for frame in seen] == ["verdict", "refined"]
     assert seen[0].picture is not None
     assert seen[0].picture.shape == (48, 64, 3)

@@ -60,7 +60,8 @@ class Station:
         for number, (kind, wait_ms) in enumerate(orders):
             write_order(pictures / f"{number:04}.png", kind, number, wait_ms)
         lines = {"name": name, "backend": "folder", "path": name, "loop": True, "trigger": "software", **settings}
-        return "[[cameras]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items())
+        table = "".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items())
+        return f"[[cameras]]\n{table}[cameras.guard]\nenabled = false\n"  # orders are written in dark colours
 
     def start(self, *options: str, limit_s: float = 60.0) -> Self:
         """Start the agent and wait until it takes triggers."""

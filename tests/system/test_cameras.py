@@ -1,6 +1,7 @@
 """The real program with real camera protocols: a camera that goes and comes back, and pictures not worth judging."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -36,12 +37,13 @@ class Line:
         self.context = zmq.Context()
         self.socket = self.context.socket(zmq.SUB)
         self.socket.setsockopt(zmq.SUBSCRIBE, b"verdict/")
-        self.socket.setsockopt(zmq.RCVTIMEO, 60_000)
+        self.socket.setsockopt(zmq.RCVTIMEO, 120_000)
         self.socket.connect(f"ipc://{folder}/verdicts")
         (folder / "line.toml").write_text(
             f'{cameras}\n[publish]\nendpoint = "ipc://{folder}/verdicts"\n'
             f'[control]\nendpoint = "ipc://{folder}/control"\n[journal]\npath = "state"\n'
             '[preview]\nenabled = false\n[log]\nformat = "json"\n'
+            '[worker]\nengine = "flawline.models.noop:NoopEngine"\n'
         )
         self.log = (folder / "log").open("w")
         self.process = subprocess.Popen([*CLI, "run", "--config", str(folder / "line.toml")], stderr=self.log)
@@ -78,8 +80,6 @@ class Line:
 @pytest.fixture
 def fake() -> Iterator[list[subprocess.Popen[bytes]]]:
     if shutil.which(FAKE) is None:
-        import os
-
         (pytest.fail if os.environ.get("FLAWLINE_REQUIRE_ALL") == "1" else pytest.skip)(f"{FAKE} is missing")
     running = [start_fake()]
     yield running

@@ -56,8 +56,10 @@ def test_what_is_hot_is_taken_up_and_the_rest_is_named(make_station: Make) -> No
     assert station.until("mask", 1)[0]["seq"] == 2
     station.kill()
     station.start()
-    first = {"id": "default", "version": 1}
-    assert station.status()["recipe"] == {"top": first, "side": first}
+    assert station.status()["recipe"] == {
+        "top": {"id": "default", "version": 1},
+        "side": {"id": "default", "version": 1},
+    }
     station.stop()
 
 

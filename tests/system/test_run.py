@@ -122,15 +122,34 @@ def test_a_killed_worker_costs_no_verdict_and_replay_gives_them_all(line: tuple[
     assert {verdict["reason"] for verdict in verdicts} <= {None, "bad_frame", "worker_lost"}
 
 
-def test_a_port_in_use_is_one_line_and_exit_2(line: tuple[list[str], str, Path]) -> None:
-    run, endpoint, _ = line
+@pytest.mark.parametrize("section", ["publish", "control"])
+def test_a_port_in_use_is_one_line_and_exit_2(line: tuple[list[str], str, Path], section: str) -> None:
+    run, _, _ = line
     with socket.socket() as other:
-        other.bind(("127.0.0.1", int(endpoint.rsplit(":", 1)[1])))
+        other.bind(("127.0.0.1", 0))
         other.listen()
-        done = subprocess.run(run, capture_output=True, text=True, timeout=60)
+        endpoint = f"tcp://127.0.0.1:{other.getsockname()[1]}"
+        command = [*run, "--set", f"{section}.endpoint={endpoint}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert endpoint in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert f"{section}.endpoint: {endpoint}" in done.stderr
+
+
+def test_what_cannot_work_is_one_line_and_exit_2(line: tuple[list[str], str, Path]) -> None:
+    run, _, folder = line
+    (folder / "file").write_text("not a folder")
+    (folder / "empty").mkdir()
+    for setting, said in (
+        (f"journal.path={folder / 'file'}", "journal.path"),
+        (f"cameras.top.path={folder / 'empty'}", "holds no pictures"),
+        ("publish.endpoint=nonsense", "publish.endpoint"),
+        ("worker.engine=flawline.nothing:Here", "worker.engine"),
+        ("cameras.top.fsp=3", "did you mean 'fps'"),
+    ):
+        done = subprocess.run([*run, "--set", setting], capture_output=True, text=True, timeout=120)
+        assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def wait_for_worker(control: str, restarts: int) -> dict[str, Any]:

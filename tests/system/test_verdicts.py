@@ -1,11 +1,15 @@
 """One trigger, exactly one verdict: what a PLC programmer relies on, seen from a subscriber and a client."""
 
+import contextlib
 import os
+import resource
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
 
+import cv2
 import pytest
 from station import Station
 
@@ -214,4 +218,104 @@ def test_recipes_switch_between_two_frames_and_bad_ones_are_refused(make_station
     os.kill(station.status()["worker"]["pid"], signal.SIGKILL)
     station.trigger("side", "C")
     assert station.until("verdict", 3)[2]["recipe"] == {"id": "other", "version": 2}
+    station.stop()
+
+
+def limit_files(station: Station, size: int) -> None:
+    """No file of the agent may grow beyond so many bytes: less than a page, and its disk is as good as full."""
+    assert station.process is not None
+    _, hard = resource.prlimit(station.process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(station.process.pid, resource.RLIMIT_FSIZE, (hard if size < 0 else size, hard))
+
+
+def test_a_full_disk_stops_neither_verdicts_nor_numbers(make_station: Make) -> None:
+    station = make_station({"top": [("good", 0), ("bad", 0)]}).start()
+    station.trigger("top", "A")
+    station.until("verdict", 1)
+
+    def unjournalled(name: str, number: int) -> None:
+        reply = station.ask("trigger", camera="top", trigger_id=name)
+        verdict = station.until("verdict", number)[-1]
+        assert (reply["journalled"], verdict["journalled"], verdict["seq"]) == (False, False, number)
+
+    limit_files(station, 4000)
+    unjournalled("B", 2)
+    unjournalled("C", 3)
+    status = station.status()
+    assert (status["state"], status["journal"]["ok"], status["journal"]["unwritten"]) == ("degraded", False, 2)
+    replayed = station.ask("replay", from_seq=1)["verdicts"]
+    assert [verdict["trigger_id"] for verdict in replayed] == list("ABC")
+    limit_files(station, -1)
+    station.wait_for(lambda: station.status()["journal"]["unwritten"] == 0)
+    station.wait_for(lambda: station.status()["state"] == "running")
+    limit_files(station, 4000)
+    unjournalled("D", 4)
+    station.kill()
+    station.start()
+    station.trigger("top", "E")
+    assert station.until("verdict", 5)[-1]["journalled"]
+    replayed = station.ask("replay", from_seq=1)["verdicts"]
+    assert by_trigger(replayed) == {"A": "pass", "B": "fail", "C": "pass", "D": "fail", "E": "pass"}
+    assert [verdict["seq"] for verdict in replayed] == [1, 2, 3, 4, 5]
+    station.stop()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")
+def test_the_agent_starts_on_a_full_disk(make_station: Make) -> None:
+    station = make_station({"top": [("good", 0)]})
+    state = station.folder / "state"
+    state.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(state)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a tmpfs cannot be mounted here")
+    try:
+        station.start()
+        station.trigger("top", "A")
+        station.until("verdict", 1)
+        station.stop()  # in order: the log's file is gone, and opening must make a new one
+        with contextlib.suppress(OSError), (state / "filler").open("wb", buffering=0) as filler:
+            while filler.write(bytes(4096)) == 4096:
+                pass
+        station.start()
+        for number in range(300):
+            station.trigger("top", f"T{number}")
+        verdicts = station.until("verdict", 301, limit_s=120)
+        assert not verdicts[-1]["journalled"]
+        assert [verdict["seq"] for verdict in verdicts] == list(range(1, 302))
+        station.kill()
+        (state / "filler").unlink()
+        station.start()
+        seqs, first, done = [], 1, False
+        while not done:
+            page = station.ask("replay", from_seq=first)
+            seqs += [verdict["seq"] for verdict in page["verdicts"]]
+            first, done = page["next_seq"], page["done"]
+        assert seqs == list(range(1, 302))
+        station.stop()
+    finally:
+        station.close()
+        subprocess.run(["umount", str(state)], check=False)
+
+
+def test_pictures_of_failed_parts_are_kept_under_a_budget(make_station: Make) -> None:
+    station = make_station({"top": [("bad", 0), ("good", 0)]})
+    keep = ["--set", "journal.archive_mb=0.002", "--set", "journal.archive_good_every=0"]
+    station.start(*keep, "--set", "journal.min_free_mb=1", "--set", "journal.archive_format=png")
+    for number in range(40):
+        station.trigger("top", str(number))
+        station.until("verdict", number + 1)
+    pictures = station.folder / "state" / "line1" / "pictures" / "top"
+    station.wait_for(lambda: any("000000000039" in path.name for path in pictures.iterdir()))
+    names = sorted(path.name for path in pictures.iterdir())
+    assert sum(path.stat().st_size for path in pictures.iterdir()) <= 2000
+    assert 1 < len(names) < 20
+    assert all(name.endswith("-fail.png") for name in names)
+    kept = cv2.imread(str(pictures / names[-1]))
+    assert (kept == cv2.imread(str(station.folder / "top" / "0000.png"))).all()
+    station.stop()
+    station.start(*keep, "--set", "journal.min_free_mb=1e9")
+    station.trigger("top", "no room")
+    station.until("verdict", 41)
+    station.wait_for(lambda: "min_free_mb" in (station.status()["journal"]["archive"]["trouble"] or ""))
+    assert sorted(path.name for path in pictures.iterdir()) == names
     station.stop()

@@ -1,0 +1,336 @@
+"""`flawline doctor`: what this machine and this configuration lack, each finding with what to do about it.
+
+Nothing is changed, and nothing here loads torch: what only torch can tell is asked of a child process.
+"""
+
+import ctypes
+import errno
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from flawline.agent.control import ask
+from flawline.agent.security import is_loopback
+from flawline.camera.registry import make_camera
+from flawline.config.errors import ConfigError, FlawlineError
+from flawline.config.settings import Settings
+from flawline.models.bundle import open_bundle
+
+Verdict = Literal["ok", "warning", "fail"]
+_OPENCV_NEEDS = {"libGL.so.1": "libgl1", "libglib-2.0.so.0": "libglib2.0-0"}  # library: Debian's package
+_SOCKET_BUFFER = 8 << 20  # bytes: some GigE frames that wait while the camera's thread is not scheduled
+_GIGE = ("genicam", "pylon", "gentl")
+_TORCH_TELLS = """
+import json, torch
+print(json.dumps({"torch": torch.__version__, "built_for": torch.version.cuda, "sees": torch.cuda.is_available(),
+    "gpus": [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())],
+    "architectures": torch.cuda.get_arch_list(),
+    "capabilities": [list(torch.cuda.get_device_capability(n)) for n in range(torch.cuda.device_count())]}))
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. `remedy` is empty where nothing is to be done."""
+
+    check: str
+    verdict: Verdict
+    found: str
+    remedy: str = ""
+
+    def table(self) -> dict[str, str]:
+        """For `--json`."""
+        return asdict(self)
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """All findings, as they are made."""
+    running = _agent_is_running(settings)
+    checks: list[Callable[[], Iterator[Finding]]] = [
+        _libraries,
+        lambda: _gpu(settings),
+        lambda: _bundle(settings),
+        lambda: _cameras(settings, running),
+        lambda: _network(settings),
+        lambda: _ports(settings, running),
+        _clock,
+        lambda: _state(settings),
+        lambda: _secrets(settings),
+    ]
+    for check in checks:
+        yield from check()
+
+
+def _agent_is_running(settings: Settings) -> bool:
+    if not is_loopback(settings.control.endpoint) or settings.control.curve_secret or settings.publish.curve_secret:
+        return False
+    try:
+        return (
+            ask(settings.control.endpoint, {"cmd": "status", "id": 1}, timeout_s=1.0).get("station") == settings.station
+        )
+    except (FlawlineError, ValueError, KeyError):
+        return False
+
+
+def _libraries() -> Iterator[Finding]:
+    for library, package in _OPENCV_NEEDS.items():
+        try:
+            ctypes.CDLL(library)
+        except OSError:
+            yield Finding("libraries", "fail", f"{library} is missing; opencv needs it", f"apt install {package}")
+        else:
+            yield Finding("libraries", "ok", f"{library} is there")
+
+
+# -- GPU ------------------------------------------------------------------------------------------------------
+
+
+def _gpu(settings: Settings) -> Iterator[Finding]:
+    must = settings.model.device.startswith("cuda")
+    driver = _driver()
+    if driver is None:
+        verdict: Verdict = "fail" if must else "warning"
+        remedy = "apt install nvidia-driver (from non-free), then restart"
+        yield Finding("gpu", verdict, "no NVIDIA driver is loaded; the CPU would judge", remedy)
+    else:
+        yield Finding("gpu", "ok", f"NVIDIA driver {driver}")
+        if not Path("/dev/nvidia-uvm").exists():
+            yield Finding(
+                "gpu", "fail", "/dev/nvidia-uvm is missing", "apt install nvidia-modprobe; nvidia-modprobe -u -c 0"
+            )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _TORCH_TELLS], capture_output=True, text=True, timeout=300, check=True
+        )
+        torch = json.loads(done.stdout)
+    except (subprocess.SubprocessError, OSError, ValueError) as error:
+        said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1:]
+        yield Finding("torch", "fail", f"torch cannot be loaded: {' '.join(said)}", "pip install flawline again")
+        return
+    yield from _torch(torch, driver, must)
+
+
+def _driver() -> str | None:
+    """The loaded driver's version."""
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    found = re.search(r"\b(\d+\.\d+(?:\.\d+)?)\b", text)
+    return found.group(1) if found else "of unknown version"
+
+
+def _torch(torch: dict[str, Any], driver: str | None, must: bool) -> Iterator[Finding]:
+    """`torch` is what the child process said; `driver` is the loaded driver's version."""
+    build = f"torch {torch['torch']}, built for {'CUDA ' + torch['built_for'] if torch['built_for'] else 'the CPU'}"
+    if torch["sees"]:
+        yield Finding("torch", "ok", f"{build}, sees {', '.join(torch['gpus'])}")
+        for name, capability in zip(torch["gpus"], torch["capabilities"], strict=True):
+            if not _is_built_for(torch["architectures"], *capability):
+                where = "https://pytorch.org/get-started/locally/ names builds for older GPUs"
+                found = f"{name} (sm_{capability[0]}{capability[1]}) is not in this build: {torch['architectures']}"
+                yield Finding("torch", "fail", found, where)
+    elif driver is None:
+        yield Finding("torch", "ok", build)
+    elif torch["built_for"] is None:
+        remedy = "pip install torch --index-url https://download.pytorch.org/whl/cu126"
+        yield Finding("torch", "fail" if must else "warning", f"{build}, but there is a GPU", remedy)
+    else:
+        found = f"{build}, does not see the GPU: driver {driver} is too old for it, or the nodes are not open to us"
+        remedy = (
+            f"update the driver, or install a torch for an older CUDA than {torch['built_for']}; ls -l /dev/nvidia*"
+        )
+        yield Finding("torch", "fail", found, remedy)
+
+
+def _is_built_for(architectures: list[str], major: int, minor: int) -> bool:
+    """Binaries run on the same major and a minor at least theirs; PTX (`compute_`) is compiled for later ones."""
+    for name in architectures:
+        found = re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", name)
+        if found is None:
+            continue
+        kind, there = found.group(1), (int(found.group(2)), int(found.group(3)))
+        if (there[0] == major and there[1] <= minor) or (kind == "compute" and there <= (major, minor)):
+            return True
+    return False
+
+
+# -- bundle, cameras ------------------------------------------------------------------------------------------
+
+
+def _bundle(settings: Settings) -> Iterator[Finding]:
+    try:
+        bundle = open_bundle(settings.model.bundle)
+        bundle.verify()
+    except FlawlineError as error:
+        yield Finding("bundle", "fail", str(error), "flawline models list; flawline models fetch NAME")
+    else:
+        yield Finding("bundle", "ok", f"{bundle.name} in {bundle.folder}: every checksum is right")
+
+
+def _cameras(settings: Settings, running: bool) -> Iterator[Finding]:
+    for one in settings.cameras:
+        where = f"camera {one.name} ({one.backend})"
+        if running and one.backend not in ("simulated", "folder"):
+            yield Finding("cameras", "ok", f"{where}: is the running agent's; see its status")
+            continue
+        try:
+            with make_camera(one) as camera:
+                about = ", ".join(f"{key} {value}" for key, value in camera.info().items() if value not in (None, ""))
+        except FlawlineError as error:
+            yield Finding("cameras", "fail", str(error), "flawline cameras list shows what answers")
+        except Exception as error:  # a driver's own
+            yield Finding("cameras", "fail", f"{where}: {type(error).__name__}: {error}", "see the camera's manual")
+        else:
+            yield Finding("cameras", "ok", f"{where} answers: {about}")
+
+
+# -- network --------------------------------------------------------------------------------------------------
+
+
+def _network(settings: Settings) -> Iterator[Finding]:
+    if not any(camera.backend in _GIGE for camera in settings.cameras):
+        return
+    most = _number("/proc/sys/net/core/rmem_max")
+    if most is not None and most < _SOCKET_BUFFER:
+        found = f"sockets may buffer {most} bytes; GigE cameras lose packets below {_SOCKET_BUFFER}"
+        yield Finding(
+            "network", "warning", found, f"sysctl -w net.core.rmem_max={_SOCKET_BUFFER} (and in /etc/sysctl.d)"
+        )
+    elif most is not None:
+        yield Finding("network", "ok", f"sockets may buffer {most} bytes")
+    for interface in sorted(Path("/sys/class/net").glob("*")):
+        mtu, kind = _number(interface / "mtu"), _number(interface / "type")
+        up = (interface / "operstate").read_text().strip() == "up" if (interface / "operstate").exists() else False
+        if not up or kind != 1 or mtu is None:  # 1: Ethernet
+            continue
+        if mtu < 8000:
+            remedy = f"ip link set {interface.name} mtu 9000, if cameras hang on it and its switch takes jumbo frames"
+            yield Finding("network", "warning", f"{interface.name}: MTU {mtu}, no jumbo frames", remedy)
+        else:
+            yield Finding("network", "ok", f"{interface.name}: MTU {mtu}")
+
+
+def _number(file: str | Path) -> int | None:
+    try:
+        return int(Path(file).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def _ports(settings: Settings, running: bool) -> Iterator[Finding]:
+    addresses = {"publish.endpoint": settings.publish.endpoint, "control.endpoint": settings.control.endpoint}
+    if settings.preview.enabled:
+        addresses["preview.port"] = f"tcp://{settings.preview.host}:{settings.preview.port}"
+    for key, address in addresses.items():
+        parts = urlsplit(address)
+        if parts.scheme != "tcp" or parts.port is None:
+            continue
+        host = "0.0.0.0" if parts.hostname in (None, "*") else parts.hostname
+        trouble = _bind(host, parts.port)
+        if trouble is None:
+            yield Finding("ports", "ok", f"{key} {address} is free")
+        elif trouble.errno == errno.EADDRINUSE and running:
+            yield Finding("ports", "ok", f"{key} {address} is the running agent's")
+        else:
+            remedy = f"ss -ltnp 'sport = :{parts.port}' shows who has it; or set another {key}"
+            yield Finding("ports", "fail", f"{key} {address}: {trouble.strerror}", remedy)
+
+
+def _bind(host: str, port: int) -> OSError | None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that linger do not count
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error
+    return None
+
+
+# -- machine --------------------------------------------------------------------------------------------------
+
+
+class _Timex(ctypes.Structure):
+    """The head of struct timex (adjtimex(2)); the rest is room for what the kernel writes behind it."""
+
+    _fields_ = (
+        ("modes", ctypes.c_uint),
+        ("offset", ctypes.c_long),
+        ("freq", ctypes.c_long),
+        ("maxerror", ctypes.c_long),
+        ("esterror", ctypes.c_long),
+        ("status", ctypes.c_int),
+        ("rest", ctypes.c_byte * 256),
+    )
+
+
+def _clock() -> Iterator[Finding]:
+    times = _Timex()
+    state = ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.byref(times))  # modes = 0: only reads
+    if state < 0:
+        yield Finding("clock", "warning", f"the kernel does not tell: {os.strerror(ctypes.get_errno())}")
+    elif state == 5 or times.status & 0x40:  # TIME_ERROR, STA_UNSYNC
+        remedy = "apt install chrony (or systemd-timesyncd), and name the plant's time server"
+        yield Finding("clock", "warning", "the clock is not synchronised: verdicts' times cannot be compared", remedy)
+    else:
+        yield Finding("clock", "ok", f"synchronised, within {times.maxerror / 1000:.0f} ms at most")
+
+
+def _state(settings: Settings) -> Iterator[Finding]:
+    folder = settings.journal.path / settings.station
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        remedy = "flawline service install makes the folder and its user; else set journal.path"
+        yield Finding("permissions", "fail", f"journal.path: {there} cannot be written by this user", remedy)
+        return
+    yield Finding("permissions", "ok", f"journal.path: {there} can be written")
+    free_mb = shutil.disk_usage(there).free / 1e6
+    wanted_mb = settings.journal.archive_mb + settings.journal.min_free_mb
+    if free_mb < settings.journal.min_free_mb:
+        remedy = "make room, or set journal.path to a larger disk"
+        yield Finding("disk", "fail", f"{there}: {free_mb:.0f} MB are free, below journal.min_free_mb", remedy)
+    elif free_mb < wanted_mb:
+        found = f"{there}: {free_mb:.0f} MB are free; archive_mb and min_free_mb add up to {wanted_mb:.0f} MB"
+        yield Finding("disk", "warning", found, "make room, or set a smaller journal.archive_mb")
+    else:
+        yield Finding("disk", "ok", f"{there}: {free_mb / 1000:.0f} GB are free")
+
+
+def _secrets(settings: Settings) -> Iterator[Finding]:
+    for key, file in (
+        ("publish.curve_secret", settings.publish.curve_secret),
+        ("control.curve_secret", settings.control.curve_secret),
+        ("preview.token_file", settings.preview.token_file),
+    ):
+        if file is None:
+            continue
+        try:
+            mode = file.stat().st_mode
+            file.read_bytes()
+        except OSError as error:
+            yield Finding("permissions", "fail", f"{key}: {file} cannot be read: {error.strerror}", f"ls -l {file}")
+            continue
+        if mode & 0o077:
+            yield Finding("permissions", "fail", f"{key}: {file} is open to others", f"chmod 600 {file}")
+        else:
+            yield Finding("permissions", "ok", f"{key}: {file} is ours alone")
+
+
+def load_for_doctor(load: Callable[[], Settings], config: Path | None) -> Settings:
+    """The settings; outside the service, its credentials are looked for where the unit takes them from."""
+    if config is not None and "CREDENTIALS_DIRECTORY" not in os.environ:
+        os.environ["CREDENTIALS_DIRECTORY"] = str(config.absolute().parent / "keys" / config.stem)
+    try:
+        return load()
+    except ConfigError as error:
+        raise ConfigError(f"{error}; the doctor needs a configuration that loads") from error

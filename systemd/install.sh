@@ -1,0 +1,10 @@
+#!/bin/sh
+# Installs flawline from the folder of wheels that this file lies in, without a network: sh install.sh [/opt/flawline]
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+target=${1:-/opt/flawline}
+cd "$here" && sha256sum --check --quiet SHA256SUMS
+"${PYTHON:-python3}" -m venv "$target"
+"$target/bin/pip" install --quiet --no-index --find-links "$here" flawline
+"$target/bin/flawline" --version
+echo "next: $target/bin/flawline service install"

@@ -1,0 +1,118 @@
+"""The built package: all that belongs to it is in it, also by way of an sdist, and it runs from where it was put."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def build(kind: str, source: Path, out: Path) -> Path:
+    done = subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(out)],
+        cwd=source,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (built,) = out.glob("*.whl" if kind == "wheel" else "*.tar.gz")
+    return built
+
+
+@pytest.fixture(scope="module")
+def tree() -> set[str]:
+    """Every file of the project that the program needs, by its place in the package."""
+    listed = subprocess.run(
+        [
+            "git",
+            "ls-files",
+            "--cached",
+            "--others",
+            "--exclude-standard",
+            "agent",
+            "camera",
+            "config",
+            "models",
+            "systemd",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    files = {f"flawline/{name}" for name in listed.stdout.splitlines() if (ROOT / name).is_file()}
+    if not files:
+        pytest.skip("no git checkout: nothing to hold the package against")
+    return files
+
+
+def test_wheel_and_sdist_hold_everything_and_the_wheel_runs(tree: set[str], tmp_path: Path) -> None:
+    wheel = build("wheel", ROOT, tmp_path / "direct")
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert names == tree | {"flawline/__init__.py", "flawline/py.typed"}
+    for needed in ("agent/page/index.html", "systemd/flawline@.service", "models/worker.py", "camera/ring.py"):
+        assert f"flawline/{needed}" in names
+    assert not {name.split("/")[0] for name in names} - {"flawline"}, "nothing may stand beside the package"
+
+    sdist = build("sdist", ROOT, tmp_path / "sdist")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path / "source", filter="data")
+    (source,) = (tmp_path / "source").iterdir()
+    with zipfile.ZipFile(build("wheel", source, tmp_path / "from_sdist")) as archive:
+        assert {name for name in archive.namelist() if ".dist-info/" not in name} == names
+
+    target = tmp_path / "installed"
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", target, wheel],
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("FLAWLINE_")}
+    command = [sys.executable, target / "bin/flawline"]
+    environment["PYTHONPATH"] = str(target)
+    version = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=280, env=environment)
+    assert version.stdout.startswith("flawline, version 0."), version.stderr
+    # It is the installed one that answers, with its own units.
+    shown = subprocess.run(
+        [*command, "service", "install", "--dry-run", "--prefix", str(tmp_path / "root")],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env=environment,
+        cwd=tmp_path,
+    )
+    assert "WatchdogSec=" in shown.stdout, shown.stderr
+
+
+def test_a_folder_of_wheels_installs_without_a_network(tmp_path: Path) -> None:
+    """install.sh with a wheel that has no dependencies: a small one of our own, called flawline."""
+    source = tmp_path / "small"
+    (source / "flawline").mkdir(parents=True)
+    (source / "flawline/__init__.py").write_text("def main():\n    print('flawline, version 9')\n")
+    (source / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n'
+        '[project]\nname = "flawline"\nversion = "9"\n[project.scripts]\nflawline = "flawline:main"\n'
+    )
+    house = tmp_path / "wheelhouse"
+    wheel = build("wheel", source, house)
+    shutil.copy(ROOT / "systemd/install.sh", house)
+    with (house / "SHA256SUMS").open("w") as sums:
+        subprocess.run(["sha256sum", wheel.name, "install.sh"], cwd=house, stdout=sums, check=True)
+    install = ["sh", str(house / "install.sh"), str(tmp_path / "opt")]
+    environment = os.environ | {"PYTHON": sys.executable}
+    done = subprocess.run(install, capture_output=True, text=True, timeout=280, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "flawline, version 9" in done.stdout
+    wheel.write_bytes(wheel.read_bytes() + b"x")
+    done = subprocess.run(install, capture_output=True, text=True, timeout=280, env=environment)
+    assert done.returncode != 0
+    assert wheel.name in done.stderr + done.stdout
