@@ -193,6 +193,12 @@ class Inspector:
         prepared = self.prepare(self.recipe if recipe is None else recipe)
         return self._without_ignored(encoded, self._zero_shot(encoded, prepared), prepared.recipe)
 
+    def counted(self, encoded: Encoded, recipe: Recipe) -> Tensor:
+        """(B, S, S) bool in CLIP's frame: what does not lie in an ignored box."""
+        size = self.towers.clip.input_size
+        everything = torch.ones(len(encoded.pixels), size, size, device=self.towers.device)
+        return self._without_ignored(encoded, everything, recipe) > 0
+
     def levels(self, encoded: Encoded) -> list[Tensor]:
         """What a memory compares: features of the image tower, (B, C_i, h_i, w_i), finest first."""
         if encoded.levels is None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from flawline.config.errors import ConfigError, ImageError
 from flawline.config.recipe import Recipe
@@ -26,17 +27,20 @@ PLACE = 3.0
 """Weight of a place in the frame, where parts always lie alike: a tenth of the frame away is as a cosine of 0.955."""
 FIXTURED = 1.08
 """Parts lie alike where giving weight to the place makes good parts at most this much more distant."""
+FEW = 5
+LEAST_LAYOUT = 0.02  # parts that are all but equal may still differ so much
 LAYOUT_FACTOR = 2.0
 """A layout this many times farther than the good parts' own farthest is unlike everything seen."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The bundle's own scale, where one picture cannot say how good parts differ; medians over drawn products."""
+    """The bundle's own scale: how far two good parts are from one another. Of drawn products, the median of what is
+    ordinary and the upper quartile of what is striking."""
 
     ordinary: float = 0.3
-    striking: float = 0.58
-    layout: float = 0.15
+    striking: float = 0.69
+    layout: float = 0.3
 
 
 OWN_SCALE = Scale()
@@ -69,6 +73,7 @@ class Described:
     frame: tuple[int, int]  # H, W
     tiles: list[Tile]
     cells: Tensor  # (T, D, h, w) float16 on the CPU
+    counted: Tensor  # (T h w,) bool: cells that do not lie in an ignored box
     layout: Tensor  # (T, L) float16 on the CPU
     zero_shot: tuple[float, float]  # median and largest logit of the map by words
 
@@ -110,13 +115,19 @@ class Learner:
             wanted = projection(sum(level.shape[1] for level in levels))
             self._projection = None if wanted is None else wanted.to(inspector.towers.device)
         cells = descriptors(levels, self._projection)
-        logits = inspector.zero_shot(encoded, self._recipe).flatten().logit(1e-6)
+        keep = inspector.counted(encoded, self._recipe)
+        logits = inspector.zero_shot(encoded, self._recipe)[keep].logit(1e-6)
+        grid = (int(cells.shape[-2]), int(cells.shape[-1]))
+        counted = functional.adaptive_avg_pool2d(keep[:, None].float(), grid) > 0.5
+        if not bool(counted.any()):
+            raise ConfigError(f"{name}: nothing is left to learn from: the recipe's `ignore` covers all of it")
         return Described(
             name,
             hashlib.sha256(picture.tobytes()).digest(),
             (encoded.height, encoded.width),
             encoded.tiles,
             cells.to("cpu", torch.float16),
+            counted.flatten().cpu(),
             layout(cells).to("cpu", torch.float16),
             (float(logits.median()), float(logits.max())),
         )
@@ -161,9 +172,12 @@ class Learner:
         )
 
     def _rows(self, pictures: Sequence[Described], place: float) -> list[Tensor]:
-        """Of every picture (T h w, D + 2) float32 on the device."""
+        """Of every picture's counted cells (n, D + 2) float32 on the device."""
         device = self._inspector.towers.device
-        return [placed(one.cells.to(device).float(), one.tiles, one.frame, place).flatten(0, 1) for one in pictures]
+        return [
+            placed(one.cells.to(device).float(), one.tiles, one.frame, place).flatten(0, 1)[one.counted.to(device)]
+            for one in pictures
+        ]
 
     def _core(self, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Candidates and the picture each is from, the core's rows and the picture each is from."""
@@ -190,7 +204,8 @@ class Learner:
     def _leave_one_out(self, pictures: Sequence[Described], place: float) -> "_Scores":
         """How each picture's cells look to a memory of the others.
 
-        The core without one picture: what came from it is replaced by the nearest that others have.
+        The core without one picture: what came from it is replaced by the nearest that others have. The bundle's
+        own scale counts as one more picture, so that two or three do not say alone how much good parts differ.
         """
         rows = self._rows(pictures, place)
         candidates, source, core, core_source = self._core(rows)
@@ -209,7 +224,8 @@ class Learner:
             distances = nearest(queries, torch.cat([core[~own], substitutes[own]]))
             medians.append(float(distances.median()))
             largest.append(float(distances.max()))
-        return _Scores(place, core, float(np.median(medians)), float(np.median(largest)), np.array(largest))
+        ordinary, striking = np.median([*medians, OWN_SCALE.ordinary]), np.median([*largest, OWN_SCALE.striking])
+        return _Scores(place, core, float(ordinary), float(striking), np.array(largest))
 
     def _memory(self, kept: Sequence[Described], scores: "_Scores", left_out: int) -> Memory:
         towers = self._inspector.towers
@@ -224,6 +240,7 @@ class Learner:
             localiser=prepared.localiser,
             frame=kept[0].frame,
             roi=self._recipe.roi,
+            ignore=self._recipe.ignore,
             tiling=self._recipe.tiling,
             pictures=len(kept),
             outliers=left_out,
@@ -253,13 +270,14 @@ class _Scores:
 
 
 def farthest_layout(layouts: Tensor) -> float:
-    """(N, T, L) -> the largest distance of a picture's layout to the nearest other one's; of one, the bundle's own."""
+    """(N, T, L) -> the largest distance of a picture's layout to the nearest other one's; of fewer than five, the
+    bundle's own where that is more."""
     count = len(layouts)
+    largest = OWN_SCALE.layout if count < FEW else LEAST_LAYOUT
     if count < 2:
-        return OWN_SCALE.layout
-    largest = 0.0
+        return largest
     for number in range(count):
         others = torch.cat([layouts[:number], layouts[number + 1 :]])
         alike = torch.einsum("tl,ntl->tn", layouts[number], others).amax(dim=1)
         largest = max(largest, float((1.0 - alike).max()))
-    return max(largest, 0.02)
+    return largest
