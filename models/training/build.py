@@ -41,7 +41,7 @@ from flawline.models.training.train_clip import (
     new_clip,
     train_clip,
 )
-from flawline.models.training.train_sam import SamSchedule, prompt_quality, train_sam
+from flawline.models.training.train_sam import SamSchedule, align_positions, prompt_quality, train_sam
 from flawline.models.training.train_text import TextSchedule, train_projection, train_text
 from flawline.models.training.validate import clip_maps, figures
 
@@ -194,6 +194,7 @@ def sam_side(
     """SAM on CLIP's trunk; part of its prompts are made by CLIP's map and PPG, as in the product."""
     torch.manual_seed(plan.sam.seed)
     sam = build_sam(SAM_SETTINGS, clip.model.visual.trunk)
+    align_positions(sam)
     finished = work / "sam-side.safetensors"
     if not finished.exists():
         pictures = draw_set(plan.sam_pictures, work, processes)
