@@ -148,14 +148,14 @@ class Learner:
         return True
 
     @torch.inference_mode()
-    def learn(self) -> Learnt:
-        """The memory of what was added. Raises ConfigError where that is nothing."""
+    def learn(self, *, keep_all: bool = False) -> Learnt:
+        """The memory of what was added; `keep_all` keeps outliers too. Raises ConfigError where nothing was added."""
         if not self._pictures:
             raise ConfigError("a memory needs at least one picture of a good part")
         given = sorted(self._pictures, key=lambda picture: picture.digest)
         scores = self._at_best_place(given)
         largest = scores.largest
-        kept = [picture for picture, out in zip(given, outliers(largest), strict=True) if not out]
+        kept = [picture for picture, out in zip(given, outliers(largest), strict=True) if keep_all or not out]
         if len(kept) < len(given):
             scores = self._leave_one_out(kept, scores.place)
         memory = self._memory(kept, scores, len(given) - len(kept))
