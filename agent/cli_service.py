@@ -11,7 +11,6 @@ from flawline.agent import service_files
 from flawline.agent.backup import back_up, restore
 from flawline.agent.doctor import examine, load_for_doctor
 from flawline.config.errors import ConfigError
-from flawline.config.settings import Settings
 from flawline.config.sources import load_settings
 
 CONFIG = click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False), help="the TOML file")
@@ -105,7 +104,7 @@ def uninstall(prefix: Path, dry_run: bool) -> None:
 
 
 def _check(station: str, prefix: Path, dry_run: bool) -> None:
-    Settings(station=station)  # a name that is none is refused here
+    load_settings(overrides=[f"station={station}"], environ={})  # refuses what is no name
     if prefix == Path("/") and not dry_run and os.geteuid() != 0:
         raise ConfigError("--prefix /: installing for this machine needs root; try --dry-run to see what it would do")
 

@@ -5,6 +5,7 @@ Nothing is changed, and nothing here loads torch: what only torch can tell is as
 
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import re
@@ -18,8 +19,6 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from flawline.agent.control import ask
-from flawline.agent.security import is_loopback
 from flawline.camera.registry import make_camera
 from flawline.config.errors import ConfigError, FlawlineError
 from flawline.config.settings import Settings
@@ -71,14 +70,18 @@ def examine(settings: Settings) -> Iterator[Finding]:
 
 
 def _agent_is_running(settings: Settings) -> bool:
-    if not is_loopback(settings.control.endpoint) or settings.control.curve_secret or settings.publish.curve_secret:
+    """A running agent holds the lock of its journal's folder."""
+    try:
+        lock = os.open(settings.journal.path / settings.station / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
         return False
     try:
-        return (
-            ask(settings.control.endpoint, {"cmd": "status", "id": 1}, timeout_s=1.0).get("station") == settings.station
-        )
-    except (FlawlineError, ValueError, KeyError):
-        return False
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
 
 
 def _libraries() -> Iterator[Finding]:

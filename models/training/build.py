@@ -23,6 +23,7 @@ from flawline.models.bundle import DecoderSettings, SamSettings, file_sha256
 from flawline.models.checkpoints import StateDict
 from flawline.models.clip import DenseClip
 from flawline.models.frames import FrameGeometry
+from flawline.models.inspector import Inspector
 from flawline.models.localise import AdapterLocaliser
 from flawline.models.prompt import point_prompts, region
 from flawline.models.pyramid import WIDTH
@@ -102,6 +103,8 @@ def build_demo(plan: DemoPlan, work: Path, bundle: Path, say: Say, processes: in
     thresholds = {"region": region_threshold(plan, clip, anchors, adapter, work, log, processes)}
     sam = sam_side(plan, clip, adapter, anchors, thresholds["region"], work, log, processes)
     write_bundle(plan, clip, adapter, sam, thresholds, work, bundle)
+    thresholds["decision"] = decision_threshold(plan, bundle, work, log, processes)
+    write_bundle(plan, clip, adapter, sam, thresholds, work, bundle)
     log(f"bundle written to {bundle}")
 
 
@@ -152,6 +155,30 @@ def region_threshold(
     measured = figures(maps[:, ::2, ::2], unseen.kinds[:, ::2, ::2] > 0)
     say("clip, unseen families: " + " ".join(f"{name} {value:.3f}" for name, value in measured.items()))
     return round(measured["at"], 3)
+
+
+def decision_threshold(plan: DemoPlan, bundle: Path, work: Path, say: Say, processes: int) -> float:
+    """Where good and defective drawn parts of unseen families are told apart best, as the product judges them.
+
+    The threshold of the largest balanced accuracy (mean share of good parts passed and of bad parts failed) of the
+    image score. A line of its own wants `flawline calibrate`: what a false reject costs is not known here.
+    """
+    unseen = draw_set(plan.unseen_pictures, work, processes)
+    inspector = Inspector.load(bundle, device="cpu")
+    maps, scores = [], []
+    for image in unseen.image:
+        result = inspector.inspect(np.asarray(image))
+        maps.append(result.anomaly_map[::2, ::2])
+        scores.append(result.score)
+    bad = (unseen.kinds > 0).reshape(len(unseen), -1).any(axis=1)
+    values = np.array(scores)
+    candidates = np.unique(values)
+    balance = [((values >= t) == bad)[bad].mean() + ((values >= t) == bad)[~bad].mean() for t in candidates]
+    best = float(candidates[int(np.argmax(balance))])
+    measured = figures(np.stack(maps), unseen.kinds[:, ::2, ::2] > 0)
+    say("product, unseen families: " + " ".join(f"{name} {value:.3f}" for name, value in measured.items()))
+    say(f"decision threshold {best:.3f}: balanced accuracy {max(balance) / 2:.3f}")
+    return round(best, 3)
 
 
 def sam_side(

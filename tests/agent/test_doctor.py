@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from tiny_bundle import write_tiny_bundle
 
-from flawline.agent.doctor import _torch
+from flawline.agent.doctor import _agent_is_running, _ports, _torch
+from flawline.agent.journal import Journal
+from flawline.config.sources import load_settings
 
 CLI = [sys.executable, "-c", "from flawline.agent.cli import main; main()"]
 
@@ -59,6 +61,20 @@ def test_a_machine_that_is_well(tmp_path: Path) -> None:
     }
     assert "torch 2" in found["torch"][0]["found"]
     assert len(found["ports"]) == 3
+
+
+def test_the_running_agents_ports_are_its_own(tmp_path: Path) -> None:
+    file = config(tmp_path, '[model]\ndevice = "cpu"\n')
+    settings = load_settings(file, environ={})
+    taken = int(settings.publish.endpoint.rsplit(":", 1)[1])
+    journal = Journal(settings.journal.path / settings.station)  # holds the lock, as an agent does
+    with socket.socket() as agents:
+        agents.bind(("127.0.0.1", taken))
+        agents.listen()
+        findings = list(_ports(settings, _agent_is_running(settings)))
+    assert [finding.verdict for finding in findings] == ["ok"] * 3
+    assert "running agent's" in findings[0].found
+    journal.close()
 
 
 def test_each_fault_is_named_with_its_remedy(tmp_path: Path) -> None:

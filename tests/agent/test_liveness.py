@@ -1,14 +1,18 @@
-"""That the outbox says so when nothing goes out, and that an idle one is well."""
+"""What counts as progress: an idle line does; a hanging camera, worker or disk does not."""
 
 import asyncio
 import threading
+import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import pytest
 import zmq
 
 from flawline.agent.archive import Archive
 from flawline.agent.journal import Journal
+from flawline.agent.liveness import what_stands_still
 from flawline.agent.outbox import Outbox
 from flawline.agent.publisher import Publisher
 from flawline.agent.verdict import Trigger
@@ -51,3 +55,27 @@ async def test_a_hanging_commit_is_no_progress_and_an_idle_outbox_is(tmp_path: P
     context.destroy(linger=0)
     ring.close()
     journal.close()
+
+
+@pytest.mark.parametrize(
+    ("camera", "worker", "stuck_s", "named"),
+    [
+        ({}, {}, 0.0, []),
+        ({"state": "lost"}, {}, 0.0, []),  # it is opened again and again: that is progress
+        ({"seen_ago": 31}, {}, 0.0, ["camera top"]),
+        ({"seen_ago": 31, "state": "ended"}, {}, 0.0, []),
+        ({"seen_ago": 31, "running": False}, {}, 0.0, []),  # still starting
+        ({}, {"silent_s": 5.0}, 0.0, ["worker (silent"]),
+        ({}, {"healthy": False}, 0.0, ["worker (dies"]),
+        ({}, {}, 11.0, ["publishing"]),
+        ({"seen_ago": 31}, {"silent_s": 5.0}, 11.0, ["camera top", "worker (silent", "publishing"]),
+    ],
+)
+def test_what_is_named(camera: dict[str, Any], worker: dict[str, Any], stuck_s: float, named: list[str]) -> None:
+    seen = time.monotonic() - camera.get("seen_ago", 0.0)
+    line = SimpleNamespace(name="top", state=camera.get("state", "up"), seen_mono=seen)
+    intake = SimpleNamespace(running=camera.get("running", True), lines={"top": line})
+    client = SimpleNamespace(**{"silent_s": 0.0, "healthy": True} | worker)
+    still = list(what_stands_still(cast(Any, intake), cast(Any, client), cast(Any, SimpleNamespace(stuck_s=stuck_s))))
+    assert len(still) == len(named)
+    assert all(text.startswith(beginning) for text, beginning in zip(still, named, strict=True)), still

@@ -108,7 +108,7 @@ def test_a_folder_of_wheels_installs_without_a_network(tmp_path: Path) -> None:
     with (house / "SHA256SUMS").open("w") as sums:
         subprocess.run(["sha256sum", wheel.name, "install.sh"], cwd=house, stdout=sums, check=True)
     install = ["sh", str(house / "install.sh"), str(tmp_path / "opt")]
-    environment = os.environ | {"PYTHON": sys.executable}
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"PYTHON": sys.executable}
     done = subprocess.run(install, capture_output=True, text=True, timeout=280, env=environment)
     assert done.returncode == 0, done.stderr
     assert "flawline, version 9" in done.stdout

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from flawline.agent.cli import cli
 from flawline.agent.service_files import service_files, write
 from flawline.config.errors import ConfigError
 from flawline.config.sources import load_settings
@@ -110,6 +112,13 @@ def test_install_shows_keeps_and_takes_away(tmp_path: Path) -> None:
     assert unit.exists()
     service("uninstall")
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["cell_7.toml", "cell_7.env"]
+
+
+def test_a_station_has_a_name(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["service", "install", "--station", "../etc", "--prefix", str(tmp_path)])
+    assert isinstance(done.exception, ConfigError)
+    assert "station" in str(done.exception)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_command_that_the_service_could_not_run_is_refused(tmp_path: Path) -> None:
