@@ -49,7 +49,6 @@ class About(BaseModel):
     tiling: TilingSettings
     pictures: int  # that it remembers
     outliers: int  # that were left out
-    duplicates: int
     place: float  # weight of a cell's place in the frame, 0 where parts lie anywhere
     ordinary: float  # distance, median over cells of good parts
     striking: float  # distance, median over good parts of their largest

@@ -1,4 +1,4 @@
-"""Learning a memory: descriptors of good parts, outliers left out, a core that covers them, their own scores."""
+"""Learning a memory: good parts are described and collected, outliers left out, and the rest becomes the memory."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,38 +12,21 @@ from torch.nn import functional
 
 from flawline.config.errors import ConfigError, ImageError
 from flawline.config.recipe import Recipe
-from flawline.models.coreset import coreset, outliers
+from flawline.models.coreset import BUDGET, Scores, farthest_layout, leave_one_out, outliers
 from flawline.models.descriptors import descriptors, layout, projection
 from flawline.models.frames import as_rgb
 from flawline.models.inspector import Inspector
-from flawline.models.memory import About, Memory, nearest, placed
+from flawline.models.memory import About, Memory, placed
 from flawline.models.memory_file import make_memory, words_sha256
 from flawline.models.tiles import Tile
 
 MOST_PICTURES = 500
-BUDGET = 1500  # rows of the bank
-CANDIDATES = 40_000  # descriptors that the bank is chosen from
 PLACE = 3.0
 """Weight of a place in the frame, where parts always lie alike: a tenth of the frame away is as a cosine of 0.955."""
 FIXTURED = 1.08
 """Parts lie alike where giving weight to the place makes good parts at most this much more distant."""
-FEW = 5
-LEAST_LAYOUT = 0.02  # parts that are all but equal may still differ so much
 LAYOUT_FACTOR = 2.0
 """A layout this many times farther than the good parts' own farthest is unlike everything seen."""
-
-
-@dataclass(frozen=True)
-class Scale:
-    """The bundle's own scale: how far two good parts are from one another. Of drawn products, the median of what is
-    ordinary and the upper quartile of what is striking."""
-
-    ordinary: float = 0.3
-    striking: float = 0.69
-    layout: float = 0.3
-
-
-OWN_SCALE = Scale()
 
 
 @dataclass(frozen=True)
@@ -148,17 +131,17 @@ class Learner:
         return True
 
     @torch.inference_mode()
-    def learn(self) -> Learnt:
-        """The memory of what was added. Raises ConfigError where that is nothing."""
+    def learn(self, *, keep_all: bool = False) -> Learnt:
+        """The memory of what was added; `keep_all` keeps outliers too. Raises ConfigError where nothing was added."""
         if not self._pictures:
             raise ConfigError("a memory needs at least one picture of a good part")
         given = sorted(self._pictures, key=lambda picture: picture.digest)
-        scores = self._at_best_place(given)
+        place, scores = self._at_best_place(given)
         largest = scores.largest
-        kept = [picture for picture, out in zip(given, outliers(largest), strict=True) if not out]
+        kept = [picture for picture, out in zip(given, outliers(largest), strict=True) if keep_all or not out]
         if len(kept) < len(given):
-            scores = self._leave_one_out(kept, scores.place)
-        memory = self._memory(kept, scores, len(given) - len(kept))
+            scores = leave_one_out(self._rows(kept, place), self._budget)
+        memory = self._memory(kept, place, scores, len(given) - len(kept))
         typical = float(np.median(largest)) if len(given) > 1 else None
         distance = {picture.name: float(far) for picture, far in zip(given, largest, strict=True)}
         names = {picture.name for picture in kept}
@@ -179,55 +162,15 @@ class Learner:
             for one in pictures
         ]
 
-    def _core(self, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Candidates and the picture each is from, the core's rows and the picture each is from."""
-        most = max(CANDIDATES // len(rows), 1)
-        generator = torch.Generator().manual_seed(len(rows))
-        parts = [
-            part if len(part) <= most else part[torch.randperm(len(part), generator=generator)[:most].to(part.device)]
-            for part in rows
-        ]
-        candidates = torch.cat(parts)
-        counts = torch.tensor([len(part) for part in parts])
-        source = torch.arange(len(parts)).repeat_interleave(counts).to(candidates.device)
-        chosen = coreset(candidates, self._budget)
-        return candidates, source, candidates[chosen], source[chosen]
-
-    def _at_best_place(self, pictures: Sequence[Described]) -> "_Scores":
+    def _at_best_place(self, pictures: Sequence[Described]) -> tuple[float, Scores]:
         """With PLACE where the parts always lie alike, so that it costs good parts little; else without."""
-        free = self._leave_one_out(pictures, 0.0)
+        free = leave_one_out(self._rows(pictures, 0.0), self._budget)
         if len(pictures) < 2:
-            return free
-        bound = self._leave_one_out(pictures, PLACE)
-        return bound if bound.ordinary <= FIXTURED * free.ordinary else free
+            return 0.0, free
+        bound = leave_one_out(self._rows(pictures, PLACE), self._budget)
+        return (PLACE, bound) if bound.ordinary <= FIXTURED * free.ordinary else (0.0, free)
 
-    def _leave_one_out(self, pictures: Sequence[Described], place: float) -> "_Scores":
-        """How each picture's cells look to a memory of the others.
-
-        The core without one picture: what came from it is replaced by the nearest that others have. The bundle's
-        own scale counts as one more picture, so that two or three do not say alone how much good parts differ.
-        """
-        rows = self._rows(pictures, place)
-        candidates, source, core, core_source = self._core(rows)
-        if len(pictures) < 2:
-            return _Scores(place, core, OWN_SCALE.ordinary, OWN_SCALE.striking, np.zeros(len(pictures)))
-        substitutes = torch.empty_like(core)
-        for number in range(len(pictures)):
-            own = core_source == number
-            if bool(own.any()):
-                others = candidates[source != number]
-                alike = core[own] @ others.T - 0.5 * others.square().sum(dim=1)
-                substitutes[own] = others[alike.argmax(dim=1)]
-        medians, largest = [], []
-        for number, queries in enumerate(rows):
-            own = core_source == number
-            distances = nearest(queries, torch.cat([core[~own], substitutes[own]]))
-            medians.append(float(distances.median()))
-            largest.append(float(distances.max()))
-        ordinary, striking = np.median([*medians, OWN_SCALE.ordinary]), np.median([*largest, OWN_SCALE.striking])
-        return _Scores(place, core, float(ordinary), float(striking), np.array(largest))
-
-    def _memory(self, kept: Sequence[Described], scores: "_Scores", left_out: int) -> Memory:
+    def _memory(self, kept: Sequence[Described], place: float, scores: Scores, left_out: int) -> Memory:
         towers = self._inspector.towers
         prepared = self._inspector.prepare(self._recipe)
         layouts = torch.stack([one.layout for one in kept])
@@ -244,8 +187,7 @@ class Learner:
             tiling=self._recipe.tiling,
             pictures=len(kept),
             outliers=left_out,
-            duplicates=len(self._duplicates),
-            place=scores.place,
+            place=place,
             ordinary=round(scores.ordinary, 5),
             striking=round(scores.striking, 5),
             zero_shot_ordinary=round(float(np.median([one.zero_shot[0] for one in kept])), 5),
@@ -256,28 +198,3 @@ class Learner:
         if self._projection is not None:
             tensors["projection"] = self._projection.to("cpu", torch.float16)
         return make_memory(about, tensors, towers.device)
-
-
-@dataclass(frozen=True)
-class _Scores:
-    """How good parts look to one another with one weight of places, and the core that was chosen with it."""
-
-    place: float
-    core: Tensor  # (K, D + 2)
-    ordinary: float
-    striking: float
-    largest: NDArray[np.float64]  # of every picture
-
-
-def farthest_layout(layouts: Tensor) -> float:
-    """(N, T, L) -> the largest distance of a picture's layout to the nearest other one's; of fewer than five, the
-    bundle's own where that is more."""
-    count = len(layouts)
-    largest = OWN_SCALE.layout if count < FEW else LEAST_LAYOUT
-    if count < 2:
-        return largest
-    for number in range(count):
-        others = torch.cat([layouts[:number], layouts[number + 1 :]])
-        alike = torch.einsum("tl,ntl->tn", layouts[number], others).amax(dim=1)
-        largest = max(largest, float((1.0 - alike).max()))
-    return largest

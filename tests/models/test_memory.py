@@ -11,12 +11,12 @@ from tiny_bundle import write_tiny_bundle
 
 from flawline.config.errors import ConfigError, ImageError
 from flawline.config.recipe import Recipe
-from flawline.models.coreset import coreset, outliers
+from flawline.models.coreset import OWN_SCALE, coreset, outliers
 from flawline.models.descriptors import MOST_CHANNELS, projection
 from flawline.models.inspector import Inspector
 from flawline.models.memory import nearest
 from flawline.models.memory_file import read_memory, write_memory
-from flawline.models.memory_learn import OWN_SCALE, Learner, Learnt
+from flawline.models.memory_learn import Learner, Learnt
 from flawline.models.pyramid import MEMORY_LEVELS, Lite0Pyramid
 
 torch.set_num_threads(1)
