@@ -28,6 +28,7 @@ FEW = 5
     type=click.Path(path_type=Path, dir_okay=False),
     help="where the memory goes [default: a new version in memory/ beside the TOML file, or in the journal's folder]",
 )
+@click.option("--keep-all", is_flag=True, help="learn from outliers too: they are good, only rare")
 @click.option("--rollback", is_flag=True, help="learn nothing: go back to the version before, or to none")
 @click.option("--bundle", help="a bundle's name, or its folder [default: the file's, or demo]")
 @click.option("--device", help="auto, cpu, cuda, cuda:N [default: the file's, or auto]")
@@ -37,6 +38,7 @@ def learn(
     good: Path | None,
     file: Path | None,
     out: Path | None,
+    keep_all: bool,
     rollback: bool,
     bundle: str | None,
     device: str | None,
@@ -57,7 +59,7 @@ def learn(
         return
     if good is None:
         raise ConfigError("--good: name the folder with pictures of good parts (or give --rollback)")
-    learnt = _learn(settings, recipe, good, bundle, device)
+    learnt = _learn(settings, recipe, good, keep_all, bundle, device)
     memory = learnt.memory
     from flawline.models.memory_file import write_memory
 
@@ -104,7 +106,7 @@ def learn(
         click.echo(f"[recipes.{recipe}]\nmemory = {json.dumps(str(path.resolve()))}")
 
 
-def _learn(settings: Settings, recipe: str, good: Path, bundle: str | None, device: str | None) -> Any:
+def _learn(settings: Settings, recipe: str, good: Path, keep_all: bool, bundle: str | None, device: str | None) -> Any:
     from flawline.camera.folder import read_picture
     from flawline.models.datasets import good_pictures
     from flawline.models.ground_truth import read_rgb
@@ -133,7 +135,7 @@ def _learn(settings: Settings, recipe: str, good: Path, bundle: str | None, devi
             except ImageError as error:
                 raise ImageError(f"{good / name}: {str(error).removeprefix(f'{name}: ')}") from error
             progress.step(name)
-    return learner.learn()
+    return learner.learn(keep_all=keep_all)
 
 
 def _roll_back(settings: Settings, recipe: str, file: Path | None) -> None:

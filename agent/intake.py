@@ -8,69 +8,26 @@ answered `camera_fault`, and the camera is closed and opened again, so that no l
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 
 import structlog
 
+from flawline.agent.line import GRAB_S, Line, Shot
 from flawline.agent.outbox import BACKLOG, Outbox
 from flawline.agent.pipeline import Pipeline
 from flawline.agent.recipes import RecipeBook
-from flawline.agent.verdict import ActiveRecipe, Job, Reason, Trigger
+from flawline.agent.verdict import ActiveRecipe, Job, Trigger
 from flawline.agent.wire import Header
 from flawline.camera.camera import Camera, EndOfFrames
-from flawline.camera.frame import Frame
-from flawline.camera.guard import Guard
-from flawline.camera.pixels import to_rgb8
 from flawline.camera.ring import FrameRing
-from flawline.config.errors import CameraError, ConfigError, FlawlineError, ImageError, RingError
+from flawline.config.errors import CameraError, ConfigError, FlawlineError
 from flawline.config.recipe import Recipe
 from flawline.config.settings_camera import CameraSettings
 
 log = structlog.get_logger()
 _CLOSE_LIMIT_S = 5.0
-_GRAB_S = 0.25  # a camera's thread looks up so often to see whether it should go on
-
-
-@dataclass(slots=True)
-class _Shot:
-    """A frame in its slot, or what is wrong with it."""
-
-    frame: Frame
-    slot: int | None = None
-    height: int = 0
-    width: int = 0
-    trouble: tuple[Reason, str] | None = None
-
-
-@dataclass(eq=False)
-class Line:
-    """One camera with what waits at it."""
-
-    camera: Camera
-    settings: CameraSettings
-    state: str = "closed"  # closed, up, lost, ended
-    tried: asyncio.Event = field(default_factory=asyncio.Event)  # it was opened, or has failed to
-    out_of_step: bool = False
-    pending: deque[Job] = field(default_factory=deque)  # triggers whose frame has not come, oldest first
-    on_their_way: int = 0
-    frames: int = 0
-    seen_mono: float = field(default_factory=time.monotonic)  # its task came round: nothing hangs in the driver
-    error: str | None = None
-    trigger_thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "trigger"))
-
-    @property
-    def name(self) -> str:
-        """The camera's."""
-        return self.settings.name
-
-    @property
-    def up(self) -> bool:
-        """It delivers frames."""
-        return self.state == "up" and not self.out_of_step
 
 
 class Intake:
@@ -87,7 +44,6 @@ class Intake:
         frames_limit: int | None,
     ) -> None:
         self.lines = {settings.name: Line(camera, settings) for camera, settings in cameras}
-        self._guards = {name: Guard(line.settings) for name, line in self.lines.items()}
         self._ring = ring
         self._recipes = recipes
         self._pipeline = pipeline
@@ -238,10 +194,10 @@ class Intake:
             await self._wait_for_room(line, free and line.camera.patient)
             if free and self.paused:
                 # What runs freely is not taken in while paused: nobody asked for it. Files wait, other sources flow on.
-                if await loop.run_in_executor(thread, line.camera.grab, _GRAB_S) is not None:
+                if await loop.run_in_executor(thread, line.camera.grab, GRAB_S) is not None:
                     self._pipeline.dropped["intake", "paused"] += 1
                 continue
-            shot = await loop.run_in_executor(thread, partial(self._grab, line.camera))
+            shot = await loop.run_in_executor(thread, partial(line.grab, self._ring))
             if shot is None:
                 continue
             line.frames += 1
@@ -275,35 +231,14 @@ class Intake:
             except TimeoutError:
                 pass
 
-    def _grab(self, camera: Camera) -> _Shot | None:
-        """On the camera's thread: the next frame, copied once, from the driver's buffer into its slot."""
-        frame = camera.grab(_GRAB_S)
-        if frame is None:
-            return None
-        if frame.pixels is None:
-            reason: Reason = "camera_fault" if frame.fault_reason == "camera_fault" else "bad_frame"
-            return _Shot(frame, trouble=(reason, frame.fault or "no picture"))
-        slot = self._ring.acquire()
-        if slot is None:
-            return _Shot(frame, trouble=("overrun", "every slot of the frame ring is in use"))
-        height, width = frame.size
-        shot = _Shot(frame, slot, height, width)
-        try:
-            picture = self._ring.picture(slot, height, width)
-            to_rgb8(frame.pixels, frame.pixel_format, picture)
-            self._guards[camera.name].check(picture, frame.pixel_format)
-        except (ImageError, RingError) as error:
-            shot.trouble = ("bad_frame", f"{frame.source or camera.name}: {error}")
-        return shot
-
-    def _attach_to_trigger(self, line: Line, shot: _Shot) -> None:
+    def _attach_to_trigger(self, line: Line, shot: Shot) -> None:
         if line.out_of_step or not line.pending:
             self._pipeline.dropped["intake", "no_trigger"] += 1
             self._throw_away(shot)
         else:
             self._attach(line.pending.popleft(), shot)
 
-    def _for_frame(self, line: Line, shot: _Shot) -> Job:
+    def _for_frame(self, line: Line, shot: Shot) -> Job:
         """A free-running or hardware-triggered frame is its own trigger."""
         recipe = self._recipes.of(line.name)
         job = Job(line.name, recipe, shot.frame.t_grab, time.monotonic())
@@ -315,7 +250,7 @@ class Intake:
         self._accept(line, job)
         return job
 
-    def _attach(self, job: Job, shot: _Shot) -> None:
+    def _attach(self, job: Job, shot: Shot) -> None:
         job.frame_id, job.t_grab = shot.frame.frame_id, shot.frame.t_grab
         if shot.slot is not None:
             job.slot, job.height, job.width = shot.slot, shot.height, shot.width
@@ -325,7 +260,7 @@ class Intake:
         else:
             self._pipeline.submit(job)
 
-    def _throw_away(self, shot: _Shot) -> None:
+    def _throw_away(self, shot: Shot) -> None:
         if shot.slot is not None:
             self._ring.release(shot.slot)
 
@@ -365,16 +300,10 @@ class Intake:
     def status(self) -> Header:
         """Each camera, for the status message."""
         return {
-            line.name: {
-                "state": line.state,
-                "up": line.up,
-                "trigger": line.settings.trigger,
-                "backend": line.settings.backend,
-                "frames": line.frames,
-                "pending": len(line.pending),
+            line.name: line.status()
+            | {
                 "waiting": self._pipeline.queued(line.name),
                 "camera_seq": self._outbox.camera_seqs.get(line.name, 0),
-                "error": line.error,
                 "device": line.camera.info(),
             }
             for line in self.lines.values()

@@ -101,9 +101,14 @@ class Learning:
             "refusals": self._report.get("refusals", 0),
         }
 
-    async def _commit(self, _: Header) -> Header:
-        """Make the memory of what was collected and judge by it; the recipe gets a new version."""
-        camera = self._begun()
+    async def _commit(self, request: Header) -> Header:
+        """Make the memory of what was collected and judge by it; the recipe gets a new version.
+
+        `keep_all` (left out: false) keeps the outliers.
+        """
+        camera, keep_all = self._begun(), request.get("keep_all", False)
+        if not isinstance(keep_all, bool):
+            raise ValueError("keep_all must be true or false")
         if self._lost:
             raise ValueError(
                 "the worker was replaced and what it had collected is lost: learn.discard, then start again"
@@ -115,7 +120,7 @@ class Learning:
             raise ValueError(f"camera {camera!r} is judged by recipe {active.id!r} now, not {self._recipe!r}")
         self._committing = True
         try:
-            made = await self._worker.learn("commit", {"folder": str(self._folder)})
+            made = await self._worker.learn("commit", {"folder": str(self._folder), "keep_all": keep_all})
             active = self._recipes.of(camera)
             others = [name for name in self._recipes.status() if self._recipes.of(name).key == active.key]
             cameras = sorted(others, key=lambda name: name != camera)  # its own first

@@ -207,7 +207,8 @@ class WorkerClient:
         try:
             if not self.ready or not self.send(protocol.learn(number, action, fields)):
                 raise WorkerError("the worker is not ready; try again", "worker_lost")
-            async with asyncio.timeout(self._settings.job_limit_s):
+            settings = self._settings
+            async with asyncio.timeout(settings.start_limit_s if action == "commit" else settings.job_limit_s):
                 return await reply
         except TimeoutError as error:
             raise WorkerError(f"the worker did not answer learn.{action} in time", "worker_lost") from error

@@ -92,7 +92,10 @@ class DenseClip(nn.Module):
         return DenseFeatures(taps, features[len(taps) :] or taps, output.get("image_features"))
 
     def tap_channels(self) -> list[int]:
-        """C_i of every tap, found by one forward of a grey image."""
+        """C_i of every tap; for towers of other libraries found by one forward of a grey image."""
+        transformer = getattr(self.model.visual, "transformer", None)
+        if transformer is not None:
+            return [int(transformer.width)] * len(self.indices)
         with torch.no_grad():
             device = self.pixel_mean.device
             grey = torch.zeros(1, 3, self.input_size, self.input_size, dtype=self.dtype, device=device)

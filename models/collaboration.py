@@ -74,7 +74,7 @@ class CollaborationEngine:
             case "refuse":
                 session.refuse(fields["text"])
             case "commit":
-                made = session.commit(Path(fields["folder"]))
+                made = session.commit(Path(fields["folder"]), bool(fields["keep_all"]))
                 self._session = None
                 return made
         return session.status()

@@ -20,7 +20,8 @@ def joined(levels: Sequence[Tensor]) -> Tensor:
 
     Every level is a unit vector at every place before it is joined, so none drowns the others; so is the whole.
     """
-    size = levels[len(levels) // 2].shape[-2:]
+    height, width = levels[len(levels) // 2].shape[-2:]
+    size = (int(height), int(width))
     parts = []
     for level in levels:
         smooth = functional.avg_pool2d(level.float(), 3, stride=1, padding=1, count_include_pad=False)
@@ -41,7 +42,8 @@ def projection(channels: int) -> Tensor | None:
         return None
     generator = torch.Generator().manual_seed(channels)
     square = torch.randn(channels, MOST_CHANNELS, generator=generator, dtype=torch.float64)
-    return torch.linalg.qr(square).Q.T.to(torch.float16).float().contiguous()
+    rows: Tensor = torch.linalg.qr(square).Q.T
+    return rows.to(torch.float16).float().contiguous()
 
 
 def descriptors(levels: Sequence[Tensor], projected: Tensor | None) -> Tensor:

@@ -43,4 +43,4 @@ class Engine(Protocol):
 
     def learn(self, action: str, fields: dict[str, Any]) -> dict[str, Any]:
         """`start` a collection of good parts (`key`, `recipe`), `add` (`picture`, `name`) or `refuse` (`text`) one,
-        `commit` (`folder`) or `discard` it. `commit` may run beside `inspect`. Raises FlawlineError."""
+        `commit` (`folder`, `keep_all`) or `discard` it. `commit` may run beside `inspect`. Raises FlawlineError."""

@@ -60,7 +60,7 @@ class Encoded:
     clock: StageClock
     taps: list[Tensor] | None = None
     levels: list[Tensor] | None = None  # what a memory compares
-    maps: dict[tuple[str, Words], Tensor] = field(default_factory=dict)
+    maps: dict[tuple[str, Words, str | None], Tensor] = field(default_factory=dict)  # the last: a memory's hash
     remembered: dict[str, Remembered] = field(default_factory=dict)  # by the memory's hash
     embeddings: dict[int, Tensor] = field(default_factory=dict)  # tile number -> (C, h, w)
 
@@ -172,15 +172,18 @@ class Inspector:
 
     def _map(self, encoded: Encoded, prepared: Prepared) -> Tensor:
         """(B, S, S) P(abnormal) in CLIP's frame, by words and, where there is one, memory; ignored boxes are zero."""
-        maps = self._zero_shot(encoded, prepared)
-        if prepared.memory is not None:
-            distances = self._remember(encoded, prepared.memory).distances
-            thresholds = self.towers.bundle.manifest.thresholds
-            maps = prepared.memory.fuse(maps, distances, min(thresholds.region, thresholds.decision))
+        maps, memory = self._zero_shot(encoded, prepared), prepared.memory
+        if memory is not None:
+            key = (prepared.localiser, prepared.words, memory.sha256)
+            if key not in encoded.maps:
+                thresholds = self.towers.bundle.manifest.thresholds
+                distances = self._remember(encoded, memory).distances
+                encoded.maps[key] = memory.fuse(maps, distances, min(thresholds.region, thresholds.decision))
+            maps = encoded.maps[key]
         return self._without_ignored(encoded, maps, prepared.recipe)
 
     def _zero_shot(self, encoded: Encoded, prepared: Prepared) -> Tensor:
-        key = (prepared.localiser, prepared.words)
+        key = (prepared.localiser, prepared.words, None)
         if key not in encoded.maps:
             if prepared.localiser == "adapter":
                 self.levels(encoded)
@@ -192,6 +195,12 @@ class Inspector:
         """(B, S, S) P(abnormal) by words alone, in CLIP's frame; ignored boxes are zero."""
         prepared = self.prepare(self.recipe if recipe is None else recipe)
         return self._without_ignored(encoded, self._zero_shot(encoded, prepared), prepared.recipe)
+
+    def counted(self, encoded: Encoded, recipe: Recipe) -> Tensor:
+        """(B, S, S) bool in CLIP's frame: what does not lie in an ignored box."""
+        size = self.towers.clip.input_size
+        everything = torch.ones(len(encoded.pixels), size, size, device=self.towers.device)
+        return self._without_ignored(encoded, everything, recipe) > 0
 
     def levels(self, encoded: Encoded) -> list[Tensor]:
         """What a memory compares: features of the image tower, (B, C_i, h_i, w_i), finest first."""

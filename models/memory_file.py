@@ -107,6 +107,7 @@ def fitting_memory(recipe: Recipe, bundle: Bundle, words: Words, localiser: str,
         "words": about.words_sha256 != words_sha256(words),
         "localiser": about.localiser != localiser,
         "roi": about.roi != recipe.roi,
+        "ignore": about.ignore != recipe.ignore,
         "tiling": about.tiling != recipe.tiling,
     }
     if any(differing.values()):

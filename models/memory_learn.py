@@ -1,4 +1,4 @@
-"""Learning a memory: descriptors of good parts, outliers left out, a core that covers them, their own scores."""
+"""Learning a memory: good parts are described and collected, outliers left out, and the rest becomes the memory."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,38 +8,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from flawline.config.errors import ConfigError, ImageError
 from flawline.config.recipe import Recipe
-from flawline.models.coreset import coreset, outliers
+from flawline.models.coreset import BUDGET, Scores, farthest_layout, leave_one_out, outliers
 from flawline.models.descriptors import descriptors, layout, projection
 from flawline.models.frames import as_rgb
 from flawline.models.inspector import Inspector
-from flawline.models.memory import About, Memory, nearest, placed
+from flawline.models.memory import About, Memory, placed
 from flawline.models.memory_file import make_memory, words_sha256
 from flawline.models.tiles import Tile
 
 MOST_PICTURES = 500
-BUDGET = 1500  # rows of the bank
-CANDIDATES = 40_000  # descriptors that the bank is chosen from
 PLACE = 3.0
 """Weight of a place in the frame, where parts always lie alike: a tenth of the frame away is as a cosine of 0.955."""
 FIXTURED = 1.08
 """Parts lie alike where giving weight to the place makes good parts at most this much more distant."""
 LAYOUT_FACTOR = 2.0
 """A layout this many times farther than the good parts' own farthest is unlike everything seen."""
-
-
-@dataclass(frozen=True)
-class Scale:
-    """The bundle's own scale, where one picture cannot say how good parts differ; medians over drawn products."""
-
-    ordinary: float = 0.3
-    striking: float = 0.58
-    layout: float = 0.15
-
-
-OWN_SCALE = Scale()
 
 
 @dataclass(frozen=True)
@@ -69,6 +56,7 @@ class Described:
     frame: tuple[int, int]  # H, W
     tiles: list[Tile]
     cells: Tensor  # (T, D, h, w) float16 on the CPU
+    counted: Tensor  # (T h w,) bool: cells that do not lie in an ignored box
     layout: Tensor  # (T, L) float16 on the CPU
     zero_shot: tuple[float, float]  # median and largest logit of the map by words
 
@@ -110,13 +98,19 @@ class Learner:
             wanted = projection(sum(level.shape[1] for level in levels))
             self._projection = None if wanted is None else wanted.to(inspector.towers.device)
         cells = descriptors(levels, self._projection)
-        logits = inspector.zero_shot(encoded, self._recipe).flatten().logit(1e-6)
+        keep = inspector.counted(encoded, self._recipe)
+        logits = inspector.zero_shot(encoded, self._recipe)[keep].logit(1e-6)
+        grid = (int(cells.shape[-2]), int(cells.shape[-1]))
+        counted = functional.adaptive_avg_pool2d(keep[:, None].float(), grid) > 0.5
+        if not bool(counted.any()):
+            raise ConfigError(f"{name}: nothing is left to learn from: the recipe's `ignore` covers all of it")
         return Described(
             name,
             hashlib.sha256(picture.tobytes()).digest(),
             (encoded.height, encoded.width),
             encoded.tiles,
             cells.to("cpu", torch.float16),
+            counted.flatten().cpu(),
             layout(cells).to("cpu", torch.float16),
             (float(logits.median()), float(logits.max())),
         )
@@ -137,17 +131,17 @@ class Learner:
         return True
 
     @torch.inference_mode()
-    def learn(self) -> Learnt:
-        """The memory of what was added. Raises ConfigError where that is nothing."""
+    def learn(self, *, keep_all: bool = False) -> Learnt:
+        """The memory of what was added; `keep_all` keeps outliers too. Raises ConfigError where nothing was added."""
         if not self._pictures:
             raise ConfigError("a memory needs at least one picture of a good part")
         given = sorted(self._pictures, key=lambda picture: picture.digest)
-        scores = self._at_best_place(given)
+        place, scores = self._at_best_place(given)
         largest = scores.largest
-        kept = [picture for picture, out in zip(given, outliers(largest), strict=True) if not out]
+        kept = [picture for picture, out in zip(given, outliers(largest), strict=True) if keep_all or not out]
         if len(kept) < len(given):
-            scores = self._leave_one_out(kept, scores.place)
-        memory = self._memory(kept, scores, len(given) - len(kept))
+            scores = leave_one_out(self._rows(kept, place), self._budget)
+        memory = self._memory(kept, place, scores, len(given) - len(kept))
         typical = float(np.median(largest)) if len(given) > 1 else None
         distance = {picture.name: float(far) for picture, far in zip(given, largest, strict=True)}
         names = {picture.name for picture in kept}
@@ -161,57 +155,22 @@ class Learner:
         )
 
     def _rows(self, pictures: Sequence[Described], place: float) -> list[Tensor]:
-        """Of every picture (T h w, D + 2) float32 on the device."""
+        """Of every picture's counted cells (n, D + 2) float32 on the device."""
         device = self._inspector.towers.device
-        return [placed(one.cells.to(device).float(), one.tiles, one.frame, place).flatten(0, 1) for one in pictures]
-
-    def _core(self, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Candidates and the picture each is from, the core's rows and the picture each is from."""
-        most = max(CANDIDATES // len(rows), 1)
-        generator = torch.Generator().manual_seed(len(rows))
-        parts = [
-            part if len(part) <= most else part[torch.randperm(len(part), generator=generator)[:most].to(part.device)]
-            for part in rows
+        return [
+            placed(one.cells.to(device).float(), one.tiles, one.frame, place).flatten(0, 1)[one.counted.to(device)]
+            for one in pictures
         ]
-        candidates = torch.cat(parts)
-        counts = torch.tensor([len(part) for part in parts])
-        source = torch.arange(len(parts)).repeat_interleave(counts).to(candidates.device)
-        chosen = coreset(candidates, self._budget)
-        return candidates, source, candidates[chosen], source[chosen]
 
-    def _at_best_place(self, pictures: Sequence[Described]) -> "_Scores":
+    def _at_best_place(self, pictures: Sequence[Described]) -> tuple[float, Scores]:
         """With PLACE where the parts always lie alike, so that it costs good parts little; else without."""
-        free = self._leave_one_out(pictures, 0.0)
+        free = leave_one_out(self._rows(pictures, 0.0), self._budget)
         if len(pictures) < 2:
-            return free
-        bound = self._leave_one_out(pictures, PLACE)
-        return bound if bound.ordinary <= FIXTURED * free.ordinary else free
+            return 0.0, free
+        bound = leave_one_out(self._rows(pictures, PLACE), self._budget)
+        return (PLACE, bound) if bound.ordinary <= FIXTURED * free.ordinary else (0.0, free)
 
-    def _leave_one_out(self, pictures: Sequence[Described], place: float) -> "_Scores":
-        """How each picture's cells look to a memory of the others.
-
-        The core without one picture: what came from it is replaced by the nearest that others have.
-        """
-        rows = self._rows(pictures, place)
-        candidates, source, core, core_source = self._core(rows)
-        if len(pictures) < 2:
-            return _Scores(place, core, OWN_SCALE.ordinary, OWN_SCALE.striking, np.zeros(len(pictures)))
-        substitutes = torch.empty_like(core)
-        for number in range(len(pictures)):
-            own = core_source == number
-            if bool(own.any()):
-                others = candidates[source != number]
-                alike = core[own] @ others.T - 0.5 * others.square().sum(dim=1)
-                substitutes[own] = others[alike.argmax(dim=1)]
-        medians, largest = [], []
-        for number, queries in enumerate(rows):
-            own = core_source == number
-            distances = nearest(queries, torch.cat([core[~own], substitutes[own]]))
-            medians.append(float(distances.median()))
-            largest.append(float(distances.max()))
-        return _Scores(place, core, float(np.median(medians)), float(np.median(largest)), np.array(largest))
-
-    def _memory(self, kept: Sequence[Described], scores: "_Scores", left_out: int) -> Memory:
+    def _memory(self, kept: Sequence[Described], place: float, scores: Scores, left_out: int) -> Memory:
         towers = self._inspector.towers
         prepared = self._inspector.prepare(self._recipe)
         layouts = torch.stack([one.layout for one in kept])
@@ -224,11 +183,11 @@ class Learner:
             localiser=prepared.localiser,
             frame=kept[0].frame,
             roi=self._recipe.roi,
+            ignore=self._recipe.ignore,
             tiling=self._recipe.tiling,
             pictures=len(kept),
             outliers=left_out,
-            duplicates=len(self._duplicates),
-            place=scores.place,
+            place=place,
             ordinary=round(scores.ordinary, 5),
             striking=round(scores.striking, 5),
             zero_shot_ordinary=round(float(np.median([one.zero_shot[0] for one in kept])), 5),
@@ -239,27 +198,3 @@ class Learner:
         if self._projection is not None:
             tensors["projection"] = self._projection.to("cpu", torch.float16)
         return make_memory(about, tensors, towers.device)
-
-
-@dataclass(frozen=True)
-class _Scores:
-    """How good parts look to one another with one weight of places, and the core that was chosen with it."""
-
-    place: float
-    core: Tensor  # (K, D + 2)
-    ordinary: float
-    striking: float
-    largest: NDArray[np.float64]  # of every picture
-
-
-def farthest_layout(layouts: Tensor) -> float:
-    """(N, T, L) -> the largest distance of a picture's layout to the nearest other one's; of one, the bundle's own."""
-    count = len(layouts)
-    if count < 2:
-        return OWN_SCALE.layout
-    largest = 0.0
-    for number in range(count):
-        others = torch.cat([layouts[:number], layouts[number + 1 :]])
-        alike = torch.einsum("tl,ntl->tn", layouts[number], others).amax(dim=1)
-        largest = max(largest, float((1.0 - alike).max()))
-    return max(largest, 0.02)

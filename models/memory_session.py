@@ -40,11 +40,11 @@ class MemorySession:
         """How many different parts there are, and which could not be used."""
         return {"collected": len(self._learner), "refused": self._refused[-20:], "refusals": len(self._refused)}
 
-    def commit(self, folder: Path) -> dict[str, Any]:
+    def commit(self, folder: Path, keep_all: bool) -> dict[str, Any]:
         """Make the memory and write its file into `folder`. Raises ConfigError where there is nothing to learn."""
         self._closed = True
         try:
-            learnt = self._learner.learn()
+            learnt = self._learner.learn(keep_all=keep_all)
             memory = learnt.memory
             path = next_file(folder, self._name, memory.sha256)
             write_memory(path, memory)

@@ -77,5 +77,8 @@ def recipe(key: str, table: dict[str, Any]) -> Message:
 
 
 def learn(number: int, action: str, fields: dict[str, Any]) -> Message:
-    """`start` (key, recipe), `commit` (folder) or `discard` a collection of good parts; the answer has `number`."""
+    """`start` (key, recipe), `commit` (folder, keep_all) or `discard` a collection of good parts.
+
+    The answer names `number`.
+    """
     return {"op": "learn", "n": number, "action": action, "fields": fields}

@@ -226,6 +226,8 @@ def main(arguments: list[str]) -> int:
     try:
         engine = make_engine(arguments[4])
     except ConfigError as error:
+        # Closing with the load message unread would reset the connection, and our answer would be lost with it.
+        channel.recv(protocol.PACKET_BYTES)
         channel.send(protocol.pack({"op": "failed", "error": str(error), "exit_code": error.exit_code}))
         return error.exit_code
     return Worker(channel, SlotViews(ring_fd, slots, max_pixels), engine).run()

@@ -72,9 +72,18 @@ class Chaos:
     """One run."""
 
     def __init__(
-        self, folder: Path, triggers: int, fuzz: int, seed: int, *, tmpfs: bool = False, pause_s: float = 5.0
+        self,
+        folder: Path,
+        triggers: int,
+        fuzz: int,
+        seed: int,
+        *,
+        tmpfs: bool = False,
+        pause_s: float = 5.0,
+        least_faults: int = 20,
     ) -> None:
         self.pause_s = pause_s
+        self.least_faults = least_faults  # on a fast machine more triggers are sent until there were so many
         self.random = random.Random(seed)
         self.triggers = triggers
         self.fuzz = fuzz
@@ -112,7 +121,7 @@ class Chaos:
         socket.connect(self.station.control)
         names = list(self.orders)
         number = accepted = 0
-        while accepted < self.triggers:
+        while accepted < self.triggers or sum(self.faults.values()) < self.least_faults:
             number += 1
             name, trigger_id = names[number % len(names)], f"T{number:06}"
             patience = time.monotonic() + 2.0

@@ -23,6 +23,7 @@ from flawline.models.bundle import DecoderSettings, SamSettings, file_sha256
 from flawline.models.checkpoints import StateDict
 from flawline.models.clip import DenseClip
 from flawline.models.frames import FrameGeometry
+from flawline.models.inspector import Inspector
 from flawline.models.localise import AdapterLocaliser
 from flawline.models.prompt import point_prompts, region
 from flawline.models.pyramid import WIDTH
@@ -40,7 +41,7 @@ from flawline.models.training.train_clip import (
     new_clip,
     train_clip,
 )
-from flawline.models.training.train_sam import SamSchedule, prompt_quality, train_sam
+from flawline.models.training.train_sam import SamSchedule, align_positions, prompt_quality, train_sam
 from flawline.models.training.train_text import TextSchedule, train_projection, train_text
 from flawline.models.training.validate import clip_maps, figures
 
@@ -102,6 +103,8 @@ def build_demo(plan: DemoPlan, work: Path, bundle: Path, say: Say, processes: in
     thresholds = {"region": region_threshold(plan, clip, anchors, adapter, work, log, processes)}
     sam = sam_side(plan, clip, adapter, anchors, thresholds["region"], work, log, processes)
     write_bundle(plan, clip, adapter, sam, thresholds, work, bundle)
+    thresholds["decision"] = decision_threshold(plan, bundle, work, log, processes)
+    write_bundle(plan, clip, adapter, sam, thresholds, work, bundle)
     log(f"bundle written to {bundle}")
 
 
@@ -154,6 +157,30 @@ def region_threshold(
     return round(measured["at"], 3)
 
 
+def decision_threshold(plan: DemoPlan, bundle: Path, work: Path, say: Say, processes: int) -> float:
+    """Where good and defective drawn parts of unseen families are told apart best, as the product judges them.
+
+    The threshold of the largest balanced accuracy (mean share of good parts passed and of bad parts failed) of the
+    image score. A line of its own wants `flawline calibrate`: what a false reject costs is not known here.
+    """
+    unseen = draw_set(plan.unseen_pictures, work, processes)
+    inspector = Inspector.load(bundle, device="cpu")
+    maps, scores = [], []
+    for image in unseen.image:
+        result = inspector.inspect(np.asarray(image))
+        maps.append(result.anomaly_map[::2, ::2])
+        scores.append(result.score)
+    bad = (unseen.kinds > 0).reshape(len(unseen), -1).any(axis=1)
+    values = np.array(scores)
+    candidates = np.unique(values)
+    balance = [((values >= t) == bad)[bad].mean() + ((values >= t) == bad)[~bad].mean() for t in candidates]
+    best = float(candidates[int(np.argmax(balance))])
+    measured = figures(np.stack(maps), unseen.kinds[:, ::2, ::2] > 0)
+    say("product, unseen families: " + " ".join(f"{name} {value:.3f}" for name, value in measured.items()))
+    say(f"decision threshold {best:.3f}: balanced accuracy {max(balance) / 2:.3f}")
+    return round(best, 3)
+
+
 def sam_side(
     plan: DemoPlan,
     clip: DenseClip,
@@ -167,6 +194,7 @@ def sam_side(
     """SAM on CLIP's trunk; part of its prompts are made by CLIP's map and PPG, as in the product."""
     torch.manual_seed(plan.sam.seed)
     sam = build_sam(SAM_SETTINGS, clip.model.visual.trunk)
+    align_positions(sam)
     finished = work / "sam-side.safetensors"
     if not finished.exists():
         pictures = draw_set(plan.sam_pictures, work, processes)

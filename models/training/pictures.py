@@ -32,7 +32,7 @@ class PictureSet:
     count: int
     size: int  # edge, px
     seed: int
-    good_share: float
+    good_share: float  # drawn without a defect on purpose; the generator leaves about half of the others good too
     unseen: bool = False
 
 

@@ -84,6 +84,7 @@ def test_a_defective_part_and_a_double_are_named(line: Path) -> None:
     assert "left out, unlike the other good parts: scratched.png" in said
     assert "the same picture again: double.png" in said
     assert "learnt 6 good parts" in said
+    assert "learnt 7 good parts" in learn(line, "--good", str(good), "--keep-all")
 
 
 def test_one_picture_is_learnt_with_a_note(line: Path) -> None:

@@ -106,17 +106,17 @@ def measure(maps: Maps, known: Known, *, with_intervals: bool) -> dict[str, Any]
 def cost(
     inspector: Inspector, recipe: Recipe, memory: Memory, picture: NDArray[np.uint8], rounds: int
 ) -> dict[str, Any]:
-    """Milliseconds a frame, median: CLIP's stage by words alone, and what the memory adds to it."""
+    """Milliseconds of CPU time a frame, median: CLIP's stage by words alone, and what the memory adds to it."""
     clip, added = [], []
     with torch.inference_mode():
         for _ in range(rounds):
-            began = time.perf_counter()
+            began = time.process_time()
             encoded = inspector.encode([picture], recipe)
-            middle = time.perf_counter()
+            middle = time.process_time()
             cells = memory.cells(inspector.levels(encoded))
             memory.fuse(inspector.zero_shot(encoded, recipe), memory.distances(cells, encoded.tiles), 0.5)
             memory.strangeness(cells)
-            added.append(time.perf_counter() - middle)
+            added.append(time.process_time() - middle)
             clip.append(middle - began)
     stage, memory_ms = (1000 * float(np.median(times[1:])) for times in (clip, added))
     return {"clip_ms": stage, "memory_ms": memory_ms, "share": memory_ms / stage, "rows": len(memory.bank)}

@@ -11,12 +11,13 @@ from tiny_bundle import write_tiny_bundle
 
 from flawline.config.errors import ConfigError, ImageError
 from flawline.config.recipe import Recipe
-from flawline.models.coreset import coreset, outliers
+from flawline.models.coreset import OWN_SCALE, coreset, outliers
 from flawline.models.descriptors import MOST_CHANNELS, projection
 from flawline.models.inspector import Inspector
 from flawline.models.memory import nearest
 from flawline.models.memory_file import read_memory, write_memory
 from flawline.models.memory_learn import Learner, Learnt
+from flawline.models.pyramid import MEMORY_LEVELS, Lite0Pyramid
 
 torch.set_num_threads(1)
 
@@ -167,7 +168,18 @@ def test_the_scale_is_that_of_each_good_part_against_the_others(inspector: Inspe
         encoded = inspector.encode([picture])
         largest.append(float(others.distances(others.cells(inspector.levels(encoded)), encoded.tiles).max()))
     assert result.memory.about.place == others.about.place
-    assert result.memory.about.striking == pytest.approx(float(np.median(largest)), rel=0.02)
+    expected = float(np.median([*largest, OWN_SCALE.striking]))
+    assert result.memory.about.striking == pytest.approx(expected, rel=0.02)
+
+
+def test_what_is_ignored_is_not_learnt(inspector: Inspector) -> None:
+    marked = [good_part(number) for number in range(6)]
+    for number, picture in enumerate(marked):  # a serial number: different on every part
+        picture[:16, 40:] = np.random.default_rng(100 + number).integers(0, 255, (16, 24, 3))
+    with_box = learnt(inspector, marked, Recipe(ignore=((40, 0, 24, 16),))).memory
+    without = learnt(inspector, marked).memory
+    assert with_box.about.striking < without.about.striking
+    assert len(with_box.bank) == 6 * (64 - 2 * 3)
 
 
 def test_one_picture_is_enough(inspector: Inspector, tmp_path: Path) -> None:
@@ -215,3 +227,14 @@ def test_wide_features_are_projected_without_losing_their_angles() -> None:
     assert matrix is not None
     narrow = torch.nn.functional.normalize(wide @ matrix.T, dim=1)
     assert float((narrow @ narrow.T - wide @ wide.T).abs().max()) < 0.25
+
+
+def test_the_embedded_trunk_hands_out_its_backbone_features() -> None:
+    trunk = Lite0Pyramid().eval()
+    picture = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        levels = trunk.forward_intermediates(picture, indices=[0, 1, 2, *MEMORY_LEVELS], intermediates_only=True)
+        fine, middle, _ = trunk.backbone_features(picture)
+    assert [level.shape[1] for level in levels[:3]] == [64, 64, 64]
+    assert torch.equal(levels[3], fine)
+    assert torch.equal(levels[4], middle)

@@ -1,5 +1,6 @@
 """The page in a real Chromium: video, drawings on the defect, fallback, stale data, layout."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -126,9 +127,15 @@ def test_the_video_plays_and_its_pictures_change(page: Page) -> None:
 def test_the_drawing_lies_on_the_defect_of_its_own_frame(page: Page) -> None:
     wait_for_video(page)
     page.wait_for_selector(".overlay[data-matched=true]", timeout=LONG)
-    samples = page.evaluate(SAMPLES, [12, BIT, HEIGHT])
-    drawn = [(number, int(frame) % PICTURES) for number, frame in samples if frame]
-    assert len(drawn) >= 6
+    samples = page.evaluate(SAMPLES, [18, BIT, HEIGHT])
+    # A browser that is late shows the next picture already while it calls for this one: then both samples have the
+    # same picture, and the second one counts.
+    drawn = [
+        (number, int(frame) % PICTURES)
+        for (number, frame), (following, _) in itertools.pairwise(samples)
+        if frame and number != following
+    ]
+    assert len(drawn) >= 5
     assert all(number == frame for number, frame in drawn), samples
     for found, wanted in zip(page.evaluate(YELLOW), defect_on_page(page), strict=True):
         assert abs(found - wanted) <= 4

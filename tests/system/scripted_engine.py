@@ -1,6 +1,6 @@
 """An engine that does what the picture tells it, so that a test can make the worker pass, fail, dawdle or die.
 
-A picture of one colour is an order: red says what to do (KINDS), green is the picture's own number, blue a time in
+A picture's first pixel is an order: red says what to do (KINDS), green is the picture's own number, blue a time in
 units of 10 ms. Every inspection that completes is noted in the file $SCRIPT_LEDGER: kind, number.
 """
 
@@ -24,8 +24,8 @@ KINDS = ("good", "bad", "degraded", "crash", "hang", "stop", "oom", "oom_once", 
 
 def write_order(file: Path, kind: str, number: int, wait_ms: int = 0, size: tuple[int, int] = (48, 64)) -> None:
     """A picture that makes the engine do `kind`, after `wait_ms`."""
-    picture = np.empty((*size, 3), np.uint8)
-    picture[:] = (wait_ms // 10, number % 256, KINDS.index(kind))  # OpenCV's order: blue, green, red
+    picture = np.full((*size, 3), 128, np.uint8)
+    picture[0, 0] = (wait_ms // 10, number % 256, KINDS.index(kind))  # OpenCV's order: blue, green, red
     cv2.imwrite(str(file), picture)
 
 

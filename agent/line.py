@@ -1,0 +1,94 @@
+"""One camera of the station with what waits at it, and how a frame gets from its driver into a slot of the ring."""
+
+import asyncio
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from flawline.agent.verdict import Job, Reason
+from flawline.agent.wire import Header
+from flawline.camera.camera import Camera
+from flawline.camera.frame import Frame
+from flawline.camera.guard import Guard
+from flawline.camera.pixels import to_rgb8
+from flawline.camera.ring import FrameRing
+from flawline.config.errors import ImageError, RingError
+from flawline.config.settings_camera import CameraSettings
+
+GRAB_S = 0.25
+"""A camera's thread looks up so often to see whether it should go on."""
+
+
+@dataclass(slots=True)
+class Shot:
+    """A frame in its slot, or what is wrong with it; then it has none."""
+
+    frame: Frame
+    slot: int | None = None
+    height: int = 0
+    width: int = 0
+    trouble: tuple[Reason, str] | None = None
+
+
+@dataclass(eq=False)
+class Line:
+    """Everything but `grab` is used on the event loop."""
+
+    camera: Camera
+    settings: CameraSettings
+    state: str = "closed"  # closed, up, lost, ended
+    tried: asyncio.Event = field(default_factory=asyncio.Event)  # it was opened, or has failed to
+    out_of_step: bool = False
+    pending: deque[Job] = field(default_factory=deque)  # triggers whose frame has not come, oldest first
+    on_their_way: int = 0
+    frames: int = 0
+    seen_mono: float = field(default_factory=time.monotonic)  # its task came round: nothing hangs in the driver
+    error: str | None = None
+    trigger_thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "trigger"))
+
+    def __post_init__(self) -> None:
+        self._guard = Guard(self.settings)
+
+    @property
+    def name(self) -> str:
+        """The camera's."""
+        return self.settings.name
+
+    @property
+    def up(self) -> bool:
+        """It delivers frames."""
+        return self.state == "up" and not self.out_of_step
+
+    def grab(self, ring: FrameRing) -> Shot | None:
+        """On the camera's thread: the next frame, copied once, from the driver's buffer into its slot."""
+        frame = self.camera.grab(GRAB_S)
+        if frame is None:
+            return None
+        if frame.pixels is None:
+            reason: Reason = "camera_fault" if frame.fault_reason == "camera_fault" else "bad_frame"
+            return Shot(frame, trouble=(reason, frame.fault or "no picture"))
+        slot = ring.acquire()
+        if slot is None:
+            return Shot(frame, trouble=("overrun", "every slot of the frame ring is in use"))
+        height, width = frame.size
+        try:
+            picture = ring.picture(slot, height, width)
+            to_rgb8(frame.pixels, frame.pixel_format, picture)
+            self._guard.check(picture, frame.pixel_format)
+        except (ImageError, RingError) as error:
+            ring.release(slot)
+            return Shot(frame, trouble=("bad_frame", f"{frame.source or self.name}: {error}"))
+        return Shot(frame, slot, height, width)
+
+    def status(self) -> Header:
+        """For the status message."""
+        return {
+            "state": self.state,
+            "up": self.up,
+            "trigger": self.settings.trigger,
+            "backend": self.settings.backend,
+            "frames": self.frames,
+            "pending": len(self.pending),
+            "error": self.error,
+        }
