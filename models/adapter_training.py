@@ -31,7 +31,7 @@ from flawline.models.ground_truth import resize_mask, truth
 from flawline.models.localise import AdapterLocaliser
 from flawline.models.mosaic import draw_four, mosaic
 from flawline.models.text import text_features
-from flawline.models.training.losses import segmentation_loss
+from flawline.models.training.losses import published_loss
 from flawline.models.words import Words
 
 
@@ -141,7 +141,7 @@ class AdapterTrainer:
         taps = [torch.cat(group) for group in zip(*(taps for taps, _ in drawn), strict=True)]
         direction = torch.stack([self._direction[self.samples[number][0]] for number in numbers])  # (B, D)
         marked = torch.from_numpy(np.stack([mask for _, mask in drawn])).to(self._device).float()
-        loss = torch.stack([segmentation_loss(one, marked) for one in self._maps(taps, direction)]).sum()
+        loss = torch.stack([published_loss(one, marked) for one in self._maps(taps, direction)]).sum()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()

@@ -17,7 +17,7 @@ from flawline.models.checkpoints import read_state_dict
 from flawline.models.datasets import read_dataset
 from flawline.models.ground_truth import read_mask, read_rgb
 from flawline.models.mosaic import draw_four, mosaic
-from flawline.models.training.losses import dice_loss, focal_loss, segmentation_loss
+from flawline.models.training.losses import dice_loss, focal_loss, published_loss
 
 CPU = torch.device("cpu")
 torch.set_num_threads(1)
@@ -42,7 +42,7 @@ def test_dice_loss_is_taken_per_picture() -> None:
     assert dice_loss(probability, truth).item() == pytest.approx(1 - (first + second) / 2, rel=1e-6)
     assert dice_loss(torch.zeros(1, 3, 3), torch.zeros(1, 3, 3)).item() == pytest.approx(0.0)
     both = focal_loss(probability, truth) + dice_loss(probability, truth)
-    assert segmentation_loss(probability, truth).item() == pytest.approx(both.item())
+    assert published_loss(probability, truth).item() == pytest.approx(both.item())
 
 
 def trainer(
