@@ -1,13 +1,11 @@
 """Stations that end with their test."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from station import Station
-
-Make = Callable[..., Station]
+from station import Make, Station
 
 
 @pytest.fixture

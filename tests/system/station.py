@@ -144,3 +144,7 @@ class Station:
         if self.process is not None:
             self.kill()
         self._context.destroy(linger=0)
+
+
+Make = Callable[..., Station]
+"""What the fixture `make_station` gives."""

@@ -7,7 +7,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from conftest import Make
+from station import Make
 
 from flawline.agent.backup import back_up, restore
 from flawline.agent.journal import Journal

@@ -5,17 +5,15 @@ import stat
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from station import CLI, Station, free_port
+from station import CLI, Make, free_port
 
 from flawline.agent.control import ask
 from flawline.agent.subscriber import Subscriber
 from flawline.config.errors import ConfigError
-
-Make = Callable[..., Station]
 
 
 class LossyWay:

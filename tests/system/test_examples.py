@@ -6,13 +6,12 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from station import Station, free_port
+from station import Make, free_port
 
-Make = Callable[..., Station]
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 

@@ -1,19 +1,16 @@
 """Learning on the running line, with the real engine and a small bundle: the memory, its hash, the way back."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from station import Station
+from station import Make, Station
 from tiny_bundle import write_tiny_bundle
 
 from flawline.config.memory_versions import stored_sha256
-
-Make = Callable[..., Station]
 
 
 def write_part(path: Path, number: int, *, scratched: bool = False) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Make
+from station import Make
 
 from flawline.agent.notify import ServiceManager
 

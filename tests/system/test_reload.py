@@ -6,8 +6,7 @@ import time
 from typing import Any
 
 import pytest
-from conftest import Make
-from station import Station
+from station import Make, Station
 
 from flawline.agent.reload import _is_hot
 

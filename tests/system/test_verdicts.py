@@ -6,14 +6,11 @@ import resource
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from typing import Any
 
 import cv2
 import pytest
-from station import Station
-
-Make = Callable[..., Station]
+from station import Make, Station
 
 
 def by_trigger(verdicts: list[dict[str, Any]]) -> dict[str, str]:
