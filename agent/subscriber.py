@@ -89,7 +89,6 @@ class Subscriber:
         for prefix in {topic, self._station_topic, *also}:
             self._socket.setsockopt(zmq.SUBSCRIBE, prefix.encode())
         self._socket.setsockopt(zmq.RECONNECT_IVL, 100)
-        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
         self._socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)
         self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6000)
         self._socket.connect(endpoint)

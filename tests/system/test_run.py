@@ -53,7 +53,7 @@ def subscriber(endpoint: str, count: int) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         [*CLI, "subscribe", "--endpoint", endpoint, "--count", str(count), "--json"], stdout=subprocess.PIPE, text=True
     )
-    time.sleep(4.0)  # it must be connecting before the agent binds, on a busy machine too
+    time.sleep(2.0)  # it must be connecting before the agent binds, on a busy machine too
     return process
 
 
