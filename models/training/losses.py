@@ -1,4 +1,4 @@
-"""Focal and dice loss, as the paper's training set-up has them (APRIL-GAN)."""
+"""Losses: focal and dice as the paper's set-up has them (APRIL-GAN), balanced ones to start from, CLIP's own."""
 
 import torch
 from torch import Tensor
