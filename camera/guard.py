@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from flawline.config.errors import ImageError
 from flawline.config.settings_camera import CameraSettings, GuardSettings
 
-_SAMPLE = 200  # levels and likeness are taken from a grid of about 200 x 200 pixels
+_SAMPLE = 100  # levels and likeness are taken from a grid of about 100 x 100 pixels
 _TILE = 128  # sharpness is taken from 3 x 3 tiles of this size, at full resolution
 _BRIGHT = 250
 _FLOOR = 0.05  # mean squared gradient below which there is nothing to see: an even picture has sharpness 0
@@ -19,7 +19,7 @@ _FROZEN_AFTER = 5
 
 
 def sample(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A regular grid of the picture's pixels, (h, w, 3) uint8, about 200 x 200 of them; a view."""
+    """A regular grid of the picture's pixels, (h, w, 3) uint8, about 100 x 100 of them; a view."""
     step = max(1, min(picture.shape[:2]) // _SAMPLE)
     return picture[::step, ::step]
 

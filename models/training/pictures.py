@@ -32,7 +32,7 @@ class PictureSet:
     count: int
     size: int  # edge, px
     seed: int
-    good_share: float  # drawn without a defect on purpose; the generator leaves about half of the others good too
+    good_share: float  # drawn without a defect; of the others a few stay good, where every defect drawn would be invisible
     unseen: bool = False
 
 
@@ -80,9 +80,9 @@ def _draw_chunk(wanted: PictureSet, target: Path, number: int) -> None:
         rng = np.random.default_rng((wanted.seed, number, place))
         families = UNSEEN_FAMILIES if wanted.unseen else TRAIN_FAMILIES
         product = choose_product(rng, families=families)
-        good = rng.random() < wanted.good_share
+        defects = 0 if rng.random() < wanted.good_share else int(rng.choice([1, 1, 1, 2, 2, 3, 4]))
         kinds = tuple(kind for kind in DEFECT_KINDS if wanted.unseen or kind not in UNSEEN_DEFECT_KINDS)
-        sample = draw_part(rng, product, size, size, defects=0 if good else None, kinds=kinds)
+        sample = draw_part(rng, product, size, size, defects=defects, kinds=kinds)
         planes["image"][place], planes["kinds"][place], planes["parts"][place] = (
             sample.image,
             sample.kinds,

@@ -22,7 +22,7 @@ from flawline.models.clip import DenseClip
 from flawline.models.localise import AdapterLocaliser
 from flawline.models.pyramid import WIDTH
 from flawline.models.training.augment import augment
-from flawline.models.training.losses import published_loss, segmentation_loss
+from flawline.models.training.losses import finishing_loss, segmentation_loss
 from flawline.models.training.pictures import Pictures
 
 EMBED_DIM = 128
@@ -47,8 +47,8 @@ LITE0_MEAN, LITE0_STD = 127.0 / 255.0, 128.0 / 255.0
 class ClipSchedule:
     """How long and how fast. Sizes are edges of the training crop, px, drawn anew for every batch."""
 
-    steps: int = 2300  # with balanced losses, which find their way from nothing
-    finish: int = 260  # more steps with focal and dice alone, which bring the map to the scale of real shares
+    steps: int = 2600  # with balanced losses, which find their way from nothing
+    finish: int = 300  # more steps with mostly focal and dice, which bring the map to the scale of real shares
     batch: int = 8
     sizes: tuple[int, ...] = (256, 288, 352)
     rate: float = 1e-3  # of everything that starts at random
@@ -196,7 +196,7 @@ def training_loss(
     mean, defective = general[0].detach(), truth > 0.5
     seen = mean[defective].mean() if bool(defective.any()) else mean.new_zeros(())
     parts = {"map": map_loss, "kind": kind_loss, "p_bad": seen, "p_good": mean[~defective].mean()}
-    return map_loss + 0.3 * kind_loss, {name: float(value.detach()) for name, value in parts.items()}
+    return map_loss + 0.6 * kind_loss, {name: float(value.detach()) for name, value in parts.items()}
 
 
 def learning_rate_share(schedule: ClipSchedule, step: int) -> float:
@@ -216,7 +216,7 @@ def step_gradients(
 ) -> tuple[list[Tensor], dict[str, float]]:
     """Gradients of one share of a batch, and the loss' parts. One thread: torch keeps one core busy best so."""
     torch.set_num_threads(1)
-    loss, parts = training_loss(clip, adapter, anchors, batch, published_loss if finishing else segmentation_loss)
+    loss, parts = training_loss(clip, adapter, anchors, batch, finishing_loss if finishing else segmentation_loss)
     return list(torch.autograd.grad(loss, weights)), parts
 
 
