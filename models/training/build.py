@@ -86,7 +86,7 @@ def small_plan() -> DemoPlan:
         sentence_model=False,
         clip=ClipSchedule(steps=3, finish=2, batch=2, sizes=(128,), checkpoint_every=2),
         text=TextSchedule(steps=4, batch=8, head_steps=4),
-        sam=SamSchedule(steps=4, batch=2, checkpoint_every=2),
+        sam=SamSchedule(shapes=1, windows=2, frames=1, window_batch=2, frame_batch=2, checkpoint_every=2),
     )
 
 

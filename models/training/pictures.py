@@ -32,7 +32,9 @@ class PictureSet:
     count: int
     size: int  # edge, px
     seed: int
-    good_share: float  # drawn without a defect; of the others a few stay good, where every defect drawn would be invisible
+    good_share: (
+        float  # drawn without a defect; of the others a few stay good, where every defect drawn would be invisible
+    )
     unseen: bool = False
 
 

@@ -1,8 +1,10 @@
 """Trains the embedded SAM: neck, prompt encoder and mask decoder over the trunk that CLIP has already trained.
 
-As SAM was trained: prompts drawn at random (points, a box, both), then rounds in which the last logits go back in
-with further points where the mask was wrong; of three masks the best one learns, and the scores learn every mask's
-IoU. Part of the prompts are those of the product itself: CLIP's map through PPG, then the cascade's three levels.
+Three phases. First shapes that are in no picture, asked for by boxes, so that the decoder learns to read a prompt
+before it learns what pictures are like (else it finds whatever is conspicuous, and never looks at the prompt).
+Then real targets in windows of the frame, as SAM was trained: prompts drawn at random, the last logits and points
+where the mask was wrong in further rounds; of three masks the best one learns, and the scores learn every mask's
+IoU. Last whole frames, where part of the prompts are the product's own: CLIP's map through PPG, then the cascade.
 """
 
 import math
@@ -22,95 +24,59 @@ from torch.nn import functional
 
 from flawline.models.refine import MaskRefiner
 from flawline.models.training.pictures import Pictures
+from flawline.models.training.sam_prompts import (
+    SMALLEST_PX,
+    STRIDE,
+    Prompts,
+    Rng,
+    Target,
+    Window,
+    draw_points,
+    draw_shape,
+    draw_target,
+    worn,
+)
 
-Rng = np.random.Generator
-POINTS = 6  # places for points in a training prompt
 ROUNDS = 4
+LEVEL_STRIDES = (4, 8, 16, 32)
+ProductPrompts = Callable[[int], tuple[Tensor, Tensor, Tensor] | None]
 
 
 @dataclass(frozen=True)
 class SamSchedule:
-    """How long and how fast; `pictures` trunk features at once in memory."""
+    """How long and how fast."""
 
-    steps: int = 1250
-    batch: int = 8
+    shapes: int = 300  # steps
+    windows: int = 5000  # steps
+    frames: int = 700  # steps
+    window_cells: int = 16  # a window's edge; a cell of the embedding is 16 px of the frame
+    window_batch: int = 16
+    frame_batch: int = 8
     threads: int = 2  # each takes its share of a batch
     rate: float = 1e-3
     seed: int = 11
-    checkpoint_every: int = 500
+    checkpoint_every: int = 1000
 
+    @property
+    def steps(self) -> int:
+        """Of all three phases."""
+        return self.shapes + self.windows + self.frames
 
-@dataclass
-class Target:
-    """What a prompt stands for: the wanted mask and the prompt's first round, in SAM's frame."""
+    def phase(self, step: int) -> str:
+        """Which of the three a step belongs to."""
+        return "shapes" if step < self.shapes else "windows" if step < self.shapes + self.windows else "frames"
 
-    mask: NDArray[np.bool_]  # (P, P)
-    points: NDArray[np.float32]  # (POINTS, 2) x, y
-    labels: NDArray[np.int64]  # (POINTS,)
-    present: NDArray[np.bool_]  # (POINTS,)
-    box: NDArray[np.float32] | None  # (4,)
+    def rate_at(self, step: int) -> float:
+        """A short rise at the start and after the shapes, and a cosine down to nothing."""
+        if step < self.shapes:
+            return self.rate * min(1.0, (step + 1) / 50)
+        done = step - self.shapes
+        left = 0.5 * (1 + math.cos(math.pi * done / (self.windows + self.frames)))
+        return self.rate * min(1.0, (done + 1) / 50) * (0.01 + 0.99 * left)
 
-
-def draw_target(rng: Rng, kinds: NDArray[np.uint8], parts: NDArray[np.uint8]) -> Target | None:
-    """All defects together, one defect, or one normal structure, and a prompt for it; None where there is none."""
-    choice = rng.random()
-    defects = kinds > 0
-    if choice < 0.45 and defects.any():
-        mask = defects
-    elif choice < 0.75 and defects.any():
-        count, labels = cv2.connectedComponents(defects.astype(np.uint8), connectivity=8)
-        mask = labels == int(rng.integers(1, count))
-    else:
-        names = np.unique(parts)
-        names = names[names > 0]
-        if not len(names):
-            return None
-        mask = parts == int(rng.choice(names))
-    if mask.sum() < 12 or mask.mean() > 0.6:
-        return None
-    kind = rng.random()
-    box = jittered_box(rng, mask) if kind < 0.35 else None
-    if kind >= 0.2:
-        positives = int(rng.integers(1, 4))
-        negatives = int(rng.integers(0, 4)) if rng.random() < 0.75 else 0
-    else:
-        positives = negatives = 0
-    points, labels, present = draw_points(rng, mask, positives, negatives)
-    return Target(mask, points, labels, present, box)
-
-
-def jittered_box(rng: Rng, mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """The mask's tight box, each edge moved by up to a tenth of its length."""
-    ys, xs = np.nonzero(mask)
-    box = np.array([xs.min(), ys.min(), xs.max(), ys.max()], np.float32)
-    reach = np.array([box[2] - box[0], box[3] - box[1]], np.float32) * 0.1
-    moved: NDArray[np.float32] = box + rng.normal(0, 0.5, 4).astype(np.float32) * np.tile(reach, 2)
-    return moved.clip(0, mask.shape[0] - 1)
-
-
-def draw_points(
-    rng: Rng, mask: NDArray[np.bool_], positives: int, negatives: int
-) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
-    """Points inside the mask, rather deep than at the edge, and points in the ring around it."""
-    points = np.zeros((POINTS, 2), np.float32)
-    labels = np.zeros(POINTS, np.int64)
-    present = np.zeros(POINTS, bool)
-    inside = np.argwhere(mask)
-    if positives and rng.random() < 0.6:
-        depth = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 3)
-        inside = np.argwhere(depth >= 0.5 * depth.max())
-    for place in range(positives):
-        points[place] = inside[rng.integers(len(inside))][::-1]
-        labels[place], present[place] = 1, True
-    if negatives:
-        reach = int(rng.integers(5, 31)) | 1
-        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))
-        gap = cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8))
-        around = np.argwhere((cv2.dilate(gap, kernel) > 0) & (gap == 0))
-        for place in range(3, 3 + negatives):
-            if len(around):
-                points[place], present[place] = around[rng.integers(len(around))][::-1], True
-    return points, labels, present
+    def balance_at(self, step: int) -> float:
+        """Weight of the balanced term: it leads away from "nothing", but lets masks of small things grow too large."""
+        return 0.5 * max(0.0, 1.0 - step / (0.4 * self.steps))
 
 
 class TrunkFeatures:
@@ -128,15 +94,41 @@ class TrunkFeatures:
                 if start % 800 == 0:
                     say(f"sam: trunk features of {start}/{len(pictures)} pictures, {time.monotonic() - began:.0f} s")
 
-    def batch(self, rows: list[int]) -> list[Tensor]:
-        """The four levels of these pictures, float32."""
-        return [torch.stack([self._levels[row][level] for row in rows]).float() for level in range(4)]
+    def __len__(self) -> int:
+        """Pictures."""
+        return len(self._levels)
+
+    def windows(self, rows: list[int], targets: list[Target]) -> list[Tensor]:
+        """The four levels of these pictures' windows, float32."""
+        chosen = []
+        for number, stride in enumerate(LEVEL_STRIDES):
+            parts = [self._part(row, number, target.window, stride) for row, target in zip(rows, targets, strict=True)]
+            chosen.append(torch.stack(parts).float())
+        return chosen
+
+    def _part(self, row: int, number: int, window: Window, stride: int) -> Tensor:
+        ys, xs = (slice(side.start // stride, side.stop // stride) for side in window.pixels())
+        return self._levels[row][number][:, ys, xs]
 
 
-def mask_losses(logits: Tensor, truth: Tensor) -> Tensor:
-    """SAM's 20 focal + dice, and a cross-entropy in which inside and outside count the same, per mask.
+class WindowRefiner(MaskRefiner):
+    """Decodes windows of SAM's frame: positions stay those of the whole frame."""
 
-    (B, m, h, w), (B, h, w) -> (B, m). The last one is for defects of a few pixels, which the others leave at nothing.
+    def __init__(self, sam: Any) -> None:
+        super().__init__(sam)
+        height, width = sam.prompt_encoder.image_embedding_size
+        self._all_positions = self._image_positions.view(height, width, -1)
+
+    def look_at(self, windows: list[Window]) -> None:
+        """From now on row b of a batch is windows[b]."""
+        parts = [self._all_positions[w.y : w.y + w.cells, w.x : w.x + w.cells].flatten(0, 1) for w in windows]
+        self._image_positions = torch.stack(parts)
+
+
+def mask_losses(logits: Tensor, truth: Tensor, balance: float) -> Tensor:
+    """SAM's 20 focal + dice, and `balance` of a cross-entropy in which inside and outside count the same, per mask.
+
+    (B, m, h, w), (B, h, w) -> (B, m).
     """
     target = truth.unsqueeze(1).expand_as(logits)
     cross = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
@@ -146,9 +138,12 @@ def mask_losses(logits: Tensor, truth: Tensor) -> Tensor:
     overlap = (2 * (probability * target).sum(dim=(2, 3)) + 1) / (
         probability.sum(dim=(2, 3)) + target.sum(dim=(2, 3)) + 1
     )
-    inside = (cross * target).sum(dim=(2, 3)) / target.sum(dim=(2, 3)).clamp_min(1.0)
-    outside = (cross * (1 - target)).sum(dim=(2, 3)) / (1 - target).sum(dim=(2, 3)).clamp_min(1.0)
-    return 20.0 * focal + (1.0 - overlap) + 0.5 * (inside + outside)
+    losses = 20.0 * focal + (1.0 - overlap)
+    if balance:
+        inside = (cross * target).sum(dim=(2, 3)) / target.sum(dim=(2, 3)).clamp_min(1.0)
+        outside = (cross * (1 - target)).sum(dim=(2, 3)) / (1 - target).sum(dim=(2, 3)).clamp_min(1.0)
+        losses = losses + balance * (inside + outside)
+    return losses
 
 
 def mask_iou(logits: Tensor, truth: Tensor) -> Tensor:
@@ -156,23 +151,6 @@ def mask_iou(logits: Tensor, truth: Tensor) -> Tensor:
     found, wanted = logits > 0, (truth > 0.5).unsqueeze(1)
     union = (found | wanted).sum(dim=(2, 3)).clamp_min(1)
     return (found & wanted).sum(dim=(2, 3)) / union
-
-
-def further_points(
-    rng: Rng, logits: Tensor, truth: Tensor, scale: float, points: Tensor, labels: Tensor, present: Tensor
-) -> None:
-    """Where a place is free: a point where the mask is most wrong, in place."""
-    wrong = ((logits > 0) != (truth > 0.5)).numpy()
-    for row in range(len(points)):
-        free = torch.nonzero(~present[row]).flatten()
-        places = np.argwhere(wrong[row])
-        if not len(free) or not len(places) or rng.random() < 0.3:
-            continue
-        y, x = places[rng.integers(len(places))]
-        place = int(free[0])
-        points[row, place] = torch.tensor([(x + 0.5) * scale - 0.5, (y + 0.5) * scale - 0.5])
-        labels[row, place] = int(truth[row, y, x] > 0.5)
-        present[row, place] = True
 
 
 def align_positions(sam: Any, gain: float = 2.0) -> None:
@@ -214,12 +192,12 @@ def train_sam(
     folder: Path,
     say: Callable[[str], None],
     validate: Callable[[], dict[str, float]],
-    product_prompts: Callable[[int], tuple[Tensor, Tensor, Tensor] | None] | None = None,
+    product_prompts: ProductPrompts,
 ) -> None:
     """Train in place, going on from the checkpoint in `folder` where there is one.
 
     `product_prompts` gives a picture's points, labels and which are present as PPG makes them, or None where
-    CLIP sees nothing; every third target takes them.
+    CLIP sees nothing; in whole frames every third target takes them.
     """
     torch.manual_seed(schedule.seed)
     features = TrunkFeatures(sam, pictures, say)
@@ -240,35 +218,43 @@ def train_sam(
         average = saved["average"]
         say(f"sam: going on from step {start}")
     threads = schedule.threads
-    pool = ThreadPoolExecutor(threads, "share")
+    refiners = [WindowRefiner(sam) for _ in range(threads)]
+    pool, ahead = ThreadPoolExecutor(threads, "share"), ThreadPoolExecutor(1, "draw")
+    drawing = ahead.submit(draw_batch, pictures, schedule, start, product_prompts)
     began = time.monotonic()
-    sums = np.zeros(ROUNDS + 1)
+    seen: list[list[float]] = []
     for step in range(start, schedule.steps):
-        rng = np.random.default_rng((schedule.seed, step))
-        rate = schedule.rate * min(1.0, (step + 1) / 200)
-        rate *= 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / schedule.steps))
+        rows, targets = drawing.result()
+        drawing = ahead.submit(draw_batch, pictures, schedule, step + 1, product_prompts)
         for group in optimiser.param_groups:
-            group["lr"] = rate
-        rows, targets = draw_batch(rng, pictures, schedule.batch, product_prompts)
-        shares = [(rows[place::threads], targets[place::threads], rng.spawn(1)[0]) for place in range(threads)]
-        made = list(
-            pool.map(lambda share: step_gradients(sam, features, share[0], share[1], share[2], weights), shares)
-        )
-        for weight, *parts in zip(weights, *(gradients for gradients, _ in made), strict=True):
-            weight.grad = sum(parts[1:], parts[0]) / threads
+            group["lr"] = schedule.rate_at(step)
+        work = []
+        for place, refiner in enumerate(refiners):
+            part = rows[place::threads], targets[place::threads]
+            rng = np.random.default_rng((schedule.seed, step, place))
+            rounds = 1 if schedule.phase(step) == "shapes" else ROUNDS - 1
+            if schedule.phase(step) == "frames":
+                rounds = ROUNDS
+            work.append(
+                pool.submit(step_gradients, sam, refiner, features, *part, rng, rounds, schedule.balance_at(step))
+            )
+        made = [future.result() for future in work]
+        for weight, *shares in zip(weights, *(gradients for gradients, _ in made), strict=True):
+            weight.grad = sum(shares[1:], shares[0]) / threads
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
         keep = min(0.998, (step + 1) / (step + 20))
         for name, value in state.items():
             average[name].lerp_(value, 1 - keep)
-        sums += np.mean([figures for _, figures in made], axis=0)
+        seen.append([sum(figures) / threads for figures in zip(*(figures for _, figures in made), strict=True)])
         done = step + 1
-        if done % 100 == 0:
-            loss_mean, *iou_means = sums / 100
+        if done % 100 == 0 or schedule.phase(done) != schedule.phase(step):
+            loss_mean, *iou_means = np.mean(seen, axis=0)
             shown = " ".join(f"{value:.3f}" for value in iou_means)
-            rate_now = (done - start) / (time.monotonic() - began)
-            say(f"sam step {done}/{schedule.steps} loss {loss_mean:.3f} iou by round {shown} {rate_now:.2f} steps/s")
-            sums[:] = 0
+            pace = f"{(done - start) / (time.monotonic() - began):.2f} steps/s"
+            where = f"sam step {done}/{schedule.steps} {schedule.phase(step)}"
+            say(f"{where} loss {loss_mean:.3f} iou by round {shown} {pace}")
+            seen.clear()
         if done % schedule.checkpoint_every == 0 or done == schedule.steps:
             saved = {"step": done, "weights": state, "optimiser": optimiser.state_dict(), "average": average}
             torch.save(saved, checkpoint.with_suffix(".partial"))
@@ -279,16 +265,61 @@ def train_sam(
             if done < schedule.steps:
                 sam.load_state_dict(held, strict=False)
     pool.shutdown()
+    ahead.shutdown()
     sam.load_state_dict(average, strict=False)
     sam.requires_grad_(False)
 
 
+def draw_batch(
+    pictures: Pictures, schedule: SamSchedule, step: int, product_prompts: ProductPrompts
+) -> tuple[list[int], list[Target]]:
+    """Numbers of pictures and a target in each, the same ones for the same step."""
+    rng = np.random.default_rng((schedule.seed, step))
+    phase = schedule.phase(step)
+    frame_cells = pictures.image.shape[1] // STRIDE
+    cells = frame_cells if phase == "frames" else schedule.window_cells
+    rows: list[int] = []
+    targets: list[Target] = []
+    while len(rows) < (schedule.frame_batch if phase == "frames" else schedule.window_batch):
+        row = int(rng.integers(len(pictures)))
+        kinds = np.asarray(pictures.kinds[row])
+        target: Target | None
+        if phase == "shapes":
+            target = draw_shape(rng, frame_cells, cells)
+        elif phase == "frames" and len(rows) % 3 == 0 and kinds.any():
+            target = product_target(product_prompts(row), kinds)
+        else:
+            target = draw_target(rng, kinds, np.asarray(pictures.parts[row]), cells)
+        if target is not None:
+            rows.append(row)
+            targets.append(target)
+    return rows, targets
+
+
+def product_target(made: tuple[Tensor, Tensor, Tensor] | None, kinds: NDArray[np.uint8]) -> Target | None:
+    """All defects of a picture, asked for as PPG asks for them."""
+    if made is None:
+        return None
+    points, labels, present = (tensor.numpy() for tensor in made)
+    return Target(Window(0, 0, kinds.shape[0] // STRIDE), kinds > 0, points, labels, present, None)
+
+
 def step_gradients(
-    sam: Any, features: TrunkFeatures, rows: list[int], targets: list[Target], rng: Rng, weights: list[Tensor]
+    sam: Any,
+    refiner: WindowRefiner,
+    features: TrunkFeatures,
+    rows: list[int],
+    targets: list[Target],
+    rng: Rng,
+    rounds: int,
+    balance: float,
 ) -> tuple[list[Tensor], list[float]]:
     """Gradients of one share of a batch; its loss and the IoU of every round. On one thread of torch's."""
     torch.set_num_threads(1)
-    loss, ious = sam_step(sam, features.batch(rows), targets, rng)
+    refiner.look_at([target.window for target in targets])
+    embedding = sam.image_encoder.neck(features.windows(rows, targets))
+    loss, ious = sam_step(refiner, embedding, targets, rng, rounds, balance)
+    weights = sam_parameters(sam)
     gradients = torch.autograd.grad(loss, weights, allow_unused=True)
     filled = [
         torch.zeros_like(weight) if gradient is None else gradient
@@ -297,77 +328,37 @@ def step_gradients(
     return filled, [float(loss.detach()), *ious]
 
 
-def draw_batch(
-    rng: Rng,
-    pictures: Pictures,
-    size: int,
-    product_prompts: Callable[[int], tuple[Tensor, Tensor, Tensor] | None] | None,
-) -> tuple[list[int], list[Target]]:
-    """Numbers of pictures and a target in each."""
-    rows: list[int] = []
-    targets: list[Target] = []
-    while len(rows) < size:
-        row = int(rng.integers(len(pictures)))
-        kinds = np.asarray(pictures.kinds[row])
-        if product_prompts is not None and len(rows) % 3 == 0 and kinds.any():
-            made = product_prompts(row)
-            if made is not None:
-                points, labels, present = (tensor.numpy() for tensor in made)
-                rows.append(row)
-                targets.append(Target(kinds > 0, points, labels, present, None))
-                continue
-        target = draw_target(rng, kinds, np.asarray(pictures.parts[row]))
-        if target is not None:
-            rows.append(row)
-            targets.append(target)
-    return rows, targets
-
-
-def sam_step(sam: Any, levels: list[Tensor], targets: list[Target], rng: Rng) -> tuple[Tensor, list[float]]:
-    """Four rounds: the prompt, then with the last logits, then with further points, then with the box of the mask."""
-    embedding = sam.image_encoder.neck(levels)
-    refiner = MaskRefiner(sam)
+def sam_step(
+    refiner: MaskRefiner, embedding: Tensor, targets: list[Target], rng: Rng, rounds: int, balance: float
+) -> tuple[Tensor, list[float]]:
+    """The prompt; then with the last logits; then with a point where it was wrong; then with the box of the mask."""
     edge = 4 * embedding.shape[-1]
     masks = torch.from_numpy(np.stack([target.mask for target in targets])).float()
     truth = functional.interpolate(masks.unsqueeze(1), (edge, edge), mode="area").squeeze(1)
-    scale = masks.shape[-1] / edge
-    points = torch.from_numpy(np.stack([target.points for target in targets]))
-    labels = torch.from_numpy(np.stack([target.labels for target in targets]))
-    present = torch.from_numpy(np.stack([target.present for target in targets]))
-    boxed = torch.tensor([target.box is not None for target in targets])
-    boxes = torch.from_numpy(
-        np.stack([np.zeros(4, np.float32) if target.box is None else target.box for target in targets])
-    )
+    prompts = Prompts.of(targets)
     total = torch.zeros(())
     ious: list[float] = []
     previous: Tensor | None = None
-    for number in range(ROUNDS):
-        logits, scores = refiner.decode(embedding, points, labels, present, boxes, boxed, previous)
-        losses, real = mask_losses(logits, truth), mask_iou(logits, truth)
+    for number in range(rounds):
+        logits, scores = refiner.decode(
+            embedding, prompts.points, prompts.labels, prompts.present, prompts.boxes, prompts.boxed, previous
+        )
+        losses, real = mask_losses(logits, truth, balance), mask_iou(logits, truth)
         best = losses[:, 1:].min(dim=1).values
         total = total + best.mean() + 0.5 * losses[:, 0].mean() + functional.mse_loss(scores, real.float())
-        chosen = scores[:, 1:].argmax(dim=1)
-        rows = torch.arange(len(targets))
-        ious.append(float(real[rows, chosen + 1].float().mean()))
-        picked = logits[rows, chosen + 1].detach()
+        rows, chosen = torch.arange(len(targets)), scores[:, 1:].argmax(dim=1) + 1
+        ious.append(float(real[rows, chosen].float().mean()))
+        picked = logits[rows, chosen].detach()
+        if number == 0 and rounds > 1:
+            for row in range(len(targets)):
+                if rng.random() < 0.2:  # a mask given from outside counts too
+                    picked[row] = worn(rng, truth[row])
+        elif number == 1:
+            prompts.correct(rng, picked, truth)
+        elif number == 2:
+            prompts.box_in(picked)
         previous = picked.unsqueeze(1)
-        if number == 1:
-            further_points(rng, picked, truth, scale, points, labels, present)
-        if number == 2:
-            boxes, boxed = boxes_of(picked, boxes, boxed, scale)
-    return total / ROUNDS, ious
-
-
-def boxes_of(logits: Tensor, boxes: Tensor, boxed: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """The tight box of each mask, in SAM's frame, as the cascade's last level takes it; the old one where empty."""
-    boxes, boxed = boxes.clone(), boxed.clone()
-    for row, found in enumerate(logits > 0):
-        if bool(found.any()):
-            ys, xs = torch.nonzero(found, as_tuple=True)
-            low, high = torch.stack([xs.min(), ys.min()]), torch.stack([xs.max(), ys.max()])
-            boxes[row] = torch.cat([(low + 0.5) * scale - 0.5, (high + 0.5) * scale - 0.5])
-            boxed[row] = True
-    return boxes, boxed
+    return total / rounds, ious
 
 
 def held_out_prompts(pictures: Pictures, seed: int) -> Iterator[tuple[int, NDArray[np.bool_], Rng]]:
@@ -379,28 +370,34 @@ def held_out_prompts(pictures: Pictures, seed: int) -> Iterator[tuple[int, NDArr
             continue
         count, labels = cv2.connectedComponents(defects.astype(np.uint8), connectivity=8)
         areas = np.bincount(labels.ravel())[1:count]
-        large = np.flatnonzero(areas >= 12) + 1
+        large = np.flatnonzero(areas >= SMALLEST_PX) + 1
         if len(large):
             yield row, labels == int(rng.choice(large)), rng
 
 
 @torch.no_grad()
 def prompt_quality(sam: Any, pictures: Pictures, seed: int = 5) -> dict[str, float]:
-    """Mean IoU, the mask chosen by predicted IoU: from one positive point, and from a box and a point."""
+    """Mean IoU, the mask chosen by predicted IoU: from one positive point, from a box, from both; and of both where
+    the defect has at least 350 px of SAM's frame, about one cell and a half of its embedding."""
     refiner = MaskRefiner(sam)
-    point_ious: list[float] = []
-    box_ious: list[float] = []
+    ious: dict[str, list[float]] = {"point_iou": [], "box_iou": [], "box_point_iou": [], "box_point_iou_large": []}
     for row, mask, rng in held_out_prompts(pictures, seed):
         image = torch.from_numpy(np.asarray(pictures.image[row])).permute(2, 0, 1).unsqueeze(0).float()
         embedding = sam.image_encoder(sam.preprocess(image))
-        points, labels, present = draw_points(rng, mask, 1, 0)
-        at, label, there = (torch.from_numpy(part).unsqueeze(0) for part in (points, labels, present))
+        at, label, there = (torch.from_numpy(part).unsqueeze(0) for part in draw_points(rng, mask, 1, 0))
         ys, xs = np.nonzero(mask)
         box = torch.tensor([[xs.min(), ys.min(), xs.max(), ys.max()]], dtype=torch.float32)
         wanted = torch.from_numpy(mask).unsqueeze(0).float()
-        for target, with_box in ((point_ious, None), (box_ious, box)):
-            logits, scores = refiner.decode(embedding, at, label, there, with_box)
+        none = torch.zeros_like(there)
+        for name, shown, with_box in (
+            ("point_iou", there, None),
+            ("box_iou", none, box),
+            ("box_point_iou", there, box),
+        ):
+            logits, scores = refiner.decode(embedding, at, label, shown, with_box)
             chosen = int(scores[0, 1:].argmax()) + 1
             full = functional.interpolate(logits[:, chosen : chosen + 1], mask.shape, mode="bilinear")
-            target.append(float(mask_iou(full, wanted)[0, 0]))
-    return {"point_iou": float(np.mean(point_ious)), "box_point_iou": float(np.mean(box_ious))}
+            ious[name].append(float(mask_iou(full, wanted)[0, 0]))
+        if mask.sum() >= 350:
+            ious["box_point_iou_large"].append(ious["box_point_iou"][-1])
+    return {name: float(np.mean(values)) for name, values in ious.items()}

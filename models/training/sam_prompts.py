@@ -1,0 +1,193 @@
+"""What the embedded SAM is asked in training: targets, prompts for them, and windows of SAM's frame to look at."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Rng = np.random.Generator
+POINTS = 6  # places for points in a training prompt
+STRIDE = 16  # px of SAM's frame per cell of its embedding
+SMALLEST_PX = 12  # a smaller target is not asked for
+
+
+@dataclass(frozen=True)
+class Window:
+    """A square part of SAM's frame, in cells. Corners are even, because the trunk's last level has 32 px cells."""
+
+    y: int
+    x: int
+    cells: int
+
+    def pixels(self) -> tuple[slice, slice]:
+        """Where it lies in SAM's frame."""
+        edge = self.cells * STRIDE
+        top, left = self.y * STRIDE, self.x * STRIDE
+        return slice(top, top + edge), slice(left, left + edge)
+
+
+@dataclass
+class Target:
+    """What is asked for in one window: the wanted mask, and the first prompt, in pixels of SAM's whole frame."""
+
+    window: Window
+    mask: NDArray[np.bool_]  # (E, E), the window's pixels
+    points: NDArray[np.float32]  # (POINTS, 2) x, y
+    labels: NDArray[np.int64]  # (POINTS,)
+    present: NDArray[np.bool_]  # (POINTS,)
+    box: NDArray[np.float32] | None  # (4,)
+
+
+def draw_target(rng: Rng, kinds: NDArray[np.uint8], parts: NDArray[np.uint8], cells: int) -> Target | None:
+    """All defects together, one defect, or one normal structure, and a prompt for it; None where there is none.
+
+    With many unlike targets in alike pictures, only the prompt says which one is meant.
+    """
+    choice = rng.random()
+    defects = kinds > 0
+    if choice < 0.25 and defects.any():
+        mask = defects
+    elif choice < 0.6 and defects.any():
+        count, labels = cv2.connectedComponents(defects.astype(np.uint8), connectivity=8)
+        mask = labels == int(rng.integers(1, count))
+    else:
+        names = np.unique(parts)
+        names = names[names > 0]
+        if not len(names):
+            return None
+        mask = parts == int(rng.choice(names))
+    if mask.sum() < SMALLEST_PX or mask.mean() > 0.6:
+        return None
+    window = window_on(rng, mask, cells)
+    shown = np.zeros_like(mask)
+    shown[window.pixels()] = mask[window.pixels()]
+    if shown.sum() < SMALLEST_PX:
+        return None
+    kind = rng.random()
+    box = jittered_box(rng, shown) if kind < 0.5 else None
+    positives = int(rng.integers(1, 4)) if kind >= 0.2 else 0
+    negatives = int(rng.integers(0, 4)) if positives and rng.random() < 0.5 else 0
+    return Target(window, shown[window.pixels()], *draw_points(rng, shown, positives, negatives), box)
+
+
+def draw_shape(rng: Rng, frame_cells: int, cells: int) -> Target:
+    """An ellipse or a rectangle that is not in the picture at all, asked for by its box: only the prompt shows it."""
+    corner = 2 * rng.integers(0, (frame_cells - cells) // 2 + 1, 2)
+    window = Window(int(corner[0]), int(corner[1]), cells)
+    edge = cells * STRIDE
+    half = np.exp(rng.uniform(np.log(10), np.log(0.35 * edge), 2))
+    y, x = (rng.uniform(reach, edge - reach) for reach in half)
+    drawn = np.zeros((edge, edge), np.uint8)
+    if rng.random() < 0.5:
+        cv2.ellipse(drawn, (int(x), int(y)), (int(half[1]), int(half[0])), 0, 0, 360, 1, -1)
+    else:
+        drawn[int(y - half[0]) : int(y + half[0]) + 1, int(x - half[1]) : int(x + half[1]) + 1] = 1
+    whole = np.zeros((frame_cells * STRIDE,) * 2, bool)
+    whole[window.pixels()] = drawn > 0
+    prompt = draw_points(rng, whole, int(rng.random() < 0.4), 0)
+    return Target(window, drawn > 0, *prompt, jittered_box(rng, whole))
+
+
+def window_on(rng: Rng, mask: NDArray[np.bool_], cells: int) -> Window:
+    """A window in which some pixel of the mask lies, rather not at its edge."""
+    last = (mask.shape[0] // STRIDE - cells) // 2
+    inside = np.argwhere(mask)
+    pixel = inside[rng.integers(len(inside))]
+    corner = (pixel - rng.integers(32, cells * STRIDE - 32, 2)) // (2 * STRIDE)
+    y, x = (2 * int(place) for place in corner.clip(0, last))
+    return Window(y, x, cells)
+
+
+def jittered_box(rng: Rng, mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """The mask's tight box x0, y0, x1, y1, each edge moved by about a twentieth of its length."""
+    ys, xs = np.nonzero(mask)
+    box = np.array([xs.min(), ys.min(), xs.max(), ys.max()], np.float32)
+    reach = np.array([box[2] - box[0], box[3] - box[1]], np.float32) * 0.1
+    moved: NDArray[np.float32] = box + rng.normal(0, 0.5, 4).astype(np.float32) * np.tile(reach, 2)
+    return moved.clip(0, mask.shape[0] - 1)
+
+
+def draw_points(
+    rng: Rng, mask: NDArray[np.bool_], positives: int, negatives: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
+    """Points inside the mask, rather deep than at the edge, and points in the ring around it."""
+    points = np.zeros((POINTS, 2), np.float32)
+    labels = np.zeros(POINTS, np.int64)
+    present = np.zeros(POINTS, bool)
+    inside = np.argwhere(mask)
+    if positives and rng.random() < 0.6:
+        depth = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 3)
+        inside = np.argwhere(depth >= 0.5 * depth.max())
+    for place in range(positives):
+        points[place] = inside[rng.integers(len(inside))][::-1]
+        labels[place], present[place] = 1, True
+    if negatives:
+        reach = int(rng.integers(5, 31)) | 1
+        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))
+        gap = cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8))
+        around = np.argwhere((cv2.dilate(gap, kernel) > 0) & (gap == 0))
+        for place in range(3, 3 + negatives):
+            if len(around):
+                points[place], present[place] = around[rng.integers(len(around))][::-1], True
+    return points, labels, present
+
+
+@dataclass
+class Prompts:
+    """A batch of prompts as the decoder takes them, in pixels of SAM's frame; further rounds change them in place."""
+
+    points: Tensor  # (B, POINTS, 2)
+    labels: Tensor  # (B, POINTS)
+    present: Tensor  # (B, POINTS)
+    boxes: Tensor  # (B, 4)
+    boxed: Tensor  # (B,)
+    corners: Tensor  # (B, 2) x, y of each window's first pixel
+
+    @classmethod
+    def of(cls, targets: list[Target]) -> "Prompts":
+        """Those of the first round."""
+        boxes = [np.zeros(4, np.float32) if target.box is None else target.box for target in targets]
+        return cls(
+            torch.from_numpy(np.stack([target.points for target in targets])),
+            torch.from_numpy(np.stack([target.labels for target in targets])),
+            torch.from_numpy(np.stack([target.present for target in targets])),
+            torch.from_numpy(np.stack(boxes)),
+            torch.tensor([target.box is not None for target in targets]),
+            torch.tensor([[t.window.x, t.window.y] for t in targets], dtype=torch.float32) * STRIDE,
+        )
+
+    def correct(self, rng: Rng, logits: Tensor, truth: Tensor) -> None:
+        """Where a place is free: a point where the mask is wrong. `logits`, `truth`: (B, 4h, 4w)."""
+        wrong = ((logits > 0) != (truth > 0.5)).numpy()
+        for row in range(len(self.points)):
+            free = torch.nonzero(~self.present[row]).flatten()
+            places = np.argwhere(wrong[row])
+            if not len(free) or not len(places):
+                continue
+            y, x = places[rng.integers(len(places))]
+            place = int(free[0])
+            self.points[row, place] = self.corners[row] + torch.tensor([x, y]) * 4 + 1.5  # a pixel of logits is 4 x 4
+            self.labels[row, place] = int(truth[row, y, x] > 0.5)
+            self.present[row, place] = True
+
+    def box_in(self, logits: Tensor) -> None:
+        """The tight box of each mask, as the cascade's last level takes it; as it was where the mask is empty."""
+        for row, found in enumerate(logits > 0):
+            if bool(found.any()):
+                ys, xs = torch.nonzero(found, as_tuple=True)
+                ends = torch.stack([xs.min(), ys.min(), xs.max(), ys.max()]) * 4 + 1.5
+                self.boxes[row] = ends + self.corners[row].repeat(2)
+                self.boxed[row] = True
+
+
+def worn(rng: Rng, truth: Tensor) -> Tensor:
+    """The wanted mask as a poor earlier answer would have it: grown or shrunk, soft, as logits. (h, w) -> (h, w)."""
+    size = int(rng.choice([3, 5, 9]))
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
+    plane = (truth > 0.5).numpy().astype(np.uint8)
+    changed = cv2.dilate(plane, kernel) if rng.random() < 0.6 else cv2.erode(plane, kernel)
+    soft = cv2.GaussianBlur(changed.astype(np.float32), (0, 0), float(rng.uniform(0.5, 2.0)))
+    return torch.from_numpy((soft - 0.5) * np.float32(rng.uniform(6, 16)))
