@@ -3,8 +3,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+MINUTES ?= 10
+WHEELHOUSE ?= wheelhouse
+EXTRAS ?=
 
-.PHONY: run test install install-dev format chaos clean
+.PHONY: run test install install-dev format chaos soak wheelhouse clean
 
 run: install
 	$(BIN)/flawline run

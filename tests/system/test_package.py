@@ -116,3 +116,18 @@ def test_a_folder_of_wheels_installs_without_a_network(tmp_path: Path) -> None:
     done = subprocess.run(install, capture_output=True, text=True, timeout=280, env=environment)
     assert done.returncode != 0
     assert wheel.name in done.stderr + done.stdout
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_every_target_of_the_makefile_has_its_variables() -> None:
+    """`make soak` and `make wheelhouse` once stood in the documentation and did nothing but fail."""
+    targets = ["run", "test", "format", "chaos", "soak", "wheelhouse", "clean"]
+    done = subprocess.run(
+        ["make", "--dry-run", "--warn-undefined-variables", *targets],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stderr.splitlines() if "undefined variable" in line] == []
