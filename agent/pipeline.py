@@ -189,7 +189,7 @@ class Pipeline:
 
         One that had not begun is tried again, but only once.
         """
-        for job in list(self._in_flight.values()):
+        for job in reversed(list(self._in_flight.values())):  # put back at the front, so the last one first
             del self._in_flight[job.number]
             refining = job.held is not None or (job.verdict is not None and not job.is_late)
             if refining:
