@@ -12,7 +12,7 @@ def test_a_hang_outside_an_inspection_is_noticed_and_frames_keep_their_order(mak
         hanging = other.submit(station.ask, "recipe.activate", camera="top", recipe="x", table={"object": "hang"})
         station.wait_for(lambda: hanging.running())
         station.trigger("top", *"ABCD")
-        with pytest.raises(ValueError, match="did not take the recipe in time|worker died"):
+        with pytest.raises(ValueError, match=r"did not take the recipe in time|worker died"):
             hanging.result()
     verdicts = station.until("verdict", 4, limit_s=90)
     assert [(verdict["trigger_id"], verdict["result"]) for verdict in verdicts] == [
