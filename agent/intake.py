@@ -28,6 +28,8 @@ from flawline.config.settings_camera import CameraSettings
 
 log = structlog.get_logger()
 _CLOSE_LIMIT_S = 5.0
+_LONGEST_WAY_S = 1.0
+"""A frame's way from its exposure to here takes milliseconds; what looks longer may be a clock that was set."""
 
 
 class Intake:
@@ -241,7 +243,7 @@ class Intake:
     def _for_frame(self, line: Line, shot: Shot) -> Job:
         """A free-running or hardware-triggered frame is its own trigger."""
         recipe = self._recipes.of(line.name)
-        job = Job(line.name, recipe, shot.frame.t_grab, time.monotonic())
+        job = Job(line.name, recipe, shot.frame.t_grab, _as_monotonic(shot.frame.t_grab))
         if line.settings.trigger == "hardware":
             job.trigger = Trigger(line.name, None, None, shot.frame.t_grab, recipe.id, recipe.version)
             self._outbox.accept(job.trigger)
@@ -308,3 +310,9 @@ class Intake:
             }
             for line in self.lines.values()
         }
+
+
+def _as_monotonic(t_grab: int) -> float:
+    """A frame's time, UTC in ns, on the monotonic clock in s: its deadline counts from there, not from its arrival."""
+    way_s = (time.time_ns() - t_grab) / 1e9
+    return time.monotonic() - min(max(0.0, way_s), _LONGEST_WAY_S)

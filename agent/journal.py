@@ -18,7 +18,13 @@ from typing import Any, Literal
 
 import structlog
 
-from flawline.agent.journal_schema import CorruptJournal, is_damage, prepare
+from flawline.agent.journal_schema import (
+    CorruptJournal,
+    as_journal_error,
+    is_damage,
+    prepare,
+    read_all_that_a_start_needs,
+)
 from flawline.agent.numbers import NumberMark
 from flawline.agent.spill import Spill, Unwritten
 from flawline.agent.verdict import Trigger
@@ -49,10 +55,8 @@ class Journal:
         self._spill = Spill(folder / "spill")
         self._ballast = folder / "ballast"
         self._found_version = 0
-        self._database = self._open()
-        self._reader = self._connect(self.file)
-        self._keeper = self._connect(self.file)
-        self._take_up_numbers(durability)
+        self._damaged = False  # noticed while running: the next start looks into it
+        self._database, self._reader, self._keeper = self._open(durability)
         self.lay_ballast()
 
     def _lock_folder(self) -> int:
@@ -69,11 +73,39 @@ class Journal:
             raise ConfigError(f"journal.path: {self.folder} is in use by another running agent") from error
         return lock
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self, durability: str) -> tuple[sqlite3.Connection, ...]:
+        """Three connections, and the numbers taken up; a damaged file is set aside and a new one begun."""
         try:
-            return self._connect(self.file, first=True)
+            return self._open_file(durability)
         except CorruptJournal as error:
             log.error("journal_corrupt", error=str(error))
+        self.set_aside = self.file.with_name(f"journal.corrupt-{time.time_ns()}.sqlite")
+        for suffix in ("", "-wal", "-shm"):
+            part = Path(f"{self.file}{suffix}")
+            if part.exists():
+                part.rename(f"{self.set_aside}{suffix}")
+        return self._open_file(durability)
+
+    def _open_file(self, durability: str) -> tuple[sqlite3.Connection, ...]:
+        opened: list[sqlite3.Connection] = []
+        try:
+            opened.append(self._open_first())
+            read_all_that_a_start_needs(opened[0], self.file)
+            self._take_up_numbers(opened[0], durability)
+            opened += [self._connect(self.file), self._connect(self.file)]
+        except BaseException as error:
+            for database in opened:
+                database.close()
+            if isinstance(error, sqlite3.Error):
+                raise as_journal_error(error, f"{self.file}: cannot be opened") from error
+            raise
+        return tuple(opened)
+
+    def _open_first(self) -> sqlite3.Connection:
+        try:
+            return self._connect(self.file, first=True)
+        except CorruptJournal:
+            raise
         except JournalError as error:
             if not self._ballast.exists():
                 raise
@@ -81,12 +113,6 @@ class Journal:
             log.error("journal_disk_full", error=str(error))
             self._ballast.unlink()
             return self._connect(self.file, first=True)
-        self.set_aside = self.file.with_name(f"journal.corrupt-{time.time_ns()}.sqlite")
-        for suffix in ("", "-wal", "-shm"):
-            part = Path(f"{self.file}{suffix}")
-            if part.exists():
-                part.rename(f"{self.set_aside}{suffix}")
-        return self._connect(self.file, first=True)
 
     def lay_ballast(self) -> None:
         """Lay by the room that opening takes on a full disk; where it is full already, later."""
@@ -107,25 +133,28 @@ class Journal:
             if database is not None:
                 database.close()
             if isinstance(error, sqlite3.Error):
-                kind = CorruptJournal if is_damage(error) else JournalError
-                raise kind(f"{file}: cannot be opened: {error}") from error
+                raise as_journal_error(error, f"{file}: cannot be opened") from error
             raise
         if first:
             self._found_version = version
         return database
 
-    def _take_up_numbers(self, durability: str) -> None:
-        last = int(self._database.execute("SELECT coalesce(max(seq), 0) FROM verdicts").fetchone()[0])
-        self.camera_seqs = dict(self._database.execute("SELECT camera, camera_seq FROM counts"))
+    def _take_up_numbers(self, database: sqlite3.Connection, durability: str) -> None:
+        last = int(database.execute("SELECT coalesce(max(seq), 0) FROM verdicts").fetchone()[0])
+        self.camera_seqs = dict(database.execute("SELECT camera, camera_seq FROM counts"))
         lost = self._found_version == 0 and self._mark.reserved > 0
-        if not lost:
-            for header, row in self._spill.read():
-                if self._database.execute("SELECT 1 FROM verdicts WHERE seq = ?", (header["seq"],)).fetchone() is None:
-                    self._unwritten.append((header, row))
-                self._count(header["camera"], header["camera_seq"])
-                last = max(last, header["seq"])
-            for camera, number in self._mark.cameras.items():
-                self._count(camera, number)
+        self._unwritten.clear()
+        spilt = self._spill.read()
+        if lost and spilt:  # the triggers' rows are gone with their journal, and the new one gives their numbers again
+            spilt = [(header, None) for header, _ in spilt]
+            self._spill.replace(spilt)
+        for header, row in spilt:
+            if database.execute("SELECT 1 FROM verdicts WHERE seq = ?", (header["seq"],)).fetchone() is None:
+                self._unwritten.append((header, row))
+            self._count(header["camera"], header["camera_seq"])
+            last = max(last, header["seq"])
+        for camera, number in self._mark.cameras.items():
+            self._count(camera, number)
         start = max(last, self._mark.floor)
         # Without power loss the journal and the mark hold all that went out; else only the reservation is sure.
         if lost or self._mark.restored or (self._mark.power_lost and durability == "process"):
@@ -133,7 +162,7 @@ class Journal:
             self.seq_jump = (last, start + 1)
             # Every camera's own count is at most the station's, so the station's is safe for all of them.
             self.camera_seqs = dict.fromkeys(self.camera_seqs, start)
-        self._camera_start = start if self.seq_jump else 0
+            self._mark.jumped(start, self.camera_seqs)
         self.last_seq = start
 
     def _count(self, camera: str, number: int) -> None:
@@ -147,7 +176,7 @@ class Journal:
             log.error("numbers_not_reserved", error=str(error))
         self.last_seq += 1
         camera = header["camera"]
-        self.camera_seqs[camera] = self.camera_seqs.get(camera, self._camera_start) + 1
+        self.camera_seqs[camera] = self.camera_seqs.get(camera, self._mark.camera_start) + 1
         header["seq"], header["camera_seq"] = self.last_seq, self.camera_seqs[camera]
 
     def commit(
@@ -176,7 +205,7 @@ class Journal:
             for trigger in accepted:
                 trigger.row = None
             self._keep_unwritten([(header, trigger.row if trigger else None) for header, trigger in verdicts])
-            raise JournalError(f"{self.file}: cannot be written: {error}") from error
+            raise self._refused(error, "cannot be written") from error
         if self._unwritten:
             self._catch_up()
 
@@ -230,8 +259,9 @@ class Journal:
             self._begin()
             self._insert_verdicts(step)
             self._database.execute("COMMIT")
-        except sqlite3.Error:
+        except sqlite3.Error as error:
             self._roll_back()
+            self._damaged |= is_damage(error)
             return
         with self._reading:
             for _ in step:
@@ -264,7 +294,7 @@ class Journal:
                 ).fetchall()
                 late = self._reader.execute(f"SELECT header FROM late {span}", (from_seq, last, limit)).fetchall()
             except sqlite3.Error as error:
-                raise JournalError(f"{self.file}: cannot be read: {error}") from error
+                raise self._refused(error, "cannot be read") from error
         found: dict[int, Header] = {header["seq"]: header for header in kept}
         found |= {seq: unpack(header) for seq, header in rows}
         headers = [found[seq] for seq in sorted(found)]
@@ -283,7 +313,7 @@ class Journal:
                 (seq, label, who, note, time.time_ns()),
             )
         except sqlite3.Error as error:
-            raise JournalError(f"{self.file}: cannot be written: {error}") from error
+            raise self._refused(error, "cannot be written") from error
 
     def drop_old(self, keep_days: float, keep_verdicts: int) -> int:
         """Forget verdicts beyond the limits, a step of the oldest ones, the newest always kept; returns how many."""
@@ -300,7 +330,7 @@ class Journal:
                 self._database.execute("COMMIT")
         except sqlite3.Error as error:
             self._roll_back()
-            raise JournalError(f"{self.file}: cannot be written: {error}") from error
+            raise self._refused(error, "cannot be written") from error
         return len(gone)
 
     def checkpoint(self) -> None:
@@ -308,7 +338,7 @@ class Journal:
         try:
             self._keeper.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         except sqlite3.Error as error:
-            raise JournalError(f"{self.file}: cannot be written: {error}") from error
+            raise self._refused(error, "cannot be written") from error
 
     def query(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """One statement for who keeps a table of its own here (recipes.py). Raises JournalError."""
@@ -316,18 +346,24 @@ class Journal:
             return self._database.execute(statement, values).fetchall()
         except sqlite3.Error as error:
             self._roll_back()
-            raise JournalError(f"{self.file}: {error}") from error
+            raise self._refused(error, "cannot be used") from error
+
+    def _refused(self, error: sqlite3.Error, what: str) -> JournalError:
+        """What to raise. Damage is remembered, so that the next start checks the file and sets it aside."""
+        self._damaged |= is_damage(error)
+        return as_journal_error(error, f"{self.file}: {what}")
 
     def _roll_back(self) -> None:
         if self._database.in_transaction:
             self._database.execute("ROLLBACK")
 
     def close(self) -> None:
-        """Let go of the files and the lock. What was numbered is noted, so that nothing need be checked next time."""
+        """Let go of the files and the lock. What was numbered is noted, so that nothing need be checked next time,
+        unless damage was noticed."""
         for database in (self._keeper, self._reader, self._database):
             database.close()
         try:
-            self._mark.used(self.last_seq, self.camera_seqs, clean=True)
+            self._mark.used(self.last_seq, self.camera_seqs, clean=not self._damaged)
         except JournalError as error:
             log.error("numbers_not_reserved", error=str(error))
         self._spill.close()

@@ -32,6 +32,7 @@ class Mark:
     reserved: int = 0
     floor: int = 0
     cameras: dict[str, int] = field(default_factory=dict)  # each camera's own count when `floor` was written
+    camera_start: int = 0  # above this begins a camera that is not among them: set by the last jump
     machine_boot: str = ""
     clean: bool = False
 
@@ -75,6 +76,11 @@ class NumberMark:
         """Up to this number they have, whether the journal holds them or not."""
         return self._mark.floor
 
+    @property
+    def camera_start(self) -> int:
+        """A camera whose own count is not known goes on above this."""
+        return self._mark.camera_start
+
     def reserve(self, seq: int) -> None:
         """Make sure that `seq` is covered by the mark on disk before it is used."""
         if seq > self._mark.reserved:
@@ -86,6 +92,18 @@ class NumberMark:
             reserved = max(self._mark.reserved, seq)
             floor = max(self._mark.floor, seq)
             self._write(replace(self._mark, reserved=reserved, floor=floor, cameras=dict(cameras), clean=clean))
+
+    def jumped(self, seq: int, cameras: dict[str, int]) -> None:
+        """Numbers go on above `seq`, the cameras' own too: also after an agent that ends before its first verdict."""
+        self._write(
+            replace(
+                self._mark,
+                reserved=max(self._mark.reserved, seq),
+                floor=max(self._mark.floor, seq),
+                cameras=dict(cameras),
+                camera_start=max(self._mark.camera_start, seq),
+            )
+        )
 
     def jump(self, seq: int) -> None:
         """A backup was restored here: numbers up to `seq` may be out. The next start announces the jump."""

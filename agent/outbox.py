@@ -190,6 +190,8 @@ class Outbox:
                 if item.job is None:
                     self._open -= 1
                     continue
+                # The journal has the times that were planned; what goes out says when it really does.
+                item.header["t_publish"], item.header["mono_publish"] = time.time_ns(), time.monotonic_ns()
                 if item.kind == "verdict":
                     self._publish(item.job, item.header)
                 elif item.kind == "late":

@@ -134,6 +134,8 @@ class Pipeline:
             queue.popleft()
             job.attempts += 1
             self._in_flight[job.number] = job
+            if self.worker.busy_since is None:  # it may hang before it begins: in a recipe, in learning
+                self.worker.busy_since = time.monotonic()
 
     def on_message(self, message: protocol.Message) -> None:
         """What the worker says of a job. Raises KeyError, TypeError where it is not what was agreed."""
@@ -161,7 +163,7 @@ class Pipeline:
             case _:
                 return
         del self._in_flight[job.number]
-        self.worker.busy_since = None
+        self.worker.busy_since = time.monotonic() if self._in_flight else None
         self.feed()
 
     def _on_degraded(self, job: Job, outcome: Outcome) -> None:
@@ -189,7 +191,7 @@ class Pipeline:
 
         One that had not begun is tried again, but only once.
         """
-        for job in list(self._in_flight.values()):
+        for job in reversed(list(self._in_flight.values())):  # put back at the front, so the last one first
             del self._in_flight[job.number]
             refining = job.held is not None or (job.verdict is not None and not job.is_late)
             if refining:

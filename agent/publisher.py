@@ -35,7 +35,7 @@ class Publisher:
             raise ConfigError(f"publish.endpoint: {settings.endpoint} cannot be bound: {error}") from error
 
     def verdict(self, header: wire.Header) -> None:
-        """One verdict, exactly as journalled."""
+        """One verdict, as journalled but for the time at which it leaves."""
         self._send(wire.verdict_topic(self._station, header["camera"]), wire.pack(header))
 
     def late(self, header: wire.Header) -> None:

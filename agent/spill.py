@@ -70,6 +70,11 @@ class Spill:
         self._end += len(records)
         return True
 
+    def replace(self, verdicts: list[Unwritten]) -> None:
+        """Keep these in place of what was read: as many, and none longer."""
+        self._end = 0
+        self.add(verdicts)
+
     def clear(self) -> None:
         """All of it is in the journal."""
         if self._end:

@@ -241,15 +241,21 @@ class WorkerClient:
                     await self.start()
                 except (BundleError, WorkerError) as error:
                     log.error("worker_does_not_start", error=str(error))
+                    self._give_up()  # loading may take minutes to fail: what waits is answered, not kept until then
                 else:
                     self.healthy = True
                     self.restarts += 1
                     return
-            elif self.healthy:
-                self.healthy = False
-                log.error("worker_unhealthy", restarts_per_minute=self._settings.restarts_per_minute)
-                self._on_unhealthy()
+            else:
+                self._give_up()
             await asyncio.sleep(0.5)
+
+    def _give_up(self) -> None:
+        """No worker is to be had for now; the next one that starts ends this."""
+        if self.healthy:
+            self.healthy = False
+            log.error("worker_unhealthy", restarts_per_minute=self._settings.restarts_per_minute)
+            self._on_unhealthy()
 
     @staticmethod
     def _signal_kill(process: asyncio.subprocess.Process) -> None:

@@ -34,7 +34,7 @@ class OutOfMemoryError(RuntimeError):
 
 
 class ScriptedEngine:
-    """A recipe whose object is `refuse me` is refused."""
+    """A recipe whose object is `refuse me` is refused; over one that is `hang` the engine hangs."""
 
     def __init__(self) -> None:
         self._failed_once: set[int] = set()
@@ -47,6 +47,8 @@ class ScriptedEngine:
     def add_recipe(self, key: str, recipe: Recipe) -> float:
         if recipe.object == "refuse me":
             raise ImageError(f"recipe {key}: object: this engine was told to refuse it")
+        if recipe.object == "hang":
+            time.sleep(3600)
         return 0.25 if recipe.threshold is None else recipe.threshold
 
     def inspect(

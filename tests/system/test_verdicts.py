@@ -58,7 +58,7 @@ def test_a_deadline_is_kept_and_the_real_result_follows_late(make_station: Make)
         verdict = station.until("verdict", len(station.of("verdict")) + 1)[-1]
         assert (verdict["result"], verdict["reason"]) == ("error", "deadline")
         assert 0.140 < verdict["t_received"] - sent < 0.260
-        assert verdict["mono_publish"] - verdict["mono_trigger"] < 165e6
+        assert 149e6 < verdict["mono_publish"] - verdict["mono_trigger"] < 260e6
         late = station.until("late", len(station.of("late")) + 1)[-1]
         assert (late["seq"], late["camera_seq"]) == (verdict["seq"], verdict["camera_seq"])
         assert late["result"] == name.rsplit(" ", 1)[-1].replace("good", "pass").replace("bad", "fail")
