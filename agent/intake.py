@@ -14,7 +14,7 @@ from functools import partial
 
 import structlog
 
-from flawline.agent.line import GRAB_S, Line, Shot
+from flawline.agent.line import GRAB_S, LONGEST_PAUSE_S, Line, Shot
 from flawline.agent.outbox import BACKLOG, Outbox
 from flawline.agent.pipeline import Pipeline
 from flawline.agent.recipes import RecipeBook
@@ -120,8 +120,7 @@ class Intake:
 
     def _lose_step(self, line: Line, why: str) -> None:
         """See the head of this file. The camera's task closes and opens it at its next look."""
-        log.error("camera_out_of_step", camera=line.name, waiting=len(line.pending), error=why)
-        line.out_of_step, line.error = True, why
+        line.lose_step(why)
         self._fail_pending(line, why)
 
     def _fail_pending(self, line: Line, why: str) -> None:
@@ -138,32 +137,29 @@ class Intake:
     async def run_camera(self, line: Line) -> None:
         """Grab until the source ends or the agent stops; a lost camera is opened again with back-off."""
         loop = asyncio.get_running_loop()
-        pause = 0.5
         thread = ThreadPoolExecutor(1, f"camera-{line.name}")
         while not self.stopping.is_set():
             line.seen_mono = time.monotonic()
             try:
                 await loop.run_in_executor(thread, line.camera.open)
-                if line.state == "lost":
-                    log.info("camera_back", camera=line.name)
-                line.state, line.out_of_step, line.error, pause = "up", False, None, 0.5
+                line.out_of_step = False
+                if line.state != "lost" or line.settings.trigger != "free":
+                    line.is_up()  # one that was lost and runs freely is up with its first frame
                 line.tried.set()
                 await self._grab_all(line, thread)
             except EndOfFrames:
                 log.info("camera_at_end", camera=line.name)
-                line.state = "ended"
+                line.state, line.error = "ended", None
                 return
             except Exception as error:  # one camera's fault, even a driver's own, is not the others'
                 if isinstance(error, ConfigError) and line.state == "closed":
                     raise  # the very first open: what the camera refuses is a wrong configuration
-                if not isinstance(error, FlawlineError):
+                if not isinstance(error, FlawlineError) and line.state != "lost":
                     log.exception("camera_driver_failed", camera=line.name)
-                if line.state != "lost":
-                    log.error("camera_lost", camera=line.name, error=str(error))
-                line.state, line.error = "lost", str(error)
+                line.is_lost(str(error))
                 line.tried.set()
-                await self._sleep(pause)
-                pause = min(pause * 2, 10.0)
+                await self._sleep(line.pause_s)
+                line.pause_s = min(line.pause_s * 2, LONGEST_PAUSE_S)
             finally:
                 self._fail_pending(line, line.error or f"camera {line.name!r} was closed")
                 await self._close(line, thread)
@@ -195,12 +191,15 @@ class Intake:
             if free and self.paused:
                 # What runs freely is not taken in while paused: nobody asked for it. Files wait, other sources flow on.
                 if await loop.run_in_executor(thread, line.camera.grab, GRAB_S) is not None:
+                    line.is_up()
                     self._pipeline.dropped["intake", "paused"] += 1
                 continue
             shot = await loop.run_in_executor(thread, partial(line.grab, self._ring))
             if shot is None:
                 continue
             line.frames += 1
+            if line.state == "lost":
+                line.is_up()
             if line.settings.trigger == "software":
                 self._attach_to_trigger(line, shot)
             elif self._limit is not None and self._outbox.accepted >= self._limit:
@@ -236,7 +235,7 @@ class Intake:
             self._pipeline.dropped["intake", "no_trigger"] += 1
             self._throw_away(shot)
         else:
-            self._attach(line.pending.popleft(), shot)
+            self._attach(line.answer(), shot)
 
     def _for_frame(self, line: Line, shot: Shot) -> Job:
         """A free-running or hardware-triggered frame is its own trigger."""

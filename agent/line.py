@@ -6,6 +6,8 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import structlog
+
 from flawline.agent.verdict import Job, Reason
 from flawline.agent.wire import Header
 from flawline.camera.camera import Camera
@@ -16,6 +18,8 @@ from flawline.camera.ring import FrameRing
 from flawline.config.errors import ImageError, RingError
 from flawline.config.settings_camera import CameraSettings
 
+log = structlog.get_logger()
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0  # between two tries to open a lost camera
 GRAB_S = 0.25
 """A camera's thread looks up so often to see whether it should go on."""
 
@@ -40,6 +44,8 @@ class Line:
     state: str = "closed"  # closed, up, lost, ended
     tried: asyncio.Event = field(default_factory=asyncio.Event)  # it was opened, or has failed to
     out_of_step: bool = False
+    out_of_step_said: bool = False  # in the log, until a trigger has got its frame
+    pause_s: float = FIRST_PAUSE_S  # before the next try to open it, while it is lost
     pending: deque[Job] = field(default_factory=deque)  # triggers whose frame has not come, oldest first
     on_their_way: int = 0
     frames: int = 0
@@ -59,6 +65,33 @@ class Line:
     def up(self) -> bool:
         """It delivers frames."""
         return self.state == "up" and not self.out_of_step
+
+    def is_up(self) -> None:
+        """It is open; one that was lost and runs freely has sent a frame as well."""
+        if self.state == "lost":
+            log.info("camera_back", camera=self.name)
+        self.state, self.pause_s = "up", FIRST_PAUSE_S
+        if not self.out_of_step_said:
+            self.error = None
+
+    def is_lost(self, why: str) -> None:
+        """Say it once, until it is up again."""
+        if self.state != "lost":
+            log.error("camera_lost", camera=self.name, error=why)
+        self.state, self.error = "lost", why
+
+    def lose_step(self, why: str) -> None:
+        """A frame stayed away: the camera is to be opened anew. Said once, until a trigger has got its frame."""
+        if not self.out_of_step_said:
+            log.error("camera_out_of_step", camera=self.name, waiting=len(self.pending), error=why)
+        self.out_of_step, self.out_of_step_said, self.error = True, True, why
+
+    def answer(self) -> Job:
+        """The trigger that a frame which has come belongs to: the oldest that waits."""
+        if self.out_of_step_said:
+            log.info("camera_in_step", camera=self.name)
+        self.out_of_step_said, self.error = False, None
+        return self.pending.popleft()
 
     def grab(self, ring: FrameRing) -> Shot | None:
         """On the camera's thread: the next frame, copied once, from the driver's buffer into its slot."""

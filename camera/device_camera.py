@@ -55,6 +55,7 @@ class DeviceCamera(Camera):
         self._owed: list[int] = []
         self._held: Block | None = None
         self._was_open = False
+        self._said = ""
         self.lost = False  # a lost device is let go without a word to it, which would only be waited for
         self._heard = self._looked = self._counted = 0.0
         self._library: dict[str, int] = {}
@@ -130,7 +131,9 @@ class DeviceCamera(Camera):
         self._was_open, self.lost = True, False
         self._counts["opened"] += 1
         self._heard = self._looked = time.monotonic()
-        log.info("camera_open", camera=self.name, device=str(self.device), trigger=self.settings.trigger)
+        if (device := str(self.device)) != self._said:  # not at every try to have a lost one back
+            self._said = device
+            log.info("camera_open", camera=self.name, device=device, trigger=self.settings.trigger)
         if note:
             log.info("camera_depth", camera=self.name, note=note)
 

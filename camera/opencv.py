@@ -93,7 +93,8 @@ class OpencvCamera(Camera):
             self._pace = Pace(settings.fps)
             self._reader = LiveReader(self.name, self._capture.read)
         self._counts["opened"] += 1
-        log.info("camera_open", camera=self.name, device=hide_password(self._source), trigger=settings.trigger)
+        if self._counts["opened"] == 1:  # not at every try to have a lost one back
+            log.info("camera_open", camera=self.name, device=hide_password(self._source), trigger=settings.trigger)
 
     def _set(self, name: str, value: float | int | bool | str) -> None:
         """Tell the V4L2 device, and hold it to what it then says of itself."""
