@@ -13,7 +13,7 @@ class Device:
     """One camera that a backend sees. Texts are empty where they are not known."""
 
     backend: str
-    index: int  # its place in the backend's list
+    index: int  # its place in the backend's list; V4L2: the node's number
     vendor: str = ""
     model: str = ""
     serial: str = ""

@@ -28,13 +28,23 @@ _PROPERTIES: dict[str, tuple[int, float]] = {
 """GenICam's names for what a V4L2 device can be told, and the factor to OpenCV's unit."""
 
 
-def list_devices() -> list[Device]:
-    """The V4L2 devices of this machine; streams and files are not announced by anybody."""
-    devices = []
-    for index, node in enumerate(sorted(Path("/sys/class/video4linux").glob("video*"))):
-        model = (node / "name").read_text(encoding="utf-8", errors="replace").strip()
-        devices.append(Device("opencv", index, model=model, address=f"/dev/{node.name}"))
-    return devices
+def list_devices(nodes: Path = Path("/sys/class/video4linux")) -> list[Device]:
+    """The V4L2 devices of this machine, `index` being the number of the node: /dev/video{index}.
+
+    Streams and files are not announced by anybody.
+    """
+    numbered = [(int(node.name[5:]), node) for node in nodes.glob("video*") if node.name[5:].isdecimal()]
+    return [
+        Device("opencv", index, model=_model(node), address=f"/dev/{node.name}") for index, node in sorted(numbered)
+    ]
+
+
+def _model(node: Path) -> str:
+    """What the driver calls itself; empty where the device has gone meanwhile."""
+    try:
+        return (node / "name").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
 
 
 class OpencvCamera(Camera):
@@ -74,6 +84,7 @@ class OpencvCamera(Camera):
     def open(self) -> None:
         """Open the source. Raises CameraError where nobody answers or it holds no video."""
         settings = self._settings
+        self._triggers, self._triggered = queue.SimpleQueue(), None  # those of before have been answered
         patience = int(settings.stall_s * 1000)
         timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, patience, cv2.CAP_PROP_READ_TIMEOUT_MSEC, patience]
         if self._is_device:

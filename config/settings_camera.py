@@ -72,7 +72,9 @@ class CameraSettings(Strict):
     serial: str | None = Field(None, description="device chosen by serial number")
     address: str | None = Field(None, description="device chosen by IP or MAC address")
     user_name: str | None = Field(None, description="device chosen by its DeviceUserID")
-    index: int | None = Field(None, ge=0, description="device chosen by its place in the list")
+    index: int | None = Field(
+        None, ge=0, description="device chosen by its place in `cameras list`; opencv: /dev/video{index}"
+    )
     cti: Path | None = Field(None, description="gentl: the producer's .cti file")
     features: dict[str, float | int | bool | str] = Field(
         default_factory=dict,

@@ -15,7 +15,7 @@ import pytest
 
 from flawline.camera.camera import Camera, EndOfFrames
 from flawline.camera.frame import Frame
-from flawline.camera.opencv import hide_password
+from flawline.camera.opencv import hide_password, list_devices
 from flawline.camera.pixels import to_rgb8
 from flawline.config.errors import CameraError, ConfigError
 
@@ -170,6 +170,33 @@ def test_a_software_trigger_takes_the_next_frame_that_arrives(camera: Make, grab
     [frame] = grab(source)
     assert frame.t_grab >= asked
     assert source.grab(0.3) is None
+
+
+def test_triggers_do_not_outlive_the_camera_that_was_open(
+    camera: Make, grab: Grab, mjpeg: MjpegServer, video: Path
+) -> None:
+    for source in (
+        camera("opencv", url=mjpeg.url, trigger="software"),
+        camera("opencv", path=video, trigger="software"),
+    ):
+        source.open()
+        source.trigger()
+        source.trigger()
+        grab(source)
+        source.close()
+        source.open()
+        assert source.grab(0.5) is None
+        source.trigger()
+        grab(source)
+
+
+def test_a_device_is_listed_by_the_number_that_opens_it(tmp_path: Path) -> None:
+    for name, model in {"video2": "Microscope", "video10": "Webcam", "v4l-subdev0": "Sensor", "video4": ""}.items():
+        (tmp_path / name).mkdir()
+        if model:
+            (tmp_path / name / "name").write_text(f"{model}\n")
+    found = [(device.index, device.model, device.address) for device in list_devices(tmp_path)]
+    assert found == [(2, "Microscope", "/dev/video2"), (4, "", "/dev/video4"), (10, "Webcam", "/dev/video10")]
 
 
 @pytest.fixture
