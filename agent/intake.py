@@ -303,7 +303,7 @@ class Intake:
             | {
                 "waiting": self._pipeline.queued(line.name),
                 "camera_seq": self._outbox.camera_seqs.get(line.name, 0),
-                "device": line.camera.info(),
+                "device": line.device(),
             }
             for line in self.lines.values()
         }

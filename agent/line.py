@@ -13,6 +13,7 @@ from flawline.agent.wire import Header
 from flawline.camera.camera import Camera
 from flawline.camera.frame import Frame
 from flawline.camera.guard import Guard
+from flawline.camera.pixel_format import depth_note
 from flawline.camera.pixels import to_rgb8
 from flawline.camera.ring import FrameRing
 from flawline.config.errors import ImageError, RingError
@@ -55,6 +56,8 @@ class Line:
 
     def __post_init__(self) -> None:
         self._guard = Guard(self.settings)
+        self._formats: dict[str, str | None] = {}  # each that was seen: what of it is lost before it is judged
+        self._format = ""
 
     @property
     def name(self) -> str:
@@ -108,11 +111,26 @@ class Line:
         try:
             picture = ring.picture(slot, height, width)
             to_rgb8(frame.pixels, frame.pixel_format, picture)
+            self._note_format(frame.pixel_format)
             self._guard.check(picture, frame.pixel_format)
         except (ImageError, RingError) as error:
             ring.release(slot)
             return Shot(frame, trouble=("bad_frame", f"{frame.source or self.name}: {error}"))
         return Shot(frame, slot, height, width)
+
+    def _note_format(self, pixel_format: str) -> None:
+        """No bits are lost without a word: once for each format."""
+        self._format = pixel_format
+        if pixel_format not in self._formats:
+            note = "; ".join(filter(None, (self.camera.note, depth_note(pixel_format)))) or None
+            self._formats[pixel_format] = note
+            if note:
+                log.info("camera_depth", camera=self.name, pixel_format=pixel_format, note=note)
+
+    def device(self) -> Header:
+        """What the camera says of itself, the format of its last picture, and what of that is lost."""
+        seen = {"pixel_format": self._format, "note": self._formats.get(self._format)} if self._format else {}
+        return self.camera.info() | seen
 
     def status(self) -> Header:
         """For the status message."""

@@ -14,6 +14,7 @@ from flawline.camera.discovery import Device
 from flawline.camera.frame import Frame, Pixels
 from flawline.camera.live_reader import LiveReader
 from flawline.camera.pace import Pace
+from flawline.camera.stream_format import note_of_tag
 from flawline.config.errors import CameraError, ConfigError
 from flawline.config.settings_camera import CameraSettings
 
@@ -26,6 +27,7 @@ _PROPERTIES: dict[str, tuple[int, float]] = {
     "Gain": (cv2.CAP_PROP_GAIN, 1.0),
 }
 """GenICam's names for what a V4L2 device can be told, and the factor to OpenCV's unit."""
+_PIXELS_OF_DEVICE, _PIXELS_OF_STREAM = cv2.CAP_PROP_FOURCC, cv2.CAP_PROP_CODEC_PIXEL_FORMAT
 
 
 def list_devices(nodes: Path = Path("/sys/class/video4linux")) -> list[Device]:
@@ -96,6 +98,7 @@ class OpencvCamera(Camera):
             raise CameraError(f"camera {self.name!r}: {hide_password(self._source)} cannot be opened")
         for name, value in settings.features.items():
             self._set(name, value)
+        self.note = note_of_tag(int(self._capture.get(_PIXELS_OF_DEVICE if self._is_device else _PIXELS_OF_STREAM)))
         if self._is_file:
             self._pace = Pace(None if self._by_command else settings.fps)
             if self._position:  # opened again: a file goes on where it was
@@ -213,7 +216,6 @@ class OpencvCamera(Camera):
             "address": hide_password(self._source),
             "height": self._size[0],
             "width": self._size[1],
-            "pixel_format": "BGR8",
             "clock": "host",
             **self._counts,
         }

@@ -17,6 +17,7 @@ from flawline.camera.camera import Camera, EndOfFrames
 from flawline.camera.frame import Frame
 from flawline.camera.opencv import hide_password, list_devices
 from flawline.camera.pixels import to_rgb8
+from flawline.camera.stream_format import note_of_tag
 from flawline.config.errors import CameraError, ConfigError
 
 Make = Callable[..., Camera]
@@ -71,6 +72,44 @@ def test_a_file_in_a_loop_by_command_and_at_a_rate(camera: Make, grab: Grab, vid
     began = time.monotonic()
     grab(slow, 5)
     assert time.monotonic() - began > 0.35
+
+
+def test_a_file_of_16_bit_says_that_they_are_lost(camera: Make, grab: Grab, tmp_path: Path, video: Path) -> None:
+    deep = tmp_path / "deep.mkv"
+    form = [cv2.VIDEOWRITER_PROP_DEPTH, cv2.CV_16U, cv2.VIDEOWRITER_PROP_IS_COLOR, 0]
+    writer = cv2.VideoWriter(str(deep), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"FFV1"), 10, (64, 48), form)
+    for number in range(3):
+        writer.write(np.full((48, 64), 300 * number, np.uint16))
+    writer.release()
+    source = camera("opencv", path=deep)
+    source.open()
+    assert grab(source)[0].pixel_format == "BGR8"
+    assert source.note == "its 16 bits arrive as 8: the lowest 8 are lost"
+    plain = camera("opencv", path=video)
+    plain.open()
+    assert plain.note == "the source carries colour at half the width and height"
+
+
+@pytest.mark.parametrize(
+    ("tag", "words"),
+    [
+        (
+            b"Y3\x0b\x0a",
+            "its 10 bits arrive as 8: the lowest 2 are lost, and colour comes at half the width and height",
+        ),
+        (b"\x0c\x0a3Y", "its 12 bits arrive as 8: the lowest 4 are lost, and colour comes at half the width"),
+        (b"Y1\x00\x0a", "its 10 bits arrive as 8: the lowest 2 are lost"),
+        (b"Y16 ", "its 16 bits arrive as 8: the lowest 8 are lost"),
+        (b"YUYV", "the source carries colour at half the width"),
+        (b"BGR3", None),
+        (b"GREY", None),
+        (b"MJPG", "OpenCV makes 8-bit BGR of it and does not tell how deep MJPG is"),
+        (b"\0\0\0\0", "OpenCV makes 8-bit BGR of it and does not tell how deep the source is"),
+        (b"\xff\xff\xff\xff", "OpenCV makes 8-bit BGR of it and does not tell how deep the source is"),
+    ],
+)
+def test_what_a_decoded_picture_has_lost_is_told_from_the_source_s_tag(tag: bytes, words: str | None) -> None:
+    assert note_of_tag(int.from_bytes(tag, "little")) == words
 
 
 class MjpegServer:

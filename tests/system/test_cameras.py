@@ -226,6 +226,25 @@ def test_pictures_that_no_one_should_judge_are_bad_frames_with_the_reason(tmp_pa
         assert word in text
 
 
+def test_bits_that_are_lost_are_said_once_and_shown(tmp_path: Path) -> None:
+    deep = np.random.default_rng(1).integers(0, 65535, (6, 48, 64), np.uint16)
+    pictures: dict[str, NDArray[Any]] = {str(number): deep[number] for number in range(5)}
+    line = Line(
+        tmp_path,
+        '[[cameras]]\nname = "top"\nbackend = "folder"\npath = "pictures"\n',
+        pictures | {"5": deep[5].astype(np.uint8)},
+    )
+    try:
+        line.verdicts(6)
+        device = line.camera("top")["device"]
+    finally:
+        line.close()
+    assert (device["pixel_format"], device["note"]) == ("Mono8", None)  # of the last one
+    [said] = line.events("camera_depth")
+    assert (said["camera"], said["pixel_format"]) == ("top", "Mono16")
+    assert said["note"] == "Mono16 is judged at 8 bit: the lowest 8 of 16 bits are rounded away"
+
+
 def test_a_feature_that_the_camera_has_not_is_a_wrong_configuration(
     tmp_path: Path, fake: list[subprocess.Popen[bytes]]
 ) -> None:
