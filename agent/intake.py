@@ -28,6 +28,7 @@ from flawline.config.settings_camera import CameraSettings
 
 log = structlog.get_logger()
 _CLOSE_LIMIT_S = 5.0
+_BEFORE_S = 0.001  # before the pipeline answers `deadline`
 
 
 class Intake:
@@ -102,8 +103,10 @@ class Intake:
 
     async def _expose(self, line: Line, job: Job) -> None:
         loop = asyncio.get_running_loop()
-        limit_s = line.settings.trigger_timeout_ms / 1000
-        loop.call_later(limit_s, self._no_frame, line, job)
+        limit_s, limit = line.settings.trigger_timeout_ms / 1000, "trigger_timeout_ms"
+        if job.timer is not None and (left := job.timer.when() - _BEFORE_S - loop.time()) < limit_s:
+            limit_s, limit = max(0.0, left), "deadline_ms"
+        loop.call_later(limit_s, self._no_frame, line, job, limit)
         try:
             async with asyncio.timeout(limit_s):
                 await loop.run_in_executor(line.trigger_thread, line.camera.trigger)
@@ -112,11 +115,11 @@ class Intake:
         except (CameraError, NotImplementedError) as error:
             self._lose_step(line, f"camera {line.name!r} could not be triggered: {error}")
 
-    def _no_frame(self, line: Line, job: Job) -> None:
+    def _no_frame(self, line: Line, job: Job, limit: str) -> None:
+        """The true reason goes out, and in time: `camera_fault` just before it would be `deadline`."""
         if job in line.pending:
-            self._lose_step(
-                line, f"no frame from {line.name!r} within trigger_timeout_ms = {line.settings.trigger_timeout_ms}"
-            )
+            value = job.recipe.recipe.deadline_ms if limit == "deadline_ms" else line.settings.trigger_timeout_ms
+            self._lose_step(line, f"no frame from {line.name!r} within {limit} = {value}")
 
     def _lose_step(self, line: Line, why: str) -> None:
         """See the head of this file. The camera's task closes and opens it at its next look."""

@@ -81,7 +81,10 @@ class CameraSettings(Strict):
         description="GenICam features by their standard names, set in this order at every open",
     )
     trigger_timeout_ms: int = Field(
-        2000, ge=1, description="a trigger whose frame has not come by then is answered with `camera_fault`"
+        2000,
+        ge=1,
+        description="a trigger whose frame has not come by then is answered with `camera_fault`, and the camera is "
+        "opened anew; a recipe's shorter deadline_ms goes before",
     )
     stall_s: float = Field(
         5.0, ge=0.5, le=3600.0, description="free run: a camera that sends no frame for so long is opened anew"
