@@ -102,8 +102,7 @@ class Line:
         if frame is None:
             return None
         if frame.pixels is None:
-            reason: Reason = "camera_fault" if frame.fault_reason == "camera_fault" else "bad_frame"
-            return Shot(frame, trouble=(reason, frame.fault or "no picture"))
+            return Shot(frame, trouble=(frame.fault_reason, frame.fault or "no picture"))
         slot = ring.acquire()
         if slot is None:
             return Shot(frame, trouble=("overrun", "every slot of the frame ring is in use"))

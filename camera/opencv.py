@@ -52,7 +52,9 @@ def _model(node: Path) -> str:
 class OpencvCamera(Camera):
     """A video source. A live one is read by a thread of its own, because OpenCV's `read` cannot be given up.
 
-    A software trigger takes the next frame that arrives after it; these sources have no exposure by command.
+    A software trigger takes the next frame that arrives after it; these sources have no exposure by command. A stream
+    that runs freely is owed an answer for each of its frames: one that was dropped, because nobody took it in time,
+    comes out of `grab` as a frame of its own, `lost`. Where `fps` thins the stream out, what it leaves is not owed one.
     """
 
     def __init__(self, settings: CameraSettings) -> None:
@@ -80,8 +82,11 @@ class OpencvCamera(Camera):
         self._reader: LiveReader | None = None
         self._pace = Pace(None)
         self._frame_id = self._position = 0
+        self._number = 0  # the last frame of the stream that is open now
+        self._owed = 0  # dropped before the frame that is held
+        self._held: tuple[Pixels | None, int] | None = None
         self._size: tuple[int, int] = (0, 0)
-        self._counts = {"frames": 0, "missed": 0, "opened": 0}
+        self._counts = {"frames": 0, "missed": 0, "skipped": 0, "opened": 0}
 
     def open(self) -> None:
         """Open the source. Raises CameraError where nobody answers or it holds no video."""
@@ -105,6 +110,7 @@ class OpencvCamera(Camera):
                 self._capture.set(cv2.CAP_PROP_POS_FRAMES, self._position)
         else:
             self._pace = Pace(settings.fps)
+            self._number, self._owed, self._held = 0, 0, None
             self._reader = LiveReader(self.name, self._capture.read)
         self._counts["opened"] += 1
         if self._counts["opened"] == 1:  # not at every try to have a lost one back
@@ -155,6 +161,8 @@ class OpencvCamera(Camera):
         return self._frame(pixels, time.time_ns())
 
     def _from_stream(self, timeout_s: float) -> Frame | None:
+        if self._held is not None:
+            return self._from_held()
         assert self._reader is not None
         deadline = time.monotonic() + timeout_s
         while True:
@@ -166,16 +174,37 @@ class OpencvCamera(Camera):
                         f"for {self._settings.stall_s:g} s"
                     )
                 return None
-            self._counts["missed"] = self._reader.dropped
-            pixels, arrived = item
+            pixels, arrived, number = item
+            # What had piled up before the first frame of an acquisition was taken is from before it.
+            dropped = number - self._number - 1 if self._number else 0
+            self._number = number
+            self._counts["missed"] += dropped
             if pixels is None:
-                raise CameraError(f"camera {self.name!r}: {hide_password(self._source)} has ended or was cut off")
-            if self._by_command:
+                pass  # the end
+            elif self._by_command:
                 if not self._is_asked_for(arrived):
                     continue
             elif self._settings.fps and not self._pace.wait(0.0):
-                continue  # the source is faster than asked for
-            return self._frame(pixels, arrived)
+                self._counts["skipped"] += 1  # the source is faster than asked for
+                continue
+            self._owed = 0 if self._by_command or self._settings.fps else dropped
+            self._held = pixels, arrived
+            return self._from_held()
+
+    def _from_held(self) -> Frame:
+        """One of those that were dropped before it, or, after them, itself."""
+        assert self._held is not None
+        if self._owed:
+            self._owed -= 1
+            self._frame_id += 1
+            fault = (
+                f"camera {self.name!r}: frame {self._frame_id} was dropped: the agent was too busy to take it in time"
+            )
+            return Frame(self._frame_id, time.time_ns(), None, fault=fault, fault_reason="overrun", lost=True)
+        (pixels, arrived), self._held = self._held, None
+        if pixels is None:
+            raise CameraError(f"camera {self.name!r}: {hide_password(self._source)} has ended or was cut off")
+        return self._frame(pixels, arrived)
 
     def _is_asked_for(self, arrived: int) -> bool:
         """True for the first frame after a trigger; that trigger is then answered."""

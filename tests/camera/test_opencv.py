@@ -169,7 +169,8 @@ def test_an_http_stream_that_stalls_is_lost_and_found_again(camera: Make, grab: 
     frames = grab(source, 10)
     assert [frame.frame_id for frame in frames] == list(range(1, 11))
     assert frames[0].size == (48, 64)
-    assert len({brightness(frame) for frame in frames}) == 10
+    taken = [frame for frame in frames if not frame.lost]  # a busy machine drops some
+    assert len({brightness(frame) for frame in taken}) == len(taken)
     mjpeg.silent = True
     with pytest.raises(CameraError, match=r"camera 'top': .*(has sent no frame|cut off)"):
         grab(source, 1000)
@@ -189,15 +190,42 @@ def test_a_stream_that_is_cut_off_says_so(camera: Make, grab: Grab, mjpeg: Mjpeg
         grab(source, 1000)
 
 
-def test_a_slow_reader_loses_the_oldest_frames_and_counts_them(camera: Make, grab: Grab, mjpeg: MjpegServer) -> None:
+def test_a_slow_reader_loses_the_oldest_frames_and_each_is_answered(
+    camera: Make, grab: Grab, mjpeg: MjpegServer
+) -> None:
     source = camera("opencv", url=mjpeg.url)
     source.open()
-    grab(source, 1)
+    [first] = grab(source, 1)
     time.sleep(1.5)
     began = time.time_ns()
-    frames = grab(source, 2)
-    assert source.info()["missed"] > 5
-    assert began - frames[0].t_grab < 1.0e9
+    frames = grab(source, 1)
+    while frames[-1].lost:
+        frames += grab(source, 1)
+    dropped, taken = frames[:-1], frames[-1]
+    assert len(dropped) > 5
+    assert {(frame.pixels, frame.fault_reason) for frame in dropped} == {(None, "overrun")}
+    assert "was dropped" in (dropped[0].fault or "")
+    assert [frame.frame_id for frame in frames] == [first.frame_id + 1 + n for n in range(len(frames))]
+    assert began - taken.t_grab < 1.0e9
+    assert brightness(taken) != brightness(first)
+    source.close()
+    source.open()
+    grab(source, 1)
+    assert source.info()["missed"] >= len(dropped)  # since the program started
+
+
+def test_a_stream_that_is_thinned_out_is_owed_nothing_for_what_it_skips(
+    camera: Make, grab: Grab, mjpeg: MjpegServer
+) -> None:
+    source = camera("opencv", url=mjpeg.url, fps=5)
+    source.open()
+    grab(source, 2)
+    time.sleep(1.0)
+    frames = grab(source, 4)
+    assert not any(frame.lost for frame in frames)
+    info = source.info()
+    assert info["skipped"] > 5
+    assert info["missed"] > 5
 
 
 def test_a_software_trigger_takes_the_next_frame_that_arrives(camera: Make, grab: Grab, mjpeg: MjpegServer) -> None:
@@ -270,7 +298,7 @@ def test_rtsp_is_cut_off_refused_served_again_and_stalls(
     source = camera("opencv", url=url, stall_s=8)
     source.open()
     frames = grab(source, 5)
-    assert {frame.size for frame in frames} == {(240, 320)}
+    assert {frame.size for frame in frames if not frame.lost} == {(240, 320)}
     assert frames[-1].pixels is not None
     assert frames[-1].pixels.std() > 30  # colour bars, not a grey screen
     server.kill()
