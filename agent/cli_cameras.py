@@ -179,7 +179,9 @@ def teach_guard(
         pictures = list_pictures(good)
         if not pictures:
             raise ConfigError(f"--good {good}: holds no pictures")
-        limits = teach(_from_file(path) for path in pictures).model_copy(update={"pixel_format": None})
+        limits = teach(_from_file(path) for path in pictures)
+        if settings.backend != "folder":  # a file's format need not be the camera's
+            limits = limits.model_copy(update={"pixel_format": None})
     else:
         with make_camera(settings) as source:
             taken = (take(source, settings, timeout_s) for _ in range(frames))

@@ -40,7 +40,7 @@ class GuardSettings(Strict):
         None,
         ge=0,
         description="frozen: so many pictures in a row are the same, bit by bit; 0: never; "
-        "left out: 5 for live cameras, never for files and the simulated line",
+        "left out: 2 for genicam, pylon and gentl, 5 for opencv's live sources, never for files and the simulated line",
     )
     width: int | None = Field(None, ge=1, description="px; a picture of another width is refused")
     height: int | None = Field(None, ge=1, description="px; a picture of another height is refused")

@@ -226,6 +226,22 @@ def test_pictures_that_no_one_should_judge_are_bad_frames_with_the_reason(tmp_pa
         assert word in text
 
 
+def test_a_frozen_picture_is_judged_once_and_never_passes_again(tmp_path: Path) -> None:
+    first, second = np.random.default_rng(1).integers(0, 255, (2, 48, 64, 3), np.uint8)
+    order = [first, first, first, second, first]
+    line = Line(
+        tmp_path,
+        '[[cameras]]\nname = "top"\nbackend = "folder"\npath = "pictures"\n[cameras.guard]\nfrozen_after = 2\n',
+        {str(number): picture for number, picture in enumerate(order)},
+    )
+    try:
+        verdicts = sorted(line.verdicts(5), key=lambda verdict: int(verdict["frame_id"]))
+    finally:
+        line.close()
+    assert [verdict["reason"] for verdict in verdicts] == [None, "bad_frame", "bad_frame", None, None]
+    assert "frozen: the last 3 pictures are the same, bit by bit" in verdicts[2]["detail"]
+
+
 def test_bits_that_are_lost_are_said_once_and_shown(tmp_path: Path) -> None:
     deep = np.random.default_rng(1).integers(0, 65535, (6, 48, 64), np.uint16)
     pictures: dict[str, NDArray[Any]] = {str(number): deep[number] for number in range(5)}
