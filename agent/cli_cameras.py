@@ -16,6 +16,7 @@ from flawline.camera.discovery import Device
 from flawline.camera.folder import list_pictures, read_picture
 from flawline.camera.frame import Frame
 from flawline.camera.guard import teach
+from flawline.camera.pixel_format import depth_note
 from flawline.camera.pixels import to_rgb8
 from flawline.camera.registry import load_backend, make_camera
 from flawline.config.errors import CameraError, ConfigError, FlawlineError, ImageError
@@ -101,6 +102,8 @@ def snap(
     save(out, picture)
     height, width = frame.size
     click.echo(f"{out}: frame {frame.frame_id}, {width} x {height}, {frame.pixel_format}")
+    for note in filter(None, (source.note, depth_note(frame.pixel_format))):
+        click.echo(note, err=True)
 
 
 def camera_settings(
@@ -176,7 +179,9 @@ def teach_guard(
         pictures = list_pictures(good)
         if not pictures:
             raise ConfigError(f"--good {good}: holds no pictures")
-        limits = teach(_from_file(path) for path in pictures).model_copy(update={"pixel_format": None})
+        limits = teach(_from_file(path) for path in pictures)
+        if settings.backend != "folder":  # a file's format need not be the camera's
+            limits = limits.model_copy(update={"pixel_format": None})
     else:
         with make_camera(settings) as source:
             taken = (take(source, settings, timeout_s) for _ in range(frames))

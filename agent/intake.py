@@ -14,7 +14,7 @@ from functools import partial
 
 import structlog
 
-from flawline.agent.line import GRAB_S, Line, Shot
+from flawline.agent.line import GRAB_S, LONGEST_PAUSE_S, Line, Shot
 from flawline.agent.outbox import BACKLOG, Outbox
 from flawline.agent.pipeline import Pipeline
 from flawline.agent.recipes import RecipeBook
@@ -30,6 +30,7 @@ log = structlog.get_logger()
 _CLOSE_LIMIT_S = 5.0
 _LONGEST_WAY_S = 1.0
 """A frame's way from its exposure to here takes milliseconds; what looks longer may be a clock that was set."""
+_BEFORE_S = 0.001  # before the pipeline answers `deadline`
 
 
 class Intake:
@@ -104,8 +105,10 @@ class Intake:
 
     async def _expose(self, line: Line, job: Job) -> None:
         loop = asyncio.get_running_loop()
-        limit_s = line.settings.trigger_timeout_ms / 1000
-        loop.call_later(limit_s, self._no_frame, line, job)
+        limit_s, limit = line.settings.trigger_timeout_ms / 1000, "trigger_timeout_ms"
+        if job.timer is not None and (left := job.timer.when() - _BEFORE_S - loop.time()) < limit_s:
+            limit_s, limit = max(0.0, left), "deadline_ms"
+        loop.call_later(limit_s, self._no_frame, line, job, limit)
         try:
             async with asyncio.timeout(limit_s):
                 await loop.run_in_executor(line.trigger_thread, line.camera.trigger)
@@ -114,16 +117,15 @@ class Intake:
         except (CameraError, NotImplementedError) as error:
             self._lose_step(line, f"camera {line.name!r} could not be triggered: {error}")
 
-    def _no_frame(self, line: Line, job: Job) -> None:
+    def _no_frame(self, line: Line, job: Job, limit: str) -> None:
+        """The true reason goes out, and in time: `camera_fault` just before it would be `deadline`."""
         if job in line.pending:
-            self._lose_step(
-                line, f"no frame from {line.name!r} within trigger_timeout_ms = {line.settings.trigger_timeout_ms}"
-            )
+            value = job.recipe.recipe.deadline_ms if limit == "deadline_ms" else line.settings.trigger_timeout_ms
+            self._lose_step(line, f"no frame from {line.name!r} within {limit} = {value}")
 
     def _lose_step(self, line: Line, why: str) -> None:
         """See the head of this file. The camera's task closes and opens it at its next look."""
-        log.error("camera_out_of_step", camera=line.name, waiting=len(line.pending), error=why)
-        line.out_of_step, line.error = True, why
+        line.lose_step(why)
         self._fail_pending(line, why)
 
     def _fail_pending(self, line: Line, why: str) -> None:
@@ -140,32 +142,29 @@ class Intake:
     async def run_camera(self, line: Line) -> None:
         """Grab until the source ends or the agent stops; a lost camera is opened again with back-off."""
         loop = asyncio.get_running_loop()
-        pause = 0.5
         thread = ThreadPoolExecutor(1, f"camera-{line.name}")
         while not self.stopping.is_set():
             line.seen_mono = time.monotonic()
             try:
                 await loop.run_in_executor(thread, line.camera.open)
-                if line.state == "lost":
-                    log.info("camera_back", camera=line.name)
-                line.state, line.out_of_step, line.error, pause = "up", False, None, 0.5
+                line.out_of_step = False
+                if line.state != "lost" or line.settings.trigger != "free":
+                    line.is_up()  # one that was lost and runs freely is up with its first frame
                 line.tried.set()
                 await self._grab_all(line, thread)
             except EndOfFrames:
                 log.info("camera_at_end", camera=line.name)
-                line.state = "ended"
+                line.state, line.error = "ended", None
                 return
             except Exception as error:  # one camera's fault, even a driver's own, is not the others'
                 if isinstance(error, ConfigError) and line.state == "closed":
                     raise  # the very first open: what the camera refuses is a wrong configuration
-                if not isinstance(error, FlawlineError):
+                if not isinstance(error, FlawlineError) and line.state != "lost":
                     log.exception("camera_driver_failed", camera=line.name)
-                if line.state != "lost":
-                    log.error("camera_lost", camera=line.name, error=str(error))
-                line.state, line.error = "lost", str(error)
+                line.is_lost(str(error))
                 line.tried.set()
-                await self._sleep(pause)
-                pause = min(pause * 2, 10.0)
+                await self._sleep(line.pause_s)
+                line.pause_s = min(line.pause_s * 2, LONGEST_PAUSE_S)
             finally:
                 self._fail_pending(line, line.error or f"camera {line.name!r} was closed")
                 await self._close(line, thread)
@@ -197,12 +196,15 @@ class Intake:
             if free and self.paused:
                 # What runs freely is not taken in while paused: nobody asked for it. Files wait, other sources flow on.
                 if await loop.run_in_executor(thread, line.camera.grab, GRAB_S) is not None:
+                    line.is_up()
                     self._pipeline.dropped["intake", "paused"] += 1
                 continue
             shot = await loop.run_in_executor(thread, partial(line.grab, self._ring))
             if shot is None:
                 continue
             line.frames += 1
+            if line.state == "lost":
+                line.is_up()
             if line.settings.trigger == "software":
                 self._attach_to_trigger(line, shot)
             elif self._limit is not None and self._outbox.accepted >= self._limit:
@@ -238,7 +240,7 @@ class Intake:
             self._pipeline.dropped["intake", "no_trigger"] += 1
             self._throw_away(shot)
         else:
-            self._attach(line.pending.popleft(), shot)
+            self._attach(line.answer(), shot)
 
     def _for_frame(self, line: Line, shot: Shot) -> Job:
         """A free-running or hardware-triggered frame is its own trigger."""
@@ -306,7 +308,7 @@ class Intake:
             | {
                 "waiting": self._pipeline.queued(line.name),
                 "camera_seq": self._outbox.camera_seqs.get(line.name, 0),
-                "device": line.camera.info(),
+                "device": line.device(),
             }
             for line in self.lines.values()
         }

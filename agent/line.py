@@ -6,16 +6,21 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import structlog
+
 from flawline.agent.verdict import Job, Reason
 from flawline.agent.wire import Header
 from flawline.camera.camera import Camera
 from flawline.camera.frame import Frame
 from flawline.camera.guard import Guard
+from flawline.camera.pixel_format import depth_note
 from flawline.camera.pixels import to_rgb8
 from flawline.camera.ring import FrameRing
 from flawline.config.errors import ImageError, RingError
 from flawline.config.settings_camera import CameraSettings
 
+log = structlog.get_logger()
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0  # between two tries to open a lost camera
 GRAB_S = 0.25
 """A camera's thread looks up so often to see whether it should go on."""
 
@@ -40,6 +45,8 @@ class Line:
     state: str = "closed"  # closed, up, lost, ended
     tried: asyncio.Event = field(default_factory=asyncio.Event)  # it was opened, or has failed to
     out_of_step: bool = False
+    out_of_step_said: bool = False  # in the log, until a trigger has got its frame
+    pause_s: float = FIRST_PAUSE_S  # before the next try to open it, while it is lost
     pending: deque[Job] = field(default_factory=deque)  # triggers whose frame has not come, oldest first
     on_their_way: int = 0
     frames: int = 0
@@ -49,6 +56,8 @@ class Line:
 
     def __post_init__(self) -> None:
         self._guard = Guard(self.settings)
+        self._formats: dict[str, str | None] = {}  # each that was seen: what of it is lost before it is judged
+        self._format = ""
 
     @property
     def name(self) -> str:
@@ -60,14 +69,40 @@ class Line:
         """It delivers frames."""
         return self.state == "up" and not self.out_of_step
 
+    def is_up(self) -> None:
+        """It is open; one that was lost and runs freely has sent a frame as well."""
+        if self.state == "lost":
+            log.info("camera_back", camera=self.name)
+        self.state, self.pause_s = "up", FIRST_PAUSE_S
+        if not self.out_of_step_said:
+            self.error = None
+
+    def is_lost(self, why: str) -> None:
+        """Say it once, until it is up again."""
+        if self.state != "lost":
+            log.error("camera_lost", camera=self.name, error=why)
+        self.state, self.error = "lost", why
+
+    def lose_step(self, why: str) -> None:
+        """A frame stayed away: the camera is to be opened anew. Said once, until a trigger has got its frame."""
+        if not self.out_of_step_said:
+            log.error("camera_out_of_step", camera=self.name, waiting=len(self.pending), error=why)
+        self.out_of_step, self.out_of_step_said, self.error = True, True, why
+
+    def answer(self) -> Job:
+        """The trigger that a frame which has come belongs to: the oldest that waits."""
+        if self.out_of_step_said:
+            log.info("camera_in_step", camera=self.name)
+        self.out_of_step_said, self.error = False, None
+        return self.pending.popleft()
+
     def grab(self, ring: FrameRing) -> Shot | None:
         """On the camera's thread: the next frame, copied once, from the driver's buffer into its slot."""
         frame = self.camera.grab(GRAB_S)
         if frame is None:
             return None
         if frame.pixels is None:
-            reason: Reason = "camera_fault" if frame.fault_reason == "camera_fault" else "bad_frame"
-            return Shot(frame, trouble=(reason, frame.fault or "no picture"))
+            return Shot(frame, trouble=(frame.fault_reason, frame.fault or "no picture"))
         slot = ring.acquire()
         if slot is None:
             return Shot(frame, trouble=("overrun", "every slot of the frame ring is in use"))
@@ -75,11 +110,26 @@ class Line:
         try:
             picture = ring.picture(slot, height, width)
             to_rgb8(frame.pixels, frame.pixel_format, picture)
+            self._note_format(frame.pixel_format)
             self._guard.check(picture, frame.pixel_format)
         except (ImageError, RingError) as error:
             ring.release(slot)
             return Shot(frame, trouble=("bad_frame", f"{frame.source or self.name}: {error}"))
         return Shot(frame, slot, height, width)
+
+    def _note_format(self, pixel_format: str) -> None:
+        """No bits are lost without a word: once for each format."""
+        self._format = pixel_format
+        if pixel_format not in self._formats:
+            note = "; ".join(filter(None, (self.camera.note, depth_note(pixel_format)))) or None
+            self._formats[pixel_format] = note
+            if note:
+                log.info("camera_depth", camera=self.name, pixel_format=pixel_format, note=note)
+
+    def device(self) -> Header:
+        """What the camera says of itself, the format of its last picture, and what of that is lost."""
+        seen = {"pixel_format": self._format, "note": self._formats.get(self._format)} if self._format else {}
+        return self.camera.info() | seen
 
     def status(self) -> Header:
         """For the status message."""

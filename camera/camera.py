@@ -21,6 +21,9 @@ class Camera(ABC):
     patient: bool = False
     """True where the source waits without loss while the inspection is busy (files do, a line does not)."""
 
+    note: str | None = None
+    """What the source loses before a frame is handed over, or does not tell of it, in words. Set by `open`."""
+
     name: str
 
     @abstractmethod

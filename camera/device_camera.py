@@ -55,6 +55,7 @@ class DeviceCamera(Camera):
         self._owed: list[int] = []
         self._held: Block | None = None
         self._was_open = False
+        self._said = ""
         self.lost = False  # a lost device is let go without a word to it, which would only be waited for
         self._heard = self._looked = self._counted = 0.0
         self._library: dict[str, int] = {}
@@ -113,7 +114,7 @@ class DeviceCamera(Camera):
                 self.device, features = self.connect()
             with self.vendor("configuring"):
                 configure(self.settings, features)
-                note = self._check_pixel_format(features)
+                self._check_pixel_format(features)
             self._features = features
             self._blocks.restart()
             self._owed, self._held = [], None
@@ -130,20 +131,22 @@ class DeviceCamera(Camera):
         self._was_open, self.lost = True, False
         self._counts["opened"] += 1
         self._heard = self._looked = time.monotonic()
-        log.info("camera_open", camera=self.name, device=str(self.device), trigger=self.settings.trigger)
-        if note:
-            log.info("camera_depth", camera=self.name, note=note)
+        if (device := str(self.device)) != self._said:  # not at every try to have a lost one back
+            self._said = device
+            log.info("camera_open", camera=self.name, device=device, trigger=self.settings.trigger)
 
-    def _check_pixel_format(self, features: FeatureMap) -> str | None:
-        """What is lost on the way to 8 bit, in words. Raises ConfigError for a format that cannot be judged."""
+    def _check_pixel_format(self, features: FeatureMap) -> None:
+        """Raises ConfigError for a format that cannot be judged."""
         try:
             name = features.read("PixelFormat")
         except self.vendor_errors:
-            return None  # unreadable; the frames say what they are
+            name = None
         if not isinstance(name, str):
-            return None
+            self.note = "the camera does not let PixelFormat be read: what its frames say of themselves is believed"
+            return
+        self.note = None
         try:
-            return parse(name).note
+            parse(name)
         except ImageError as error:
             offer = features.feature("PixelFormat")
             good = [entry for entry in (offer.entries if offer else ()) if _is_known(entry)]
@@ -228,12 +231,10 @@ class DeviceCamera(Camera):
     def info(self) -> dict[str, Any]:
         """The device, the picture's form, and what was counted since the start of the program."""
         device = self.device.table() if self.device else {"backend": self.settings.backend}
-        picture_format = self._picture.get("pixel_format")
         return {
             "up": self._features is not None,
             **device,
             **self._picture,
-            "note": parse(picture_format).note if picture_format and _is_known(picture_format) else None,
             "clock": "camera" if self._has_clock else "host",
             **self._counts,
             "missed": self._blocks.missed,

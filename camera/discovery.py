@@ -13,7 +13,7 @@ class Device:
     """One camera that a backend sees. Texts are empty where they are not known."""
 
     backend: str
-    index: int  # its place in the backend's list
+    index: int  # its place in the backend's list; V4L2: the node's number
     vendor: str = ""
     model: str = ""
     serial: str = ""
@@ -56,13 +56,19 @@ def choose(settings: CameraSettings, devices: Sequence[Device]) -> Device:
     if len(fitting) > 1:
         raise ConfigError(
             f"camera {settings.name!r}: {len(fitting)} cameras answer{f' to {asked}' if asked else ''}; "
-            f"choose one by serial, address, user_name or index: {seen}"
+            f"choose one by serial, {'address, ' if any(device.address for device in devices) else ''}"
+            f"user_name or index: {seen}"
         )
     return fitting[0]
 
 
 def _fits(device: Device, key: str, value: str | int) -> bool:
     if key == "address":
-        plain = str(value).lower().replace("-", ":")
-        return plain in (device.address.lower(), device.mac.lower())
+        asked = str(value).lower()
+        return asked == device.address.lower() or (device.mac != "" and _digits(asked) == _digits(device.mac.lower()))
     return bool(getattr(device, key) == value)
+
+
+def _digits(mac: str) -> str:
+    """A MAC address without what stands between its bytes."""
+    return mac.replace(":", "").replace("-", "")

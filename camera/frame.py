@@ -1,7 +1,7 @@
 """The frame as a camera hands it over, before it is written into the ring."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +23,10 @@ class Frame:
     pixels: Pixels | None  # (H, W), (H, W, 2 to 4) or, packed, (N,), uint8 or uint16: see `PixelFormat`
     pixel_format: str = "RGB8"  # GenICam's name: Mono8, Mono12, RGB8, BGR8, BayerRG8, ...
     fault: str | None = None  # in words, naming the file or the camera
-    fault_reason: str = "bad_frame"  # the wire's word: `bad_frame` or `camera_fault`
+    fault_reason: Literal["bad_frame", "camera_fault", "overrun"] = "bad_frame"  # the wire's word
     source: str | None = None  # where it came from, when that has a name (a file)
     truth: dict[str, Any] = field(default_factory=dict)  # simulated line only: what is really on the part
-    lost: bool = False  # known only by the gap in the camera's numbers: no part of it arrived
+    lost: bool = False  # known only by the gap in the numbers: no part of it is here
     extent: tuple[int, int] | None = None  # height and width in pixels where `pixels` is packed bytes
 
     @property

@@ -231,7 +231,7 @@ def _picture(frame: Any) -> tuple[Pixels, str]:
     """The pixels and the format they lie in: the library unpacks packed ones, and turns BGR into RGB."""
     name: str = frame.pixel_format
     known = parse(name)
-    if known.kind == "yuv422":
+    if known.kind == "yuv422" or (known.kind in ("rgb", "bgr") and known.bits > 8):
         data = np.frombuffer(frame.payload(), np.uint8)
         return as_picture(data, name, frame.height, frame.width, frame.padding_x), name
     pixels: Pixels = frame.to_numpy()

@@ -14,8 +14,8 @@ _SAMPLE = 100  # levels and likeness are taken from a grid of about 100 x 100 pi
 _TILE = 128  # sharpness is taken from 3 x 3 tiles of this size, at full resolution
 _BRIGHT = 250
 _FLOOR = 0.05  # mean squared gradient below which there is nothing to see: an even picture has sharpness 0
-_LIVE = {"genicam", "pylon", "gentl", "opencv"}
-_FROZEN_AFTER = 5
+_FROZEN_AFTER = {"genicam": 2, "pylon": 2, "gentl": 2, "opencv": 5}
+"""A sensor's noise makes no two pictures alike; a compressed stream may send a still scene twice. Files may repeat."""
 
 
 def sample(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -60,9 +60,8 @@ class Guard:
 
     def __init__(self, camera: CameraSettings) -> None:
         self._settings = camera.guard
-        live = camera.backend in _LIVE and camera.path is None
-        asked = camera.guard.frozen_after
-        self._frozen_after = asked if asked is not None else _FROZEN_AFTER if live else 0
+        usual = 0 if camera.path is not None else _FROZEN_AFTER.get(camera.backend, 0)
+        self._frozen_after = usual if camera.guard.frozen_after is None else camera.guard.frozen_after
         self._fingerprint = 0
         self._same = 0
 
@@ -76,8 +75,7 @@ class Guard:
             return
         _check_form(limits, picture.shape[0], picture.shape[1], pixel_format)
         grid = sample(picture)
-        if self._is_frozen(grid):
-            raise ImageError(f"frozen: the last {self._same} pictures are the same, bit by bit")
+        frozen = self._is_frozen(grid)  # counted first, said last: under a lens cap all pictures are the same
         level, share = levels(grid)
         if level < limits.black_level:
             raise ImageError(
@@ -89,6 +87,8 @@ class Guard:
                 f"saturated: {100 * share:.0f} % of the picture is at {_BRIGHT} of 255 or brighter "
                 f"(guard.saturated_share = {limits.saturated_share:g})"
             )
+        if frozen:
+            raise ImageError(f"frozen: the last {self._same} pictures are the same, bit by bit")
         if limits.sharpness is not None:
             fine = sharpness(picture)
             if fine < limits.sharpness:

@@ -8,16 +8,16 @@ from collections.abc import Callable
 
 from flawline.camera.frame import Pixels
 
-_QUEUE = 4  # frames that may wait; beyond that the oldest goes, and is counted
+_QUEUE = 4  # frames that may wait; beyond that the oldest goes, and its number with it
 
 
 class LiveReader:
     """Reads a live source on a thread of its own, into a short queue that drops its oldest frame when it is full."""
 
     def __init__(self, name: str, read: Callable[[], tuple[bool, Pixels]]) -> None:
-        self.dropped = 0
+        self._number = 0
         self._read = read
-        self._frames: queue.Queue[tuple[Pixels | None, int]] = queue.Queue(_QUEUE)
+        self._frames: queue.Queue[tuple[Pixels | None, int, int]] = queue.Queue(_QUEUE)
         self._stopped = threading.Event()
         self._release: Callable[[], None] | None = None
         self._last = time.monotonic()
@@ -29,8 +29,11 @@ class LiveReader:
         """Seconds since the last frame, or since the start."""
         return time.monotonic() - self._last
 
-    def next(self, timeout_s: float) -> tuple[Pixels | None, int] | None:
-        """The oldest frame and its UTC ns; (None, ...) at the stream's end; None where none came in time."""
+    def next(self, timeout_s: float) -> tuple[Pixels | None, int, int] | None:
+        """The oldest frame, its UTC ns, and its number in the stream, from 1: a number that is missing was dropped.
+
+        (None, ...) at the stream's end; None where none came in time.
+        """
         with contextlib.suppress(queue.Empty):
             return self._frames.get(timeout=timeout_s) if timeout_s > 0 else self._frames.get_nowait()
         return None
@@ -45,7 +48,8 @@ class LiveReader:
         while not self._stopped.is_set():
             there, pixels = self._read()
             self._last = time.monotonic()
-            item = (pixels if there else None, time.time_ns())
+            self._number += 1
+            item = (pixels if there else None, time.time_ns(), self._number)
             while True:
                 try:
                     self._frames.put_nowait(item)
@@ -53,7 +57,6 @@ class LiveReader:
                 except queue.Full:
                     with contextlib.suppress(queue.Empty):
                         self._frames.get_nowait()
-                        self.dropped += 1
             if not there:
                 break
         self._stopped.wait()

@@ -14,6 +14,7 @@ from flawline.camera.discovery import Device
 from flawline.camera.frame import Frame, Pixels
 from flawline.camera.live_reader import LiveReader
 from flawline.camera.pace import Pace
+from flawline.camera.stream_format import note_of_tag
 from flawline.config.errors import CameraError, ConfigError
 from flawline.config.settings_camera import CameraSettings
 
@@ -26,21 +27,34 @@ _PROPERTIES: dict[str, tuple[int, float]] = {
     "Gain": (cv2.CAP_PROP_GAIN, 1.0),
 }
 """GenICam's names for what a V4L2 device can be told, and the factor to OpenCV's unit."""
+_PIXELS_OF_DEVICE, _PIXELS_OF_STREAM = cv2.CAP_PROP_FOURCC, cv2.CAP_PROP_CODEC_PIXEL_FORMAT
 
 
-def list_devices() -> list[Device]:
-    """The V4L2 devices of this machine; streams and files are not announced by anybody."""
-    devices = []
-    for index, node in enumerate(sorted(Path("/sys/class/video4linux").glob("video*"))):
-        model = (node / "name").read_text(encoding="utf-8", errors="replace").strip()
-        devices.append(Device("opencv", index, model=model, address=f"/dev/{node.name}"))
-    return devices
+def list_devices(nodes: Path = Path("/sys/class/video4linux")) -> list[Device]:
+    """The V4L2 devices of this machine, `index` being the number of the node: /dev/video{index}.
+
+    Streams and files are not announced by anybody.
+    """
+    numbered = [(int(node.name[5:]), node) for node in nodes.glob("video*") if node.name[5:].isdecimal()]
+    return [
+        Device("opencv", index, model=_model(node), address=f"/dev/{node.name}") for index, node in sorted(numbered)
+    ]
+
+
+def _model(node: Path) -> str:
+    """What the driver calls itself; empty where the device has gone meanwhile."""
+    try:
+        return (node / "name").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
 
 
 class OpencvCamera(Camera):
     """A video source. A live one is read by a thread of its own, because OpenCV's `read` cannot be given up.
 
-    A software trigger takes the next frame that arrives after it; these sources have no exposure by command.
+    A software trigger takes the next frame that arrives after it; these sources have no exposure by command. A stream
+    that runs freely is owed an answer for each of its frames: one that was dropped, because nobody took it in time,
+    comes out of `grab` as a frame of its own, `lost`. Where `fps` thins the stream out, what it leaves is not owed one.
     """
 
     def __init__(self, settings: CameraSettings) -> None:
@@ -68,12 +82,16 @@ class OpencvCamera(Camera):
         self._reader: LiveReader | None = None
         self._pace = Pace(None)
         self._frame_id = self._position = 0
+        self._number = 0  # the last frame of the stream that is open now
+        self._owed = 0  # dropped before the frame that is held
+        self._held: tuple[Pixels | None, int] | None = None
         self._size: tuple[int, int] = (0, 0)
-        self._counts = {"frames": 0, "missed": 0, "opened": 0}
+        self._counts = {"frames": 0, "missed": 0, "skipped": 0, "opened": 0}
 
     def open(self) -> None:
         """Open the source. Raises CameraError where nobody answers or it holds no video."""
         settings = self._settings
+        self._triggers, self._triggered = queue.SimpleQueue(), None  # those of before have been answered
         patience = int(settings.stall_s * 1000)
         timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, patience, cv2.CAP_PROP_READ_TIMEOUT_MSEC, patience]
         if self._is_device:
@@ -85,15 +103,18 @@ class OpencvCamera(Camera):
             raise CameraError(f"camera {self.name!r}: {hide_password(self._source)} cannot be opened")
         for name, value in settings.features.items():
             self._set(name, value)
+        self.note = note_of_tag(int(self._capture.get(_PIXELS_OF_DEVICE if self._is_device else _PIXELS_OF_STREAM)))
         if self._is_file:
             self._pace = Pace(None if self._by_command else settings.fps)
             if self._position:  # opened again: a file goes on where it was
                 self._capture.set(cv2.CAP_PROP_POS_FRAMES, self._position)
         else:
             self._pace = Pace(settings.fps)
+            self._number, self._owed, self._held = 0, 0, None
             self._reader = LiveReader(self.name, self._capture.read)
         self._counts["opened"] += 1
-        log.info("camera_open", camera=self.name, device=hide_password(self._source), trigger=settings.trigger)
+        if self._counts["opened"] == 1:  # not at every try to have a lost one back
+            log.info("camera_open", camera=self.name, device=hide_password(self._source), trigger=settings.trigger)
 
     def _set(self, name: str, value: float | int | bool | str) -> None:
         """Tell the V4L2 device, and hold it to what it then says of itself."""
@@ -140,6 +161,8 @@ class OpencvCamera(Camera):
         return self._frame(pixels, time.time_ns())
 
     def _from_stream(self, timeout_s: float) -> Frame | None:
+        if self._held is not None:
+            return self._from_held()
         assert self._reader is not None
         deadline = time.monotonic() + timeout_s
         while True:
@@ -151,16 +174,37 @@ class OpencvCamera(Camera):
                         f"for {self._settings.stall_s:g} s"
                     )
                 return None
-            self._counts["missed"] = self._reader.dropped
-            pixels, arrived = item
+            pixels, arrived, number = item
+            # What had piled up before the first frame of an acquisition was taken is from before it.
+            dropped = number - self._number - 1 if self._number else 0
+            self._number = number
+            self._counts["missed"] += dropped
             if pixels is None:
-                raise CameraError(f"camera {self.name!r}: {hide_password(self._source)} has ended or was cut off")
-            if self._by_command:
+                pass  # the end
+            elif self._by_command:
                 if not self._is_asked_for(arrived):
                     continue
             elif self._settings.fps and not self._pace.wait(0.0):
-                continue  # the source is faster than asked for
-            return self._frame(pixels, arrived)
+                self._counts["skipped"] += 1  # the source is faster than asked for
+                continue
+            self._owed = 0 if self._by_command or self._settings.fps else dropped
+            self._held = pixels, arrived
+            return self._from_held()
+
+    def _from_held(self) -> Frame:
+        """One of those that were dropped before it, or, after them, itself."""
+        assert self._held is not None
+        if self._owed:
+            self._owed -= 1
+            self._frame_id += 1
+            fault = (
+                f"camera {self.name!r}: frame {self._frame_id} was dropped: the agent was too busy to take it in time"
+            )
+            return Frame(self._frame_id, time.time_ns(), None, fault=fault, fault_reason="overrun", lost=True)
+        (pixels, arrived), self._held = self._held, None
+        if pixels is None:
+            raise CameraError(f"camera {self.name!r}: {hide_password(self._source)} has ended or was cut off")
+        return self._frame(pixels, arrived)
 
     def _is_asked_for(self, arrived: int) -> bool:
         """True for the first frame after a trigger; that trigger is then answered."""
@@ -201,7 +245,6 @@ class OpencvCamera(Camera):
             "address": hide_password(self._source),
             "height": self._size[0],
             "width": self._size[1],
-            "pixel_format": "BGR8",
             "clock": "host",
             **self._counts,
         }

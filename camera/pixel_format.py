@@ -100,3 +100,11 @@ def parse(name: str) -> PixelFormat:
         matrices: dict[str | None, Colours] = {None: "full601", "601": "limited601", "709": "limited709"}
         return PixelFormat(name, "yuv422", chroma_first=bool(match[2]), colours=matrices[match[1]])
     raise ImageError(f"pixel format {name!r} is not known")
+
+
+def depth_note(name: str) -> str | None:
+    """What is lost of that format on the way to 8 bit, in words; None where nothing is, or the name is not known."""
+    try:
+        return parse(name).note
+    except ImageError:
+        return None

@@ -25,7 +25,7 @@ _USED: dict[str, set[str]] = {
     "folder": _EVERY | {"fps", "path", "loop"},
     "genicam": _DEVICE,
     "pylon": _DEVICE,
-    "gentl": _DEVICE | {"cti"},
+    "gentl": _DEVICE - {"address"} | {"cti"},  # a producer tells no address
     "opencv": _EVERY | {"fps", "path", "loop", "url", "index", "features", "stall_s"},
 }
 

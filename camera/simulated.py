@@ -42,8 +42,9 @@ class SimulatedCamera(Camera):
         self._failure: Exception | None = None
 
     def open(self) -> None:
-        """Start the thread that draws ahead; a reopened camera goes on with the next part."""
+        """Start the thread that draws ahead; a reopened camera goes on with the next part, without old triggers."""
         self.close()
+        self._triggers = threading.Semaphore(0)
         self._stop = threading.Event()
         self._drawn = Queue(_AHEAD)
         self._failure = None

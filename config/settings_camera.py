@@ -40,7 +40,7 @@ class GuardSettings(Strict):
         None,
         ge=0,
         description="frozen: so many pictures in a row are the same, bit by bit; 0: never; "
-        "left out: 5 for live cameras, never for files and the simulated line",
+        "left out: 2 for genicam, pylon and gentl, 5 for opencv's live sources, never for files and the simulated line",
     )
     width: int | None = Field(None, ge=1, description="px; a picture of another width is refused")
     height: int | None = Field(None, ge=1, description="px; a picture of another height is refused")
@@ -72,14 +72,19 @@ class CameraSettings(Strict):
     serial: str | None = Field(None, description="device chosen by serial number")
     address: str | None = Field(None, description="device chosen by IP or MAC address")
     user_name: str | None = Field(None, description="device chosen by its DeviceUserID")
-    index: int | None = Field(None, ge=0, description="device chosen by its place in the list")
+    index: int | None = Field(
+        None, ge=0, description="device chosen by its place in `cameras list`; opencv: /dev/video{index}"
+    )
     cti: Path | None = Field(None, description="gentl: the producer's .cti file")
     features: dict[str, float | int | bool | str] = Field(
         default_factory=dict,
         description="GenICam features by their standard names, set in this order at every open",
     )
     trigger_timeout_ms: int = Field(
-        2000, ge=1, description="a trigger whose frame has not come by then is answered with `camera_fault`"
+        2000,
+        ge=1,
+        description="a trigger whose frame has not come by then is answered with `camera_fault`, and the camera is "
+        "opened anew; a recipe's shorter deadline_ms goes before",
     )
     stall_s: float = Field(
         5.0, ge=0.5, le=3600.0, description="free run: a camera that sends no frame for so long is opened anew"

@@ -75,8 +75,11 @@ def test_teach_prints_a_table_that_the_file_accepts(tmp_path: Path) -> None:
         limits = tomllib.loads(printed)["cameras"]["guard"]
         assert (limits["width"], limits["height"]) == (128, 96)
         assert limits["black_level"] == 199 / 2
-        assert ("pixel_format" in limits) == (source[0] == "--frames")
+        assert limits["pixel_format"] == "BGR8"
         taught = tmp_path / "taught.toml"
         taught.write_text(config.read_text() + printed)
         assert load_settings(taught, environ={}).cameras[0].guard.sharpness == limits["sharpness"]
+    config.write_text('[[cameras]]\nname = "top"\nbackend = "genicam"\n')
+    printed = run("teach", "--config", str(config), "--good", str(good)).stdout
+    assert "pixel_format" not in tomllib.loads(printed)["cameras"]["guard"]  # the camera's is not known
     assert "holds no pictures" in run("teach", "--config", str(config), "--good", str(tmp_path / "no"), code=2).stderr

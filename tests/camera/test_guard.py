@@ -48,11 +48,11 @@ def test_levels_are_exact() -> None:
     assert levels(np.zeros((5, 5, 3), np.uint8)) == (0, 0.0)
 
 
-def test_the_grid_is_a_view_of_about_200_lines() -> None:
+def test_the_grid_is_a_view_of_about_100_lines() -> None:
     picture = np.zeros((1944, 2592, 3), np.uint8)
     grid = sample(picture)
     assert np.shares_memory(grid, picture)
-    assert 200 <= grid.shape[0] < 300
+    assert 100 <= grid.shape[0] < 200
 
 
 def test_taught_limits_pass_good_parts_and_stop_what_is_not() -> None:
@@ -85,14 +85,27 @@ def test_a_frozen_picture_is_refused_until_it_moves_again() -> None:
     judge.check(first, "Mono8")
 
 
-def test_files_may_repeat_and_live_cameras_may_not() -> None:
-    replay, live = guard("folder"), guard("genicam")
-    for _ in range(20):
-        replay.check(part(1), "RGB8")
-    for _ in range(4):
+@pytest.mark.parametrize(("backend", "after"), [("genicam", 2), ("pylon", 2), ("gentl", 2), ("opencv", 5)])
+def test_live_cameras_may_not_repeat(backend: str, after: int) -> None:
+    live = guard(backend)
+    for _ in range(after - 1):
         live.check(part(1), "Mono8")
-    with pytest.raises(ImageError, match="frozen: the last 5"):
+    with pytest.raises(ImageError, match=f"frozen: the last {after}"):
         live.check(part(1), "Mono8")
+
+
+def test_files_and_the_simulated_line_may_repeat() -> None:
+    settings = {"name": "top", "backend": "opencv", "path": "/recording.avi"}
+    for replay in (guard("folder"), guard("simulated"), Guard(CameraSettings.model_validate(settings))):
+        for _ in range(20):
+            replay.check(part(1), "RGB8")
+
+
+def test_a_lens_cap_is_called_black_and_not_frozen() -> None:
+    live = guard()
+    for _ in range(3):
+        with pytest.raises(ImageError, match="black"):
+            live.check(np.zeros((40, 40, 3), np.uint8), "Mono8")
 
 
 def test_one_switch_turns_it_off() -> None:

@@ -21,6 +21,7 @@ from flawline.config.settings_camera import CameraSettings
         ("opencv", {"index": 0, "serial": "1"}, "serial"),
         ("folder", {"features": {"Gain": 1}}, "features"),
         ("gentl", {"cti": "/x.cti", "path": "/x"}, "path"),
+        ("gentl", {"cti": "/x.cti", "address": "10.0.0.2"}, "address"),
     ],
 )
 def test_a_key_that_the_backend_does_not_use_is_refused(backend: str, keys: dict[str, object], refused: str) -> None:

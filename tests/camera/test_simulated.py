@@ -86,6 +86,18 @@ def test_a_trigger_makes_one_part_each() -> None:
         assert source.grab(0.05) is None
 
 
+def test_triggers_do_not_outlive_the_line_that_was_open() -> None:
+    source = camera(trigger="software", fps=None)
+    with source:
+        source.trigger()
+        source.trigger()
+        grab(source, 1)
+    with source:
+        assert source.grab(0.2) is None
+        source.trigger()
+        assert [frame.frame_id for frame in grab(source, 1)] == [1]
+
+
 def test_frames_come_at_the_set_rate() -> None:
     with camera(fps=20.0) as source:
         grab(source, 1)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ import cv2
 import numpy as np
 import pytest
 import zmq
+from numpy.typing import NDArray
 
+from flawline.agent.control import ask
 from flawline.agent.wire import unpack
 
 CLI = [sys.executable, "-c", "from flawline.agent.cli import main; main()"]
@@ -32,8 +34,11 @@ def start_fake() -> subprocess.Popen[bytes]:
 class Line:
     """One running agent, its log, and a subscriber to its verdicts."""
 
-    def __init__(self, folder: Path, cameras: str) -> None:
+    def __init__(self, folder: Path, cameras: str, pictures: dict[str, NDArray[Any]] | None = None) -> None:
         self.folder = folder
+        (folder / "pictures").mkdir()
+        for name, picture in (pictures or {}).items():
+            cv2.imwrite(str(folder / "pictures" / f"{name}.png"), picture)
         self.context = zmq.Context()
         self.socket = self.context.socket(zmq.SUB)
         self.socket.setsockopt(zmq.SUBSCRIBE, b"verdict/")
@@ -63,6 +68,22 @@ class Line:
         while self.socket.poll(0):
             self.socket.recv_multipart()
 
+    def ask(self, cmd: str, **request: Any) -> dict[str, Any]:
+        """One command to the agent."""
+        return ask(f"ipc://{self.folder}/control", {"cmd": cmd, "id": 1, **request}, timeout_s=60)
+
+    def camera(self, name: str) -> dict[str, Any]:
+        """A camera's own part of the status."""
+        state: dict[str, Any] = self.ask("status")["cameras"][name]
+        return state
+
+    def wait_for(self, true: Callable[[], Any], limit_s: float = 120.0) -> None:
+        """Until it is true."""
+        end = time.monotonic() + limit_s
+        while not true():
+            assert time.monotonic() < end, (self.folder / "log").read_text()
+            time.sleep(0.1)
+
     def events(self, name: str) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in (self.folder / "log").read_text().splitlines() if line.startswith("{")]
         return [line for line in lines if line["event"] == name]
@@ -91,14 +112,13 @@ def fake() -> Iterator[list[subprocess.Popen[bytes]]]:
 def test_a_camera_goes_and_comes_back_while_the_other_goes_on(
     tmp_path: Path, fake: list[subprocess.Popen[bytes]]
 ) -> None:
-    (tmp_path / "pictures").mkdir()
     noise = np.random.default_rng(1).integers(0, 255, (48, 64, 3), np.uint8)
-    cv2.imwrite(str(tmp_path / "pictures" / "a.png"), noise)
     line = Line(
         tmp_path,
         '[[cameras]]\nname = "gige"\nbackend = "genicam"\nserial = "FL42"\nfps = 10.0\n'
         "features = {Width = 64, Height = 64}\n"
         '[[cameras]]\nname = "other"\nbackend = "folder"\npath = "pictures"\nloop = true\nfps = 5.0\n',
+        {"a": noise},
     )
     try:
         assert {verdict["result"] for verdict in line.verdicts(5, "gige")} <= {"pass", "fail"}
@@ -125,21 +145,71 @@ def test_a_camera_goes_and_comes_back_while_the_other_goes_on(
     assert len(line.events("camera_back")) == 1
 
 
+def test_a_camera_that_answers_but_sends_nothing_is_lost_once_and_backs_off(
+    tmp_path: Path, fake: list[subprocess.Popen[bytes]]
+) -> None:
+    line = Line(
+        tmp_path,
+        '[[cameras]]\nname = "gige"\nbackend = "genicam"\nserial = "FL42"\nstall_s = 1\n'
+        'features = {TriggerMode = "On"}\n',  # free run, but told to wait: it opens, and sends nothing
+    )
+    try:
+        line.wait_for(lambda: line.events("camera_lost"))
+        ups, end = [], time.monotonic() + 60
+        while (state := line.camera("gige"))["device"]["opened"] < 4:
+            assert time.monotonic() < end
+            ups.append((state["up"], state["state"]))
+            time.sleep(0.1)
+    finally:
+        line.close()
+    assert set(ups) == {(False, "lost")}
+    assert len(ups) > 10
+    assert len(line.events("camera_open")) == len(line.events("camera_lost")) == 1
+    assert line.events("camera_back") == []
+
+
+def test_a_trigger_without_a_frame_is_said_once_when_it_starts_and_once_when_it_ends(tmp_path: Path) -> None:
+    noise = np.random.default_rng(1).integers(0, 255, (48, 64, 3), np.uint8)
+    line = Line(
+        tmp_path,
+        '[[cameras]]\nname = "top"\nbackend = "folder"\npath = "pictures"\ntrigger = "software"\n'
+        "trigger_timeout_ms = 300\n",
+        {"a": noise},
+    )
+
+    def inspect() -> tuple[str, str | None]:
+        line.wait_for(lambda: line.camera("top")["up"])
+        line.ask("trigger", camera="top")
+        [verdict] = line.verdicts(1)
+        return verdict["result"], verdict["reason"]
+
+    try:
+        line.wait_for(lambda: (tmp_path / "control").exists() and line.ask("status")["state"] == "running")
+        good = inspect()
+        assert good[0] in ("pass", "fail")
+        missed = [inspect() for _ in range(3)]  # there is no second picture
+        assert missed == [("error", "camera_fault")] * 3
+        assert "no frame from 'top'" in line.camera("top")["error"]
+        cv2.imwrite(str(tmp_path / "pictures" / "b.png"), noise[::-1])
+        assert inspect() == good or inspect() == good  # the folder is looked through when it is opened
+        assert line.camera("top")["error"] is None
+    finally:
+        line.close()
+    assert len(line.events("camera_out_of_step")) == len(line.events("camera_in_step")) == 1
+
+
 def test_pictures_that_no_one_should_judge_are_bad_frames_with_the_reason(tmp_path: Path) -> None:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
     noise = np.random.default_rng(1).integers(0, 255, (60, 80, 3), np.uint8)
-    for name, picture in {
+    pictures = {
         "1-good": noise,
         "2-black": noise // 64,
         "3-white": np.full_like(noise, 255),
         "4-small": noise[:30],
         "5-soft": cv2.GaussianBlur(noise, (0, 0), 5),
         "6-good": noise[::-1],
-    }.items():
-        cv2.imwrite(str(folder / f"{name}.png"), picture)
+    }
     guard = "[cameras.guard]\nwidth = 80\nheight = 60\nsharpness = 0.3\n"
-    line = Line(tmp_path, f'[[cameras]]\nname = "top"\nbackend = "folder"\npath = "pictures"\n{guard}')
+    line = Line(tmp_path, f'[[cameras]]\nname = "top"\nbackend = "folder"\npath = "pictures"\n{guard}', pictures)
     try:
         verdicts = line.verdicts(6)
     finally:
@@ -154,6 +224,41 @@ def test_pictures_that_no_one_should_judge_are_bad_frames_with_the_reason(tmp_pa
     texts = [json.dumps(verdict) for verdict in verdicts[1:5]]
     for text, word in zip(texts, ("black:", "saturated:", "wrong size: 80 x 30", "out of focus:"), strict=True):
         assert word in text
+
+
+def test_a_frozen_picture_is_judged_once_and_never_passes_again(tmp_path: Path) -> None:
+    first, second = np.random.default_rng(1).integers(0, 255, (2, 48, 64, 3), np.uint8)
+    order = [first, first, first, second, first]
+    line = Line(
+        tmp_path,
+        '[[cameras]]\nname = "top"\nbackend = "folder"\npath = "pictures"\n[cameras.guard]\nfrozen_after = 2\n',
+        {str(number): picture for number, picture in enumerate(order)},
+    )
+    try:
+        verdicts = sorted(line.verdicts(5), key=lambda verdict: int(verdict["frame_id"]))
+    finally:
+        line.close()
+    assert [verdict["reason"] for verdict in verdicts] == [None, "bad_frame", "bad_frame", None, None]
+    assert "frozen: the last 3 pictures are the same, bit by bit" in verdicts[2]["detail"]
+
+
+def test_bits_that_are_lost_are_said_once_and_shown(tmp_path: Path) -> None:
+    deep = np.random.default_rng(1).integers(0, 65535, (6, 48, 64), np.uint16)
+    pictures: dict[str, NDArray[Any]] = {str(number): deep[number] for number in range(5)}
+    line = Line(
+        tmp_path,
+        '[[cameras]]\nname = "top"\nbackend = "folder"\npath = "pictures"\n',
+        pictures | {"5": deep[5].astype(np.uint8)},
+    )
+    try:
+        line.verdicts(6)
+        device = line.camera("top")["device"]
+    finally:
+        line.close()
+    assert (device["pixel_format"], device["note"]) == ("Mono8", None)  # of the last one
+    [said] = line.events("camera_depth")
+    assert (said["camera"], said["pixel_format"]) == ("top", "Mono16")
+    assert said["note"] == "Mono16 is judged at 8 bit: the lowest 8 of 16 bits are rounded away"
 
 
 def test_a_feature_that_the_camera_has_not_is_a_wrong_configuration(
