@@ -1,6 +1,7 @@
 """Dashboard and alert rules: read by their own tools, and asking for nothing that the agent does not tell."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from needs import need
 
 from flawline.agent.metrics import Metrics
 
@@ -66,8 +66,11 @@ def test_the_rules_ask_for_what_there_is(told: set[str]) -> None:
 def promtool() -> str:
     """Of Debian's package `prometheus`."""
     found = shutil.which("promtool")
-    need(found, "promtool (Debian's prometheus)")
-    assert found is not None
+    if found is None:
+        message = "promtool is not here: apt install prometheus"
+        if os.environ.get("FLAWLINE_REQUIRE_ALL"):
+            pytest.fail(message)
+        pytest.skip(message)
     return found
 
 

@@ -1,5 +1,6 @@
 """The units, as systemd itself reads them."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -8,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from needs import need
 
 from flawline.agent.cli import cli
 from flawline.agent.service_files import service_files, write
@@ -23,8 +23,11 @@ MOST_EXPOSED = 2.5
 def analyze() -> str:
     """systemd-analyze, of Debian's package `systemd`."""
     found = shutil.which("systemd-analyze")
-    need(found, "systemd-analyze (Debian's systemd)")
-    assert found is not None
+    if found is None:
+        message = "systemd-analyze is not here: apt install systemd"
+        if os.environ.get("FLAWLINE_REQUIRE_ALL"):
+            pytest.fail(message)
+        pytest.skip(message)
     return found
 
 
