@@ -1,11 +1,14 @@
 # Two commands: `make run` installs everything and runs the simulated line, `make test` installs everything and tests it.
-# Nothing else is needed on a machine with Python 3.11 or newer, its venv module and a C library.
+# They want Python 3.11 or newer with its venv module, and the two libraries that OpenCV's wheel leaves to the system:
+# on a bare Debian or Ubuntu, `apt-get install python3-venv libgl1 libglib2.0-0`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MINUTES ?= 10
 WHEELHOUSE ?= wheelhouse
 EXTRAS ?=
+CHECK_LIBRARIES = @$(BIN)/python -c 'import cv2' 2>/dev/null || { \
+	echo "OpenCV cannot be loaded; it wants two of the system's libraries: apt-get install libgl1 libglib2.0-0" >&2; exit 1; }
 
 .PHONY: run test install install-dev format chaos soak wheelhouse clean
 
@@ -18,11 +21,13 @@ install-dev: $(VENV)/.installed-dev
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable .
+	$(CHECK_LIBRARIES)
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(CHECK_LIBRARIES)
 	touch $@ $(VENV)/.installed
 
 test: install-dev

@@ -2,14 +2,16 @@
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import tomli_w
 import zmq
+from click.exceptions import NoArgsIsHelpError
 
 from flawline import __version__
 from flawline.agent.app import run_agent
@@ -157,9 +159,24 @@ def _without_none(value: Any) -> Any:
 
 
 def main() -> None:
-    """Run the command line; every error that flawline raises on purpose is one line on stderr."""
+    """Run the command line; wrong usage, and every error that flawline raises on purpose, is one line on stderr."""
     try:
-        cli()
+        sys.exit(cli.main(prog_name="flawline", standalone_mode=False))
     except FlawlineError as error:
-        click.echo(f"flawline: {error}", err=True)
+        _fail(str(error), error.exit_code)
+    except NoArgsIsHelpError as error:  # a command that needs a sub-command, called without: its help is the answer
+        error.show()
         sys.exit(error.exit_code)
+    except click.ClickException as error:
+        where = getattr(error, "ctx", None)
+        _fail(error.format_message() + (f" (see {where.command_path} --help)" if where else ""), error.exit_code)
+    except click.Abort:
+        _fail("aborted", 1)
+    except BrokenPipeError:  # who reads has had enough: `flawline replay --from-seq 1 | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _fail(text: str, exit_code: int) -> NoReturn:
+    click.echo("flawline: " + " ".join(line.strip() for line in text.splitlines()), err=True)
+    sys.exit(exit_code)

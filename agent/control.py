@@ -8,6 +8,7 @@ import zmq
 import zmq.asyncio
 
 from flawline.agent.commands import Commands, shorten
+from flawline.agent.endpoint import Endpoint
 from flawline.agent.security import Curve, connect_curve
 from flawline.agent.wire import Header, pack, unpack
 from flawline.config.errors import ConfigError, FlawlineError
@@ -32,11 +33,7 @@ class Control:
         if curve is not None:
             curve.guard(self._socket)
         self._places = asyncio.Semaphore(_AT_ONCE)
-        try:
-            self._socket.bind(settings.endpoint)
-        except zmq.ZMQError as error:
-            self._socket.close(0)
-            raise ConfigError(f"control.endpoint: {settings.endpoint} cannot be bound: {error}") from error
+        self._endpoint = Endpoint(self._socket, settings.endpoint, "control.endpoint")
 
     async def serve(self, commands: Commands) -> None:
         """Answer until cancelled, several at once, so that a slow command holds up no trigger."""
@@ -74,6 +71,7 @@ class Control:
     def close(self) -> None:
         """Send what is queued, for half a second at most."""
         self._socket.close()
+        self._endpoint.remove_file()
 
 
 def ask(endpoint: str, request: Header, timeout_s: float = 5.0, keys: tuple[Path, Path] | None = None) -> Header:

@@ -256,6 +256,8 @@ class Intake:
 
     def _attach(self, job: Job, shot: Shot) -> None:
         job.frame_id, job.t_grab = shot.frame.frame_id, shot.frame.t_grab
+        if shot.frame.truth:
+            log.info("truth", camera=job.camera, frame_id=job.frame_id, **shot.frame.truth)
         if shot.slot is not None:
             job.slot, job.height, job.width = shot.slot, shot.height, shot.width
             job.holds += 1

@@ -7,8 +7,8 @@ A subscriber that does not answer ZeroMQ's heartbeats is dropped with all that w
 import zmq
 
 from flawline.agent import wire
+from flawline.agent.endpoint import Endpoint
 from flawline.agent.security import Curve
-from flawline.config.errors import ConfigError
 from flawline.config.settings import PublishSettings
 
 _HEARTBEAT_MS = 5000
@@ -28,11 +28,7 @@ class Publisher:
         self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * _HEARTBEAT_MS)
         if curve is not None:
             curve.guard(self._socket)
-        try:
-            self._socket.bind(settings.endpoint)
-        except zmq.ZMQError as error:
-            self._socket.close(0)
-            raise ConfigError(f"publish.endpoint: {settings.endpoint} cannot be bound: {error}") from error
+        self._endpoint = Endpoint(self._socket, settings.endpoint, "publish.endpoint")
 
     def verdict(self, header: wire.Header) -> None:
         """One verdict, as journalled but for the time at which it leaves."""
@@ -65,3 +61,4 @@ class Publisher:
     def close(self) -> None:
         """Send what is queued, for two seconds at most."""
         self._socket.close()
+        self._endpoint.remove_file()

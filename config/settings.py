@@ -11,13 +11,16 @@ from flawline.config.recipe import Recipe, Strict
 from flawline.config.settings_camera import CameraSettings, Name
 from flawline.config.settings_preview import PreviewSettings
 
+DEVICES = r"^(auto|cpu|cuda(:(0|[1-9]\d{0,2}))?)$"
+"""What a device may be called, in the file, on the command line and in the Python API."""
+
 
 class ModelSettings(Strict):
     """The model bundle and where it runs."""
 
     bundle: str = Field("demo", min_length=1, description="a bundle's name, or its folder")
     device: str = Field(
-        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: cuda when there is one, else cpu"
+        "auto", pattern=DEVICES, description="auto, cpu, cuda, cuda:N; auto: cuda when there is one, else cpu"
     )
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field("auto", description="arithmetic of the encoders")
     threads: int | None = Field(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from flawline.config.errors import BundleError, ConfigError
 from flawline.config.recipe import Recipe
 from flawline.models.engine import Judgement
-from flawline.models.inspector import Encoded, Evidence, Inspector, points_in_frame, suspicious
+from flawline.models.inspector import Encoded, Evidence, Inspector, points_in_frame
 from flawline.models.memory_session import MemorySession
 from flawline.models.towers import load_towers
 
@@ -100,13 +100,13 @@ class CollaborationEngine:
         """Judge (H, W, 3) uint8 RGB; see `Engine.inspect`."""
         inspector, rules = self._inspector, self._recipes[recipe]
         encoded = inspector.encode([picture], rules)
-        if deadline_mono is not None:
-            located = inspector.evidence(encoded, rules, clip_only=True)
+        located = inspector.evidence(encoded, rules, clip_only=True)
+        if located.suspicious and deadline_mono is not None:  # having read that, CLIP's time is over and known
             left = deadline_mono - time.monotonic() - MARGIN_S
-            if 0.0 < left < CAUTION * self._sam_s and suspicious(located.regions):
+            if 0.0 < left < CAUTION * self._sam_s:
                 degraded(Judgement(inspector.decide(encoded, located, rules, clip_only=True)[0]))
         began = time.monotonic()
-        evidence = inspector.evidence(encoded, rules)
+        evidence = inspector.evidence(encoded, rules, located=located)
         result = inspector.decide(encoded, evidence, rules)[0]
         if evidence.refined is not None:
             self._sam_s += 0.2 * (time.monotonic() - began - self._sam_s)

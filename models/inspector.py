@@ -7,6 +7,7 @@ once, point prompts, cascade, fusion, decision). What has been encoded can be ju
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -31,6 +32,9 @@ from flawline.models.text import text_features
 from flawline.models.tiles import Tile, cut_tiles
 from flawline.models.towers import Towers, load_towers
 from flawline.models.words import Words
+
+KEPT_MASKS = 64
+"""Masks of ignored boxes that are kept on the device, one per recipe and size of the frames."""
 
 
 @dataclass(frozen=True)
@@ -80,16 +84,25 @@ class Evidence:
 
     maps: Tensor  # (B, S, S) float32, P(abnormal) in CLIP's frame
     regions: Tensor  # (B, S, S) bool, S_a
-    refined: Refined | None  # None where every S_a is empty, or SAM was left out
+    refined: Refined | None = None  # None where every S_a is empty, or SAM was left out
+
+    @cached_property
+    def suspicious(self) -> list[int]:
+        """Numbers of the tiles whose S_a is not empty: the gate, the one value that the host reads before the end."""
+        return [row for row, any_pixel in enumerate(self.regions.flatten(1).any(dim=1).tolist()) if any_pixel]
 
 
 class Inspector:
     """CLIP and SAM of one bundle, judging pictures by recipes. Not thread-safe; one per process or device."""
 
+    tile_batch = 4
+    """So many tiles (or pictures of a batch) go through an image encoder at once: what bounds the memory it takes."""
+
     def __init__(self, towers: Towers, recipe: Recipe | None = None) -> None:
         self.towers = towers
         self._prepared: dict[Recipe, Prepared] = {}
         self._encoders: dict[str, FeatureEncoder] = {}  # of F, where a recipe names another than SAM's
+        self._kept: dict[Any, Tensor] = {}  # masks of what is not ignored, (T, S, S) on the device
         self.recipe = recipe if recipe is not None else Recipe()
         self.prepare(self.recipe)
 
@@ -187,7 +200,16 @@ class Inspector:
         if key not in encoded.maps:
             if prepared.localiser == "adapter":
                 self.levels(encoded)
-            encoded.maps[key] = self.towers.map(encoded.taps, encoded.clip_input, prepared.text, prepared.localiser)
+            parts = [
+                self.towers.map(
+                    None if encoded.taps is None else [tap[part] for tap in encoded.taps],
+                    encoded.clip_input[part],
+                    prepared.text,
+                    prepared.localiser,
+                )
+                for part in self._passes(len(encoded.clip_input))
+            ]
+            encoded.maps[key] = torch.cat(parts)
         return encoded.maps[key]
 
     @torch.inference_mode()
@@ -205,9 +227,18 @@ class Inspector:
     def levels(self, encoded: Encoded) -> list[Tensor]:
         """What a memory compares: features of the image tower, (B, C_i, h_i, w_i), finest first."""
         if encoded.levels is None:
-            features = self.towers.clip.dense(encoded.clip_input)
-            encoded.taps, encoded.levels = features.taps, features.levels
+            dense = self.towers.clip.dense
+            parts = [dense(encoded.clip_input[part]) for part in self._passes(len(encoded.clip_input))]
+            encoded.taps = [torch.cat(tap) for tap in zip(*(part.taps for part in parts), strict=True)]
+            if parts[0].levels is parts[0].taps:
+                encoded.levels = encoded.taps
+            else:
+                encoded.levels = [torch.cat(level) for level in zip(*(part.levels for part in parts), strict=True)]
         return encoded.levels
+
+    def _passes(self, count: int) -> list[slice]:
+        """Of so many tiles: those that go through an encoder together, pass by pass."""
+        return [slice(start, start + self.tile_batch) for start in range(0, count, self.tile_batch)]
 
     def _remember(self, encoded: Encoded, memory: Memory) -> Remembered:
         """Raises ImageError where the frame's size is not the one that the memory was learnt at."""
@@ -226,23 +257,38 @@ class Inspector:
         if not recipe.ignore:
             return maps
         size = maps.shape[-1]
-        keep = torch.ones(len(encoded.tiles), size, size)
-        for number, tile in enumerate(encoded.tiles):
+        key = (recipe.ignore, recipe.roi, recipe.tiling, encoded.height, encoded.width, size)
+        if key not in self._kept:
+            if len(self._kept) >= KEPT_MASKS:
+                self._kept.clear()
+            self._kept[key] = self._not_ignored(encoded.tiles, recipe, size).to(maps.device)
+        return maps * self._kept[key].repeat(encoded.count, 1, 1)
+
+    @staticmethod
+    def _not_ignored(tiles: list[Tile], recipe: Recipe, size: int) -> Tensor:
+        """(T, S, S): 0 inside the ignored boxes, else 1."""
+        keep = torch.ones(len(tiles), size, size)
+        for number, tile in enumerate(tiles):
             for x, y, w, h in recipe.ignore:
                 top, left = tile.rows.start, tile.columns.start
                 y0, y1 = ((edge - top) * size / tile.height for edge in (y, y + h))
                 x0, x1 = ((edge - left) * size / tile.width for edge in (x, x + w))
                 keep[number, max(round(y0), 0) : max(round(y1), 0), max(round(x0), 0) : max(round(x1), 0)] = 0
-        return maps * keep.to(maps.device).repeat(encoded.count, 1, 1)
+        return keep
 
     def embedding(self, encoded: Encoded, rows: Sequence[int]) -> Tensor:
         """SAM's image embedding of these tiles, (len(rows), C, h, w); computed once for each tile."""
         missing = [row for row in rows if row not in encoded.embeddings]
-        if missing:
-            fitted = torch.cat([fit(encoded.pixels[row : row + 1], encoded.geometry) for row in missing])
-            for row, embedding in zip(missing, self.towers.embed(fitted), strict=True):
+        for part in self._passes(len(missing)):
+            fitted = self._fitted(encoded, missing[part])
+            for row, embedding in zip(missing[part], self.towers.embed(fitted), strict=True):
                 encoded.embeddings[row] = embedding
         return torch.stack([encoded.embeddings[row] for row in rows])
+
+    @staticmethod
+    def _fitted(encoded: Encoded, rows: Sequence[int]) -> Tensor:
+        """(len(rows), 3, sam_height, sam_width): these tiles in SAM's frame."""
+        return torch.cat([fit(encoded.pixels[row : row + 1], encoded.geometry) for row in rows])
 
     @torch.inference_mode()
     def judge(
@@ -253,14 +299,23 @@ class Inspector:
         return self.decide(encoded, self.evidence(encoded, recipe, clip_only=clip_only), recipe, clip_only=clip_only)
 
     @torch.inference_mode()
-    def evidence(self, encoded: Encoded, recipe: Recipe | None = None, *, clip_only: bool = False) -> Evidence:
-        """Everything that a decision rests on; `clip_only` leaves SAM out."""
+    def evidence(
+        self,
+        encoded: Encoded,
+        recipe: Recipe | None = None,
+        *,
+        clip_only: bool = False,
+        located: Evidence | None = None,
+    ) -> Evidence:
+        """Everything that a decision rests on; `clip_only` leaves SAM out, `located` is what it gave before."""
         prepared = self.prepare(self.recipe if recipe is None else recipe)
-        maps = self._map(encoded, prepared)
-        regions = region(maps, prepared.recipe.prompt, prepared.region_threshold)
-        encoded.clock.lap("clip")
-        rows = [] if clip_only else suspicious(regions)
-        return Evidence(maps, regions, self._refine(encoded, prepared, maps, regions, rows) if rows else None)
+        if located is None:
+            maps = self._map(encoded, prepared)
+            located = Evidence(maps, region(maps, prepared.recipe.prompt, prepared.region_threshold))
+            encoded.clock.lap("clip")
+        if clip_only or not located.suspicious:
+            return located
+        return Evidence(located.maps, located.regions, self._refine(encoded, prepared, located))
 
     @torch.inference_mode()
     def decide(
@@ -272,16 +327,17 @@ class Inspector:
             return self._decide_by_clip(encoded, prepared, evidence.maps, evidence.regions)
         return self._decide(encoded, prepared, evidence.maps, evidence.refined)
 
-    def _refine(self, encoded: Encoded, prepared: Prepared, maps: Tensor, regions: Tensor, rows: list[int]) -> Refined:
-        recipe, clock = prepared.recipe, encoded.clock
+    def _refine(self, encoded: Encoded, prepared: Prepared, located: Evidence) -> Refined:
+        recipe, clock, rows = prepared.recipe, encoded.clock, located.suspicious
         embedding = self.embedding(encoded, rows)
         clock.lap("encode")
         features = embedding
         if recipe.prompt.features != "sam":
-            fitted = torch.cat([fit(encoded.pixels[row : row + 1], encoded.geometry) for row in rows])
-            features = self._encoders[recipe.prompt.features](fitted)
+            encoder = self._encoders[recipe.prompt.features]
+            features = torch.cat([encoder(self._fitted(encoded, rows[part])) for part in self._passes(len(rows))])
         most = recipe.cascade.max_regions if recipe.cascade.per_region else None
-        prompts = point_prompts(maps[rows], regions[rows], features, encoded.geometry, recipe.prompt, most)
+        maps, regions = pick(located.maps, rows), pick(located.regions, rows)
+        prompts = point_prompts(maps, regions, features, encoded.geometry, recipe.prompt, most)
         clock.lap("prompt")
         cascade = self.towers.refiner.cascade(embedding, prompts, encoded.geometry, recipe.cascade)
         clock.lap("cascade")
@@ -290,13 +346,9 @@ class Inspector:
     def _decide(
         self, encoded: Encoded, prepared: Prepared, maps: Tensor, refined: Refined | None
     ) -> list[InspectionResult]:
-        recipe, geometry = prepared.recipe, encoded.geometry
-        final = fuse(map_in_frame(maps, geometry), None, recipe.fusion)
-        if refined is not None:
-            located = map_in_frame(maps[refined.rows], geometry)
-            final[refined.rows] = fuse(located, refined.cascade.levels[-1].frame_logits, recipe.fusion)
+        recipe = prepared.recipe
+        planes = self._final(encoded, recipe, maps, refined).cpu().numpy()
         ran = set(refined.rows) if refined is not None else set()
-        planes = final.cpu().numpy()
         warnings = self._warnings(encoded, prepared)
         stage_ms = encoded.clock.stages()
         results = []
@@ -317,6 +369,20 @@ class Inspector:
                 )
             )
         return results
+
+    def _final(self, encoded: Encoded, recipe: Recipe, maps: Tensor, refined: Refined | None) -> Tensor:
+        """(B, h, w) float32, A of every tile, still on the device and not waited for."""
+        geometry = encoded.geometry
+        if refined is None:
+            return fuse(map_in_frame(maps, geometry), None, recipe.fusion)
+        located = map_in_frame(pick(maps, refined.rows), geometry)
+        fused = fuse(located, refined.cascade.levels[-1].frame_logits, recipe.fusion)
+        if len(refined.rows) == len(maps):
+            return fused
+        final = fuse(map_in_frame(maps, geometry), None, recipe.fusion)
+        for place, row in enumerate(refined.rows):
+            final[row] = fused[place]
+        return final
 
     def _decide_by_clip(
         self, encoded: Encoded, prepared: Prepared, maps: Tensor, regions: Tensor
@@ -415,6 +481,6 @@ def points_in_frame(encoded: Encoded, refined: Refined, place: int) -> tuple[NDA
     return points.cpu().numpy() + offset, labels.cpu().numpy()
 
 
-def suspicious(regions: Tensor) -> list[int]:
-    """Numbers of the tiles whose S_a is not empty: the one value that the host reads before the end."""
-    return [row for row, any_pixel in enumerate(regions.flatten(1).any(dim=1).tolist()) if any_pixel]
+def pick(tensor: Tensor, rows: Sequence[int]) -> Tensor:
+    """These rows, rising: by views, for a list used as an index would be copied to the device, and waited for."""
+    return tensor if len(rows) == len(tensor) else torch.stack([tensor[row] for row in rows])

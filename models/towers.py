@@ -1,6 +1,7 @@
 """The loaded models of a bundle on one device: CLIP, what locates with it, SAM, and what refines with it."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 import flawline.models.pyramid  # noqa: F401  registers the embedded trunk with timm
 from flawline.config.errors import BundleError, ConfigError
 from flawline.config.recipe import Recipe
+from flawline.config.settings import DEVICES
 from flawline.models.bundle import Bundle, open_bundle
 from flawline.models.checkpoints import load_weights, read_state_dict
 from flawline.models.clip import DenseClip
@@ -67,7 +69,9 @@ class Towers:
 
 
 def choose_device(device: str) -> torch.device:
-    """`auto` is CUDA where there is one. Raises ConfigError where the named device does not exist."""
+    """`auto` is CUDA where there is one. Raises ConfigError where there is no such device."""
+    if not re.fullmatch(DEVICES, device):
+        raise ConfigError(f"model.device = {device!r}: must be auto, cpu, cuda or cuda:N")
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chosen = torch.device(device)
@@ -80,8 +84,10 @@ def choose_device(device: str) -> torch.device:
 
 
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:
-    """`auto` is bf16 on CUDA where the device has it (else fp16), fp32 on the CPU."""
+    """`auto` is bf16 on CUDA where the device has it (else fp16), fp32 on the CPU. Raises ConfigError."""
     if precision != "auto":
+        if precision not in PRECISIONS:
+            raise ConfigError(f"model.precision = {precision!r}: must be auto, {', '.join(PRECISIONS)}")
         return PRECISIONS[precision]
     if device.type != "cuda":
         return torch.float32

@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
-from tests.tiny_bundle import write_tiny_bundle
+from tiny_bundle import write_tiny_bundle
 
 from flawline.agent.cli import cli
 from flawline.config.recipe import PromptSettings, Recipe

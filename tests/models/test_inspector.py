@@ -153,6 +153,7 @@ def test_tiles_cover_a_large_frame_and_its_defects_lie_in_the_frame(inspector: I
     assert max(defect.bbox[0] for defect in result.defects) > 128
 
 
+@settings(deadline=None)
 @given(length=st.integers(1, 900), start=st.integers(0, 50), size=st.integers(128, 300), overlap=st.integers(0, 64))
 def test_tiles_cover_every_line_with_the_overlap(length: int, start: int, size: int, overlap: int) -> None:
     tiling = Recipe.model_validate({"tiling": {"enabled": True, "size": size, "overlap": overlap}}).tiling
@@ -207,7 +208,7 @@ MAPS = st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32 - 1)
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(anomaly_map=MAPS, min_area=st.integers(1, 20), threshold=st.floats(0.001, 1.0))
 def test_the_score_is_the_largest_threshold_with_a_defect(
     anomaly_map: NDArray[np.float32], min_area: int, threshold: float

@@ -11,12 +11,13 @@ from PIL import Image
 from segment_anything import sam_model_registry
 from segment_anything.utils.transforms import ResizeLongestSide
 
-from flawline.config.errors import BundleError
+from flawline.config.errors import BundleError, ConfigError
 from flawline.models.bundle import ClipSettings, SamSettings
 from flawline.models.checkpoints import read_state_dict
 from flawline.models.clip import DenseClip
 from flawline.models.frames import FrameGeometry, fit, squash, upload
 from flawline.models.sam import build_sam, load_sam, padded_input
+from flawline.models.towers import choose_device, choose_precision
 
 CPU = torch.device("cpu")
 SMALL_VIT = {
@@ -102,3 +103,44 @@ def test_a_damaged_weight_file_is_named(tmp_path: Path) -> None:
     file.write_bytes(b"PK\x03\x04 nothing of the kind")
     with pytest.raises(BundleError, match=r"weights\.pth"):
         read_state_dict(file)
+
+
+@pytest.mark.parametrize("device", ["foo", "mps", "xpu", "meta", "cuda:x", "cuda:01", "cuda:-1", "cuda:99", "cpu\n"])
+def test_a_device_that_is_not_there_is_a_wrong_configuration(device: str) -> None:
+    with pytest.raises(ConfigError, match="device"):
+        choose_device(device)
+
+
+def test_devices_and_precisions_by_name() -> None:
+    assert choose_device("cpu") == CPU
+    assert choose_device("auto").type in ("cpu", "cuda")
+    assert choose_precision("auto", CPU) is torch.float32
+    assert choose_precision("bf16", CPU) is torch.bfloat16
+    with pytest.raises(ConfigError, match="precision = 'fp8'"):
+        choose_precision("fp8", CPU)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size", "taps", "channels", "grids"),
+    [
+        ("ViT-B-16", 224, [2, 5, 8, 11], [768] * 4, [14] * 4),
+        ("ViT-B-16", 512, [2, 5, 8, 11], [768] * 4, [32] * 4),
+        ("ViT-L-14-336", 518, [5, 11, 17, 23], [1024] * 4, [37] * 4),
+        ("ViT-B-16-plus-240", 240, [2, 5, 8, 11], [896] * 4, [15] * 4),
+        ("MobileCLIP-B", 224, [2, 5, 8, 11], [768] * 4, [14] * 4),
+        ("MobileCLIP-S1", 256, [0, 1, 2, 3], [64, 128, 256, 512], [64, 32, 16, 8]),
+    ],
+)
+def test_towers_of_every_kind_are_tapped_at_the_quarters_of_their_depth(
+    tmp_path: Path, architecture: str, size: int, taps: list[int], channels: list[int], grids: list[int]
+) -> None:
+    """On the meta device: shapes only. A tower of convolutions has four stages for quarters, each coarser."""
+    settings = ClipSettings.model_validate({"architecture": architecture, "checkpoint": "clip.pt", "input_size": size})
+    with torch.device("meta"):
+        dense = DenseClip(settings, tmp_path)
+        features = dense.dense(torch.empty(2, 3, size, size), pooled=True)
+    assert dense.indices == taps
+    shapes = [tuple(tap.shape) for tap in features.taps]
+    assert shapes == [(2, width, grid, grid) for width, grid in zip(channels, grids, strict=True)]
+    assert features.pooled is not None
+    assert features.pooled.shape == (2, dense.embed_dim)

@@ -1,7 +1,6 @@
 """A real agent with a folder camera: every picture shows the square that the no-op engine finds, and its number."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pytest
 
 WIDTH, HEIGHT = 640, 360
 EDGE = HEIGHT // 10
@@ -119,11 +117,3 @@ def events(agent: Agent, seconds: float, headers: dict[str, str] | None = None) 
             if line.startswith(b"data: "):
                 heard.append(json.loads(line[6:]))
     return heard
-
-
-def need(present: bool, what: str) -> None:
-    """Skip where something is not installed; fail where everything has to be."""
-    if not present:
-        if os.environ.get("FLAWLINE_REQUIRE_ALL") == "1":
-            pytest.fail(f"{what} is missing")
-        pytest.skip(f"{what} is missing")

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from needs import need
 from playwright.sync_api import Browser, Page, sync_playwright
-from preview_line import BIT, CORNER, EDGE, HEIGHT, PICTURES, WIDTH, Agent, need
+from preview_line import BIT, CORNER, EDGE, HEIGHT, PICTURES, WIDTH, Agent
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 CHROMIUM = "/usr/bin/chromium"

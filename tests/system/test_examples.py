@@ -10,15 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from needs import need
 from station import Make, free_port
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-@pytest.mark.skipif(
-    shutil.which("cc") is None or not list(Path("/usr/include").rglob("zmq.h")), reason="needs cc and libzmq3-dev"
-)
 def test_the_c_subscriber_is_gapless_over_a_restart(make_station: Make, tmp_path: Path) -> None:
+    need(shutil.which("cc"), "cc (Debian's gcc and libc6-dev)")
+    need(list(Path("/usr/include").rglob("zmq.h")), "zmq.h (Debian's libzmq3-dev)")
     program = tmp_path / "subscriber"
     flags = ["-O1", "-Wall", "-Wextra", "-Werror"]
     subprocess.run(["cc", *flags, "-o", program, EXAMPLES / "subscriber.c", "-lzmq"], check=True, timeout=120)

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from needs import need
 
 ROOT = Path(__file__).parents[2]
 
@@ -118,9 +119,9 @@ def test_a_folder_of_wheels_installs_without_a_network(tmp_path: Path) -> None:
     assert wheel.name in done.stderr + done.stdout
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_every_target_of_the_makefile_has_its_variables() -> None:
     """`make soak` and `make wheelhouse` once stood in the documentation and did nothing but fail."""
+    need(shutil.which("make"), "make")
     targets = ["run", "test", "format", "chaos", "soak", "wheelhouse", "clean"]
     done = subprocess.run(
         ["make", "--dry-run", "--warn-undefined-variables", *targets],

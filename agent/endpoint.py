@@ -1,0 +1,51 @@
+"""Where a ZeroMQ socket of the agent is bound. Of socket files ZeroMQ takes no care: it binds over one that is in use,
+and leaves its own behind."""
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from flawline.config.errors import ConfigError
+
+
+class Endpoint:
+    """A bound socket's address. Raises ConfigError, naming the key, where it cannot be bound or is another's."""
+
+    def __init__(self, bound: "zmq.Socket[Any]", address: str, key: str) -> None:
+        transport, _, path = address.partition("://")
+        self._file = Path(path) if transport == "ipc" and not path.startswith("@") else None  # `@`: it has no file
+        try:
+            if self._file is not None and _answers(self._file):
+                raise ConfigError(f"{key}: {address} cannot be bound: Address already in use")
+            bound.bind(address)
+        except zmq.ZMQError as error:
+            bound.close(0)
+            raise ConfigError(f"{key}: {address} cannot be bound: {error}") from error
+        except ConfigError:
+            bound.close(0)
+            raise
+        self._inode = _inode(self._file)
+
+    def remove_file(self) -> None:
+        """To be called once the socket is closed. A file that another program has put in its place stays."""
+        if self._file is not None and self._inode is not None and _inode(self._file) == self._inode:
+            self._file.unlink(missing_ok=True)
+
+
+def _answers(file: Path) -> bool:
+    """Whether somebody listens there; a file that a killed program left behind is in nobody's use."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(file))
+        except OSError:
+            return False
+    return True
+
+
+def _inode(file: Path | None) -> int | None:
+    try:
+        return None if file is None else file.stat().st_ino
+    except OSError:
+        return None
