@@ -1,17 +1,41 @@
 // One camera's video: WebRTC by WHEP, MJPEG where that does not come up, and what is drawn over the picture.
 
 const UP_WITHIN_MS = 3000;
-const FROZEN_MS = 3000;
+const FROZEN_MS = 1500; // a video that stands still is marked as old,
+const DEAD_MS = 3000; // and then asked for again
 const TRY_AGAIN_MS = 15000;
+const READ_AGAIN_MS = 1000;
 const KEPT_DRAWINGS = 64;
 const VOTES = 4;
 const KINDS = { pass: "#39e0a8", fail: "#ff7a2e", error: "#f08adf" };
 
 export const layers = { outlines: true, boxes: true, points: false };
 
+// The JPEG files of a multipart stream: each part tells its length.
+async function* picturesOf(reader) {
+  let data = new Uint8Array();
+  for (;;) {
+    const head = new TextDecoder("latin1").decode(data.subarray(0, 512));
+    const begin = head.indexOf("\r\n\r\n") + 4;
+    const length = Number(head.match(/Content-Length: (\d+)/)?.[1]);
+    if (begin >= 4 && data.length >= begin + length) {
+      yield new Blob([data.subarray(begin, begin + length)], { type: "image/jpeg" });
+      data = data.slice(begin + length + 2);
+      continue;
+    }
+    const { value, done } = await reader.read();
+    if (done) return;
+    const longer = new Uint8Array(data.length + value.length);
+    longer.set(data);
+    longer.set(value, data.length);
+    data = longer;
+  }
+}
+
 export class CameraVideo {
   constructor(name, screen) {
     this.name = name;
+    this.screen = screen;
     this.video = screen.querySelector("video");
     this.image = screen.querySelector(".mjpeg");
     this.canvas = screen.querySelector(".overlay");
@@ -19,12 +43,11 @@ export class CameraVideo {
     this.peer = null;
     this.session = null;
     this.attempt = 0;
-    this.frames = 0;
     this.frameAt = 0;
     this.shown = null;
     new ResizeObserver(() => this.draw()).observe(screen);
     this.connect();
-    setInterval(() => this.watch(), 500);
+    setInterval(() => this.watch(), 250);
     addEventListener("pagehide", () => this.leave());
   }
 
@@ -32,6 +55,7 @@ export class CameraVideo {
   async connect() {
     const attempt = ++this.attempt;
     this.leave();
+    this.triedAt = performance.now();
     this.drawings = [];
     this.votes = new Map();
     this.offset = null;
@@ -80,41 +104,71 @@ export class CameraVideo {
       up();
       if (!this.image.hidden) {
         this.image.hidden = true;
-        this.image.removeAttribute("src");
+        this.reading?.abort();
       }
-      this.say("");
-      this.frames += 1;
-      this.frameAt = performance.now();
+      this.seen("");
       this.match(about.rtpTimestamp);
     };
     this.video.requestVideoFrameCallback(onFrame);
   }
 
-  // The overlay is burnt into the MJPEG pictures: they carry no number by which a page could match it.
   fallBack(attempt) {
     if (attempt !== this.attempt) return;
     this.attempt += 1;
     this.leave();
     this.shown = null;
     this.draw();
-    if (this.image.hidden || !this.image.src) {
-      this.image.src = `/${this.name}/mjpeg?burn=1&t=${Date.now()}`;
-      this.image.hidden = false;
-      this.image.onerror = () => setTimeout(() => this.image.hidden || (this.image.src = `/${this.name}/mjpeg?burn=1&t=${Date.now()}`), 2000);
-    }
     this.say("MJPEG");
+    if (this.image.hidden) {
+      this.image.hidden = false;
+      this.readPictures();
+    }
     clearTimeout(this.again);
     this.again = setTimeout(() => this.connect(), TRY_AGAIN_MS);
   }
 
-  // A video that stood still for three seconds is asked for again: the agent repeats its last picture twice a second.
-  watch() {
-    if (!this.frameAt || !this.image.hidden) return;
-    if (performance.now() - this.frameAt > FROZEN_MS) {
-      this.frameAt = 0;
-      this.say("no video");
-      this.connect();
+  // MJPEG is read here and not by the <img>, which would not tell that its pictures have stopped coming. The overlay
+  // is burnt in: the pictures carry no number by which a page could match it.
+  async readPictures() {
+    while (!this.image.hidden) {
+      this.reading = new AbortController();
+      this.triedAt = performance.now();
+      try {
+        const answer = await fetch(`/${this.name}/mjpeg?burn=1`, { signal: this.reading.signal });
+        if (!answer.ok) throw new Error(`mjpeg ${answer.status}`);
+        for await (const picture of picturesOf(answer.body.getReader())) {
+          const url = URL.createObjectURL(picture);
+          this.image.src = url;
+          await this.image.decode();
+          URL.revokeObjectURL(url);
+          if (!this.image.hidden) this.seen("MJPEG");
+        }
+      } catch {
+        // what ends it is looked at by `watch`; here it is only begun again
+      }
+      await new Promise((done) => setTimeout(done, READ_AGAIN_MS));
     }
+  }
+
+  seen(transport) {
+    this.frameAt = performance.now();
+    this.screen.classList.remove("frozen");
+    this.say(transport);
+  }
+
+  // The agent repeats its last picture twice a second, so that a video which stands still is a broken one.
+  watch() {
+    if (!this.frameAt) return;
+    if (document.hidden) this.frameAt = performance.now(); // no browser plays what nobody sees
+    const now = performance.now();
+    const still = now - this.frameAt;
+    if (still > FROZEN_MS) {
+      this.screen.classList.add("frozen");
+      this.say("NO VIDEO");
+    }
+    if (still < DEAD_MS || now - this.triedAt < DEAD_MS) return;
+    if (this.image.hidden) this.connect();
+    else this.reading.abort();
   }
 
   leave() {

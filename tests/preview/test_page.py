@@ -190,22 +190,107 @@ def test_mjpeg_where_webrtc_does_not_come_up(chromium: Callable[..., Browser], a
     page.close()
 
 
+def seconds_until(page: Page, expression: str, began: float) -> float:
+    """From `began` (`time.monotonic`) to the moment at which it is true."""
+    deadline = began + LONG / 1000
+    while not page.evaluate(expression):
+        assert time.monotonic() < deadline, expression
+        page.wait_for_timeout(20)
+    return time.monotonic() - began
+
+
+def word(page: Page) -> str:
+    return str(page.locator(".word").inner_text())
+
+
 def test_old_data_is_shown_as_old_and_new_data_as_new(browser: Browser, start: Callable[..., Agent]) -> None:
     agent = start().wait_ready()
     page = visit(browser, agent)
     page.wait_for_selector("body:not(.stale):not(.waiting)", timeout=LONG)
     until(page, "document.querySelector('.word').innerText === 'FAIL'")
+    began = time.monotonic()
     agent.kill()
-    killed = time.monotonic()
-    page.wait_for_selector("#alarm:visible", timeout=LONG)
-    assert time.monotonic() - killed < 6  # two seconds, and what a loaded machine adds
+    # The page's own limit is two seconds; the rest is for the driver of the browser.
+    assert seconds_until(page, "!document.getElementById('alarm').hidden", began) < 2.5
     assert "NO DATA" in page.locator("#alarm").inner_text()
-    assert page.locator(".word").inner_text() == "NO DATA"
+    assert word(page) == "NO DATA"
+    assert page.locator(".shape use").get_attribute("href") == "#shape-none"
     assert "stale" in page.locator("#link").inner_text()
     agent.start().wait_ready()
     page.wait_for_selector("body:not(.stale)", timeout=LONG)
     until(page, "document.querySelector('.word').innerText === 'FAIL'")
     assert not page.locator("#alarm").is_visible()
+    page.close()
+
+
+def test_a_lost_camera_takes_the_verdict_from_its_tile(
+    browser: Browser, start: Callable[..., Agent], tmp_path: Path
+) -> None:
+    agent = start().wait_ready()
+    page = visit(browser, agent)
+    until(page, "document.querySelector('.word').innerText === 'FAIL'")
+    assert page.locator(".ago").inner_text() == ""
+    began = time.monotonic()
+    (tmp_path / "pictures").rename(tmp_path / "away")
+    assert seconds_until(page, "document.querySelector('.tile').classList.contains('stale')", began) < 2.5
+    assert word(page) == "NO CAMERA"
+    assert "has gone" in page.locator(".why").inner_text()
+    assert page.locator(".shape use").get_attribute("href") == "#shape-none"
+    assert page.evaluate("getComputedStyle(document.querySelector('video')).filter") != "none"
+    assert not page.locator("#alarm").is_visible()
+    (tmp_path / "away").rename(tmp_path / "pictures")
+    page.wait_for_selector(".tile:not(.stale)", timeout=LONG)
+    assert word(page) == "FAIL"
+    page.close()
+
+
+def test_a_line_that_stands_still_says_how_old_its_last_verdict_is(
+    browser: Browser, start: Callable[..., Agent]
+) -> None:
+    agent = start("cameras.top.loop=false").wait_ready()
+    page = visit(browser, agent)
+    until(page, "document.querySelector('.tile').dataset.seq > 0")
+    until(page, "parseInt(document.querySelector('.ago').innerText) >= 3")
+    assert word(page) == "FAIL"
+    assert page.locator(".ago").inner_text().endswith("s ago")
+    assert page.evaluate("parseFloat(getComputedStyle(document.querySelector('.ago')).fontSize)") >= 20
+    page.close()
+
+
+@pytest.mark.parametrize("transport", ["WebRTC", "MJPEG"])
+def test_a_video_that_stands_still_is_marked_and_asked_for_again(
+    browser: Browser, agent: Agent, transport: str
+) -> None:
+    before = "" if transport == "WebRTC" else "delete window.RTCPeerConnection"
+    # The viewer's own end: WebRTC is deleted from outside, MJPEG is held up on its way.
+    before += """;
+      const get = window.fetch;
+      window.fetch = async (...what) => {
+        const answer = await get(...what);
+        if (String(what[0]).includes('whep') && answer.status === 201) window.session = answer.headers.get('Location');
+        if (!String(what[0]).includes('mjpeg')) return answer;
+        const reader = answer.body.getReader();
+        const read = () => window.held ? new Promise(() => {}) : reader.read();
+        return { ok: answer.ok, body: { getReader: () => ({ read }) } };
+      };"""
+    page = visit(browser, agent, before=before)
+    playing = "!document.querySelector('.mjpeg').hidden && document.querySelector('.mjpeg').naturalWidth > 0"
+    if transport == "WebRTC":
+        wait_for_video(page)
+    else:
+        until(page, playing)
+    cut = "fetch(window.session, { method: 'DELETE' })" if transport == "WebRTC" else "window.held = true"
+    took = page.evaluate(f"""async () => {{
+      await ({cut});
+      const began = performance.now(), screen = document.querySelector('.screen');
+      while (!screen.classList.contains('frozen')) await new Promise((done) => setTimeout(done, 20));
+      return performance.now() - began;
+    }}""")
+    assert took < 2500
+    assert page.locator(".transport").inner_text() == "NO VIDEO"
+    assert not page.locator("body.stale").count()
+    page.evaluate("window.held = false")
+    page.wait_for_selector(".screen:not(.frozen)", timeout=LONG)
     page.close()
 
 
