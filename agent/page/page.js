@@ -1,5 +1,5 @@
 // The operators' page: live values by server-sent events; what is two seconds old is shown as old by then.
-import { CameraVideo, layers } from "/static/video.js";
+"use strict";
 
 const STALE_MS = 1500; // the agent speaks twice a second; with a look every 250 ms this keeps below two seconds
 const HISTORY = 120;

@@ -1,4 +1,5 @@
 // One camera's video: WebRTC by WHEP, MJPEG where that does not come up, and what is drawn over the picture.
+"use strict";
 
 const UP_WITHIN_MS = 3000;
 const FROZEN_MS = 1500; // a video that stands still is marked as old,
@@ -9,7 +10,7 @@ const KEPT_DRAWINGS = 64;
 const VOTES = 4;
 const KINDS = { pass: "#39e0a8", fail: "#ff7a2e", error: "#f08adf" };
 
-export const layers = { outlines: true, boxes: true, points: false };
+const layers = { outlines: true, boxes: true, points: false };
 
 // The JPEG files of a multipart stream: each part tells its length.
 async function* picturesOf(reader) {
@@ -32,7 +33,7 @@ async function* picturesOf(reader) {
   }
 }
 
-export class CameraVideo {
+class CameraVideo {
   constructor(name, screen) {
     this.name = name;
     this.screen = screen;

@@ -1,6 +1,7 @@
 """The page in a real Chromium: video, drawings on the defect, fallback, stale data, layout."""
 
 import itertools
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -343,6 +344,17 @@ def test_nothing_is_loaded_from_elsewhere_and_nothing_complains(browser: Browser
     page.locator("#fails button").first.click()
     page.wait_for_selector("#detail[open]", timeout=LONG)
     page.close()
-    assert asked
-    assert all(url.startswith(agent.url) for url in asked)
+    ours = re.compile(r"/|/events|/top/whep(/[\w-]+)?|/top/mjpeg\?burn=1|/fails/\d+(/\w+\.(jpg|png))?")
+    loaded = [url.removeprefix(agent.url) for url in asked if not url.startswith(("data:", "blob:"))]
+    assert {"/", "/events", "/top/whep"} <= set(loaded)
+    assert all(ours.fullmatch(path) for path in loaded), loaded
     assert not complaints
+
+
+def test_code_that_is_not_the_pages_own_does_not_run(page: Page) -> None:
+    page.evaluate("""() => {
+      document.body.append(Object.assign(document.createElement('script'), { textContent: 'window.foreign = 1' }));
+      document.body.insertAdjacentHTML('beforeend', '<img src="/nothing" onerror="window.foreign = 2">');
+    }""")
+    page.wait_for_timeout(500)
+    assert page.evaluate("window.foreign") is None
