@@ -271,7 +271,8 @@ def test_a_video_that_stands_still_is_marked_and_asked_for_again(
         if (String(what[0]).includes('whep') && answer.status === 201) window.session = answer.headers.get('Location');
         if (!String(what[0]).includes('mjpeg')) return answer;
         const reader = answer.body.getReader();
-        const read = () => window.held ? new Promise(() => {}) : reader.read();
+        const held = () => new Promise((_, fail) => what[1].signal.addEventListener('abort', fail));
+        const read = () => window.held ? held() : reader.read();
         return { ok: answer.ok, body: { getReader: () => ({ read }) } };
       };"""
     page = visit(browser, agent, before=before)
