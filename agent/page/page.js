@@ -97,7 +97,7 @@ class Tile {
     id("tiles").append(root);
     this.plot = this.find(".plot");
     new ResizeObserver(() => this.drawPlot()).observe(this.plot);
-    this.video = new CameraVideo(name, this.find(".screen"));
+    this.video = new CameraVideo(name, this.find(".screen"), (drawing) => this.showScore(drawing));
   }
 
   add(verdict) {
@@ -112,15 +112,21 @@ class Tile {
     const verdict = this.history[this.history.length - 1];
     this.root.dataset.result = verdict.result;
     this.root.dataset.seq = verdict.seq;
-    this.find(".value").textContent = verdict.score === null ? "–" : verdict.score.toFixed(2);
-    this.find(".fill").style.width = `${100 * (verdict.score || 0)}%`;
-    const line = this.find(".line");
-    line.classList.toggle("set", verdict.threshold !== null);
-    if (verdict.threshold !== null) {
-      line.style.left = `${100 * verdict.threshold}%`;
-      this.find(".limit").textContent = `limit ${verdict.threshold.toFixed(2)}`;
-    }
+    if (!this.video.overlaid) this.showScore(verdict);
     this.drawPlot();
+  }
+
+  // Of the frame that the video shows, or of the last verdict where no drawing of a frame is there to tell; null: none.
+  showScore(judged) {
+    const { frame_id: frame = "", result = "none", score = null, threshold = null } = judged || {};
+    this.find(".score").dataset.frame = frame;
+    this.find(".score").dataset.result = result;
+    this.find(".value").textContent = score === null ? "–" : score.toFixed(2);
+    this.find(".fill").style.width = `${100 * (score || 0)}%`;
+    this.find(".line").classList.toggle("set", threshold !== null);
+    if (threshold === null) return;
+    this.find(".line").style.left = `${100 * threshold}%`;
+    this.find(".limit").textContent = `limit ${threshold.toFixed(2)}`;
   }
 
   // The plate: the last verdict while it is news; else what keeps news away. A line that only stands still is no

@@ -34,9 +34,11 @@ async function* picturesOf(reader) {
 }
 
 class CameraVideo {
-  constructor(name, screen) {
+  // `onDrawing` is told whose frame is shown: the frame's drawing, or null while that is not known.
+  constructor(name, screen, onDrawing) {
     this.name = name;
     this.screen = screen;
+    this.onDrawing = onDrawing;
     this.video = screen.querySelector("video");
     this.image = screen.querySelector(".mjpeg");
     this.canvas = screen.querySelector(".overlay");
@@ -46,6 +48,8 @@ class CameraVideo {
     this.attempt = 0;
     this.frameAt = 0;
     this.shown = null;
+    this.stamp = undefined;
+    this.overlaid = false;
     new ResizeObserver(() => this.draw()).observe(screen);
     this.connect();
     setInterval(() => this.watch(), 250);
@@ -117,6 +121,7 @@ class CameraVideo {
     if (attempt !== this.attempt) return;
     this.attempt += 1;
     this.leave();
+    this.overlaid = false;
     this.shown = null;
     this.draw();
     this.say("MJPEG");
@@ -186,13 +191,23 @@ class CameraVideo {
   take(drawing) {
     this.drawings.push(drawing);
     if (this.drawings.length > KEPT_DRAWINGS) this.drawings.shift();
+    // It came after its frame.
+    if (this.overlaid && !this.shown && this.of(this.stamp) === drawing) this.show(drawing);
+  }
+
+  of(stamp) {
+    if (this.offset === null) return undefined;
+    return this.drawings.find((drawing) => (drawing.ts + this.offset) >>> 0 === stamp);
   }
 
   // Which drawing belongs to this frame? RTP adds a random offset to the stream's time stamps. It is the one
-  // difference between frames and drawings that comes up again and again, because no two distances are alike.
+  // difference between frames and drawings that comes up again and again, because no two distances are alike. Until
+  // it is known nothing is drawn: a drawing over another frame would point at what is not there.
   match(stamp) {
-    const newest = this.drawings[this.drawings.length - 1];
-    if (stamp === undefined) return this.show(newest);
+    this.overlaid = true;
+    this.stamp = stamp;
+    // Such a browser tells nothing of its frames: the newest drawing may be ahead of the picture.
+    if (stamp === undefined) return this.show(this.drawings[this.drawings.length - 1]);
     if (this.offset === null) {
       for (const drawing of this.drawings) {
         const offset = (stamp - drawing.ts) >>> 0;
@@ -202,20 +217,20 @@ class CameraVideo {
       }
       if (this.votes.size > 4096) this.votes.clear();
     }
-    if (this.offset === null) return this.show(newest);
-    const mine = this.drawings.find((drawing) => (drawing.ts + this.offset) >>> 0 === stamp);
-    this.missed = mine ? 0 : this.missed + 1;
+    const mine = this.of(stamp);
+    if (this.offset !== null) this.missed = mine ? 0 : this.missed + 1;
     if (this.missed > 5) {
       this.offset = null;
       this.votes.clear();
       this.missed = 0;
     }
-    this.show(mine || null);
+    this.show(mine);
   }
 
   show(drawing) {
     this.shown = drawing || null;
     this.draw();
+    this.onDrawing(this.shown);
     this.canvas.dataset.frame = drawing ? drawing.frame_id : "";
     this.canvas.dataset.grabbed = drawing?.t_grab ? drawing.t_grab / 1e6 : "";
     this.canvas.dataset.matched = this.offset !== null;

@@ -82,7 +82,7 @@ SAMPLES = """async ([count, bit, height]) => {
       let number = 0;
       for (let i = 0; i < 5; i++)
         number |= (copy.getImageData((i + 0.5) * bit, height - bit / 2, 1, 1).data[0] > 128) << i;
-      samples.push([number, canvas.dataset.frame]);
+      samples.push([number, canvas.dataset.frame, document.querySelector('.score').dataset.frame]);
       samples.length < count ? video.requestVideoFrameCallback(look) : done();
     };
     video.requestVideoFrameCallback(look);
@@ -120,7 +120,7 @@ def test_the_video_plays_and_its_pictures_change(page: Page) -> None:
     wait_for_video(page)
     before = page.evaluate(FRAMES)
     samples = page.evaluate(SAMPLES, [8, BIT, HEIGHT])
-    assert len({number for number, _ in samples}) > 3
+    assert len({number for number, _, _ in samples}) > 3
     assert page.evaluate(FRAMES) > before
     assert page.evaluate("document.querySelector('video').videoWidth") == WIDTH
 
@@ -133,13 +133,39 @@ def test_the_drawing_lies_on_the_defect_of_its_own_frame(page: Page) -> None:
     # same picture, and the second one counts.
     drawn = [
         (number, int(frame) % PICTURES)
-        for (number, frame), (following, _) in itertools.pairwise(samples)
+        for (number, frame, _), (following, _, _) in itertools.pairwise(samples)
         if frame and number != following
     ]
     assert len(drawn) >= 5
     assert all(number == frame for number, frame in drawn), samples
+    assert all(frame == scored for _, frame, scored in samples), "the score is that of the frame, too"
     for found, wanted in zip(page.evaluate(YELLOW), defect_on_page(page), strict=True):
         assert abs(found - wanted) <= 4
+
+
+def test_nothing_is_drawn_over_a_frame_whose_drawing_is_not_known(browser: Browser, agent: Agent) -> None:
+    # Every drawing says that it belongs to another moment, so none can be matched.
+    page = visit(
+        browser,
+        agent,
+        before="""
+        const add = Object.getOwnPropertyDescriptor(RTCDataChannel.prototype, 'onmessage').set;
+        Object.defineProperty(RTCDataChannel.prototype, 'onmessage', { set(take) {
+          add.call(this, ({ data }) => {
+            const drawing = JSON.parse(data);
+            drawing.ts = Math.floor(Math.random() * 2 ** 32);
+            window.taken = (window.taken || 0) + 1;
+            take({ data: JSON.stringify(drawing) });
+          });
+        } });""",
+    )
+    wait_for_video(page)
+    until(page, "window.taken > 8")
+    assert page.locator(".overlay").get_attribute("data-frame") == ""
+    assert page.evaluate(YELLOW)[2] <= page.locator(".overlay").bounding_box()["x"]
+    assert page.locator(".score").get_attribute("data-frame") == ""
+    assert page.locator(".score .value").inner_text() == "–"
+    page.close()
 
 
 def test_layers_by_key_and_by_touch(page: Page) -> None:
