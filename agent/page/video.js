@@ -56,7 +56,8 @@ class CameraVideo {
     addEventListener("pagehide", () => this.leave());
   }
 
-  // WebRTC first; whoever is not up in three seconds gets MJPEG, and WebRTC another try later.
+  // WebRTC first; who sees no picture in three seconds gets MJPEG. A WebRTC that comes up later takes over, and one
+  // that does not gets another try.
   async connect() {
     const attempt = ++this.attempt;
     this.leave();
@@ -66,12 +67,8 @@ class CameraVideo {
     this.offset = null;
     this.missed = 0;
     if (this.image.hidden) this.say("connecting");
-    // Connected but without a picture yet: it gets as long again for its first one.
-    const give = () => this.fallBack(attempt);
-    let limit = setTimeout(() => {
-      if (this.peer?.connectionState === "connected") limit = setTimeout(give, UP_WITHIN_MS);
-      else give();
-    }, UP_WITHIN_MS);
+    clearTimeout(this.again);
+    const limit = setTimeout(() => this.fallBack(attempt), UP_WITHIN_MS);
     try {
       const peer = (this.peer = new RTCPeerConnection({ iceServers: [] }));
       peer.addTransceiver("video", { direction: "recvonly" });
@@ -81,7 +78,7 @@ class CameraVideo {
         if ("playoutDelayHint" in event.receiver) event.receiver.playoutDelayHint = 0;
         this.video.srcObject = new MediaStream([event.track]);
         this.video.play().catch(() => {});
-        this.follow(attempt, () => clearTimeout(limit));
+        this.follow(attempt, limit);
       };
       await peer.setLocalDescription(await peer.createOffer());
       const answer = await fetch(`/${this.name}/whep`, {
@@ -97,16 +94,19 @@ class CameraVideo {
       await peer.setRemoteDescription({ type: "answer", sdp: await answer.text() });
     } catch (error) {
       clearTimeout(limit);
+      if (attempt !== this.attempt) return;
+      this.leave();
       this.fallBack(attempt);
     }
   }
 
-  follow(attempt, up) {
+  follow(attempt, limit) {
     const onFrame = (now, about) => {
       if (attempt !== this.attempt) return;
       this.video.requestVideoFrameCallback(onFrame);
       if (about.width < 16) return; // what a browser shows of a track without pictures
-      up();
+      clearTimeout(limit);
+      clearTimeout(this.again);
       if (!this.image.hidden) {
         this.image.hidden = true;
         this.reading?.abort();
@@ -119,8 +119,6 @@ class CameraVideo {
 
   fallBack(attempt) {
     if (attempt !== this.attempt) return;
-    this.attempt += 1;
-    this.leave();
     this.overlaid = false;
     this.shown = null;
     this.draw();
@@ -136,11 +134,12 @@ class CameraVideo {
   // MJPEG is read here and not by the <img>, which would not tell that its pictures have stopped coming. The overlay
   // is burnt in: the pictures carry no number by which a page could match it.
   async readPictures() {
-    while (!this.image.hidden) {
-      this.reading = new AbortController();
+    const turn = (this.turn = (this.turn || 0) + 1);
+    while (!this.image.hidden && turn === this.turn) {
+      const reading = (this.reading = new AbortController());
       this.triedAt = performance.now();
       try {
-        const answer = await fetch(`/${this.name}/mjpeg?burn=1`, { signal: this.reading.signal });
+        const answer = await fetch(`/${this.name}/mjpeg?burn=1`, { signal: reading.signal });
         if (!answer.ok) throw new Error(`mjpeg ${answer.status}`);
         for await (const picture of picturesOf(answer.body.getReader())) {
           const url = URL.createObjectURL(picture);
@@ -150,7 +149,9 @@ class CameraVideo {
           if (!this.image.hidden) this.seen("MJPEG");
         }
       } catch {
-        // what ends it is looked at by `watch`; here it is only begun again
+        // Whatever ended it, `watch` tells the operator; here it is begun again.
+      } finally {
+        reading.abort();
       }
       await new Promise((done) => setTimeout(done, READ_AGAIN_MS));
     }
