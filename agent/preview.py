@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from importlib.resources import files
 from typing import Any
 
 import structlog
@@ -15,6 +14,7 @@ from aiohttp import web
 
 from flawline.agent import ice, shot
 from flawline.agent.board import Board
+from flawline.agent.document import compose
 from flawline.agent.encode import Stream
 from flawline.agent.guard import Guard
 from flawline.agent.metrics import Metrics
@@ -33,13 +33,6 @@ _UNWATCHED_PER_S = 1.0  # who comes to an idle line sees the last part, not an o
 _BURST = 3.0  # pictures copied at once above the rate, so that the last of a few parts in a row is shown
 _COPIES = 2  # slots that the preview may hold at once
 _BOUNDARY = "flawline-frame"
-_PAGE = {
-    "index.html": "text/html",
-    "page.css": "text/css",
-    "page.js": "text/javascript",
-    "video.js": "text/javascript",
-    "icon.svg": "image/svg+xml",
-}
 
 
 class _Allowance:
@@ -77,6 +70,7 @@ class Preview:
         self._metrics = metrics
         self._guard = Guard(settings)
         self.board = Board(settings, cameras)
+        self._document, self._policy = compose()
         self._threads = ThreadPoolExecutor(1, "preview")
         self._copier = ThreadPoolExecutor(1, "preview-copy")
         self._copying = 0
@@ -137,7 +131,6 @@ class Preview:
             [
                 web.get("/{camera}/mjpeg", self._mjpeg, allow_head=False),
                 web.get("/", self._page),
-                web.get("/static/{name}", self._page),
                 web.get("/healthz", self._healthz),
                 web.get("/readyz", self._readyz),
                 web.get("/metrics", self._serve_metrics),
@@ -186,12 +179,9 @@ class Preview:
 
     # -- page, health, metrics --------------------------------------------------------------------------------
 
-    async def _page(self, request: web.Request) -> web.Response:
-        name = request.match_info.get("name", "index.html")
-        if name not in _PAGE:
-            raise web.HTTPNotFound
-        body = (files("flawline.agent") / "page" / name).read_bytes()
-        return web.Response(body=body, content_type=_PAGE[name], charset="utf-8")
+    async def _page(self, _: web.Request) -> web.Response:
+        headers = {"Content-Security-Policy": self._policy}
+        return web.Response(body=self._document, content_type="text/html", charset="utf-8", headers=headers)
 
     async def _healthz(self, _: web.Request) -> web.Response:
         return web.json_response({"alive": True})

@@ -1,7 +1,7 @@
-// The operators' page: live values by server-sent events; what is older than two seconds is shown as old.
-import { CameraVideo, layers } from "/static/video.js";
+// The operators' page: live values by server-sent events; what is two seconds old is shown as old by then.
+"use strict";
 
-const STALE_MS = 2000;
+const STALE_MS = 1500; // the agent speaks twice a second; with a look every 250 ms this keeps below two seconds
 const HISTORY = 120;
 const WORDS = { pass: "PASS", fail: "FAIL", error: "ERROR" };
 const COLOURS = { pass: "#19b383", fail: "#ff7a2e", error: "#e07acb" };
@@ -21,6 +21,8 @@ const id = (name) => document.getElementById(name);
 const tiles = new Map();
 let heardAt = 0;
 let clockGap = 0;
+let cameras = {};
+let starting = false;
 let fails = [];
 let opened = null;
 
@@ -40,6 +42,8 @@ function hear(news) {
   if (news.status) {
     id("station").textContent = news.station;
     document.title = `${news.station} · flawline`;
+    cameras = news.status.cameras;
+    starting = news.status.state === "starting";
     addTiles(Object.keys(news.per_camera));
     showHealth(news.status);
     showCounters(news);
@@ -68,6 +72,18 @@ setInterval(() => { if (performance.now() - heardAt > 5000) listen(); }, 5000);
 
 // -- tiles ---------------------------------------------------------------------------------------------------
 
+function reason(verdict) {
+  if (verdict.reason) return REASONS[verdict.reason] || verdict.reason;
+  if (verdict.result === "pass") return "no defect";
+  return verdict.defects === 1 ? "1 defect" : verdict.defects ? `${verdict.defects} defects` : "";
+}
+
+function duration(ms) {
+  const seconds = Math.round(ms / 1000);
+  if (seconds < 100) return `${seconds} s`;
+  return seconds < 6000 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 3600)} h`;
+}
+
 class Tile {
   constructor(name) {
     const root = id("tile").content.cloneNode(true).firstElementChild;
@@ -81,7 +97,7 @@ class Tile {
     id("tiles").append(root);
     this.plot = this.find(".plot");
     new ResizeObserver(() => this.drawPlot()).observe(this.plot);
-    this.video = new CameraVideo(name, this.find(".screen"));
+    this.video = new CameraVideo(name, this.find(".screen"), (drawing) => this.showScore(drawing));
   }
 
   add(verdict) {
@@ -96,33 +112,42 @@ class Tile {
     const verdict = this.history[this.history.length - 1];
     this.root.dataset.result = verdict.result;
     this.root.dataset.seq = verdict.seq;
-    this.find("use").setAttribute("href", `#shape-${verdict.result}`);
-    this.find(".word").textContent = WORDS[verdict.result];
-    let why = verdict.reason ? REASONS[verdict.reason] || verdict.reason : "";
-    if (verdict.result === "pass" && !why) why = "no defect";
-    if (!why && verdict.defects) why = verdict.defects === 1 ? "1 defect" : `${verdict.defects} defects`;
-    this.find(".why").textContent = why;
-    this.find(".value").textContent = verdict.score === null ? "–" : verdict.score.toFixed(2);
-    this.find(".fill").style.width = `${100 * (verdict.score || 0)}%`;
-    const line = this.find(".line");
-    line.classList.toggle("set", verdict.threshold !== null);
-    if (verdict.threshold !== null) {
-      line.style.left = `${100 * verdict.threshold}%`;
-      this.find(".limit").textContent = `limit ${verdict.threshold.toFixed(2)}`;
-    }
+    if (!this.video.overlaid) this.showScore(verdict);
     this.drawPlot();
   }
 
-  // How old the last verdict is: an idle line is no fault, but nobody should take an old verdict for a new one.
-  age(stale) {
+  // Of the frame that the video shows, or of the last verdict where no drawing of a frame is there to tell; null: none.
+  showScore(judged) {
+    const { frame_id: frame = "", result = "none", score = null, threshold = null } = judged || {};
+    this.find(".score").dataset.frame = frame;
+    this.find(".score").dataset.result = result;
+    this.find(".value").textContent = score === null ? "–" : score.toFixed(2);
+    this.find(".fill").style.width = `${100 * (score || 0)}%`;
+    this.find(".line").classList.toggle("set", threshold !== null);
+    if (threshold === null) return;
+    this.find(".line").style.left = `${100 * threshold}%`;
+    this.find(".limit").textContent = `limit ${threshold.toFixed(2)}`;
+  }
+
+  // The plate: the last verdict while it is news; else what keeps news away. A line that only stands still is no
+  // fault, but nobody should take its last verdict for a new one: it says how old it is.
+  age(silent) {
     const verdict = this.history[this.history.length - 1];
-    if (stale) this.find(".word").textContent = "NO DATA";
-    else if (verdict) this.find(".word").textContent = WORDS[verdict.result];
-    else return;
+    const camera = cameras[this.name];
+    const lost = camera && !camera.up && camera.state !== "ended";
+    let word = verdict ? WORDS[verdict.result] : "WAITING";
+    let why = verdict ? reason(verdict) : "";
+    if (silent) [word, why] = ["NO DATA", ""];
+    else if (lost) [word, why] = [starting ? "STARTING" : "NO CAMERA", camera.error || ""];
+    const old = Boolean(silent || lost);
+    this.root.classList.toggle("stale", old);
+    this.find("use").setAttribute("href", `#shape-${verdict && !old ? verdict.result : "none"}`);
+    this.find(".word").textContent = word;
+    this.find(".why").textContent = why;
     if (!verdict) return;
-    const seconds = Math.max(0, (Date.now() + clockGap - verdict.t_publish / 1e6) / 1000);
-    const old = seconds < 5 ? "" : seconds < 100 ? ` · ${Math.round(seconds)} s ago` : ` · ${Math.round(seconds / 60)} min ago`;
-    this.find(".part").textContent = (verdict.part_id ? `part ${verdict.part_id}` : `no. ${verdict.seq}`) + old;
+    const ms = Date.now() + clockGap - verdict.t_publish / 1e6;
+    this.find(".ago").textContent = ms < STALE_MS ? "" : `${duration(ms)} ago`;
+    this.find(".part").textContent = verdict.part_id ? `part ${verdict.part_id}` : `no. ${verdict.seq}`;
   }
 
   drawPlot() {

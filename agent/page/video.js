@@ -1,17 +1,44 @@
 // One camera's video: WebRTC by WHEP, MJPEG where that does not come up, and what is drawn over the picture.
+"use strict";
 
 const UP_WITHIN_MS = 3000;
-const FROZEN_MS = 3000;
+const FROZEN_MS = 1500; // a video that stands still is marked as old,
+const DEAD_MS = 3000; // and then asked for again
 const TRY_AGAIN_MS = 15000;
+const READ_AGAIN_MS = 1000;
 const KEPT_DRAWINGS = 64;
 const VOTES = 4;
 const KINDS = { pass: "#39e0a8", fail: "#ff7a2e", error: "#f08adf" };
 
-export const layers = { outlines: true, boxes: true, points: false };
+const layers = { outlines: true, boxes: true, points: false };
 
-export class CameraVideo {
-  constructor(name, screen) {
+// The JPEG files of a multipart stream: each part tells its length.
+async function* picturesOf(reader) {
+  let data = new Uint8Array();
+  for (;;) {
+    const head = new TextDecoder("latin1").decode(data.subarray(0, 512));
+    const begin = head.indexOf("\r\n\r\n") + 4;
+    const length = Number(head.match(/Content-Length: (\d+)/)?.[1]);
+    if (begin >= 4 && data.length >= begin + length) {
+      yield new Blob([data.subarray(begin, begin + length)], { type: "image/jpeg" });
+      data = data.slice(begin + length + 2);
+      continue;
+    }
+    const { value, done } = await reader.read();
+    if (done) return;
+    const longer = new Uint8Array(data.length + value.length);
+    longer.set(data);
+    longer.set(value, data.length);
+    data = longer;
+  }
+}
+
+class CameraVideo {
+  // `onDrawing` is told whose frame is shown: the frame's drawing, or null while that is not known.
+  constructor(name, screen, onDrawing) {
     this.name = name;
+    this.screen = screen;
+    this.onDrawing = onDrawing;
     this.video = screen.querySelector("video");
     this.image = screen.querySelector(".mjpeg");
     this.canvas = screen.querySelector(".overlay");
@@ -19,30 +46,29 @@ export class CameraVideo {
     this.peer = null;
     this.session = null;
     this.attempt = 0;
-    this.frames = 0;
     this.frameAt = 0;
     this.shown = null;
+    this.stamp = undefined;
+    this.overlaid = false;
     new ResizeObserver(() => this.draw()).observe(screen);
     this.connect();
-    setInterval(() => this.watch(), 500);
+    setInterval(() => this.watch(), 250);
     addEventListener("pagehide", () => this.leave());
   }
 
-  // WebRTC first; whoever is not up in three seconds gets MJPEG, and WebRTC another try later.
+  // WebRTC first; who sees no picture in three seconds gets MJPEG. A WebRTC that comes up later takes over, and one
+  // that does not gets another try.
   async connect() {
     const attempt = ++this.attempt;
     this.leave();
+    this.triedAt = performance.now();
     this.drawings = [];
     this.votes = new Map();
     this.offset = null;
     this.missed = 0;
     if (this.image.hidden) this.say("connecting");
-    // Connected but without a picture yet: it gets as long again for its first one.
-    const give = () => this.fallBack(attempt);
-    let limit = setTimeout(() => {
-      if (this.peer?.connectionState === "connected") limit = setTimeout(give, UP_WITHIN_MS);
-      else give();
-    }, UP_WITHIN_MS);
+    clearTimeout(this.again);
+    const limit = setTimeout(() => this.fallBack(attempt), UP_WITHIN_MS);
     try {
       const peer = (this.peer = new RTCPeerConnection({ iceServers: [] }));
       peer.addTransceiver("video", { direction: "recvonly" });
@@ -52,7 +78,7 @@ export class CameraVideo {
         if ("playoutDelayHint" in event.receiver) event.receiver.playoutDelayHint = 0;
         this.video.srcObject = new MediaStream([event.track]);
         this.video.play().catch(() => {});
-        this.follow(attempt, () => clearTimeout(limit));
+        this.follow(attempt, limit);
       };
       await peer.setLocalDescription(await peer.createOffer());
       const answer = await fetch(`/${this.name}/whep`, {
@@ -68,53 +94,88 @@ export class CameraVideo {
       await peer.setRemoteDescription({ type: "answer", sdp: await answer.text() });
     } catch (error) {
       clearTimeout(limit);
+      if (attempt !== this.attempt) return;
+      this.leave();
       this.fallBack(attempt);
     }
   }
 
-  follow(attempt, up) {
+  follow(attempt, limit) {
     const onFrame = (now, about) => {
       if (attempt !== this.attempt) return;
       this.video.requestVideoFrameCallback(onFrame);
       if (about.width < 16) return; // what a browser shows of a track without pictures
-      up();
+      clearTimeout(limit);
+      clearTimeout(this.again);
       if (!this.image.hidden) {
         this.image.hidden = true;
-        this.image.removeAttribute("src");
+        this.reading?.abort();
       }
-      this.say("");
-      this.frames += 1;
-      this.frameAt = performance.now();
+      this.seen("");
       this.match(about.rtpTimestamp);
     };
     this.video.requestVideoFrameCallback(onFrame);
   }
 
-  // The overlay is burnt into the MJPEG pictures: they carry no number by which a page could match it.
   fallBack(attempt) {
     if (attempt !== this.attempt) return;
-    this.attempt += 1;
-    this.leave();
+    this.overlaid = false;
     this.shown = null;
     this.draw();
-    if (this.image.hidden || !this.image.src) {
-      this.image.src = `/${this.name}/mjpeg?burn=1&t=${Date.now()}`;
-      this.image.hidden = false;
-      this.image.onerror = () => setTimeout(() => this.image.hidden || (this.image.src = `/${this.name}/mjpeg?burn=1&t=${Date.now()}`), 2000);
-    }
     this.say("MJPEG");
+    if (this.image.hidden) {
+      this.image.hidden = false;
+      this.readPictures();
+    }
     clearTimeout(this.again);
     this.again = setTimeout(() => this.connect(), TRY_AGAIN_MS);
   }
 
-  // A video that stood still for three seconds is asked for again: the agent repeats its last picture twice a second.
-  watch() {
-    if (!this.frameAt || !this.image.hidden) return;
-    if (performance.now() - this.frameAt > FROZEN_MS) {
-      this.frameAt = 0;
-      this.say("no video");
-      this.connect();
+  // MJPEG is read here and not by the <img>, which would not tell that its pictures have stopped coming. The overlay
+  // is burnt in: the pictures carry no number by which a page could match it.
+  async readPictures() {
+    const turn = (this.turn = (this.turn || 0) + 1);
+    while (!this.image.hidden && turn === this.turn) {
+      const reading = (this.reading = new AbortController());
+      this.triedAt = performance.now();
+      try {
+        const answer = await fetch(`/${this.name}/mjpeg?burn=1`, { signal: reading.signal });
+        if (!answer.ok) throw new Error(`mjpeg ${answer.status}`);
+        for await (const picture of picturesOf(answer.body.getReader())) {
+          const url = URL.createObjectURL(picture);
+          this.image.src = url;
+          await this.image.decode();
+          URL.revokeObjectURL(url);
+          if (!this.image.hidden) this.seen("MJPEG");
+        }
+      } catch {
+        // Whatever ended it, `watch` tells the operator; here it is begun again.
+      } finally {
+        reading.abort();
+      }
+      await new Promise((done) => setTimeout(done, READ_AGAIN_MS));
     }
+  }
+
+  seen(transport) {
+    this.frameAt = performance.now();
+    this.screen.classList.remove("frozen");
+    this.say(transport);
+  }
+
+  // The agent repeats its last picture twice a second, so that a video which stands still is a broken one.
+  watch() {
+    if (!this.frameAt) return;
+    if (document.hidden) this.frameAt = performance.now(); // no browser plays what nobody sees
+    const now = performance.now();
+    const still = now - this.frameAt;
+    if (still > FROZEN_MS) {
+      this.screen.classList.add("frozen");
+      this.say("NO VIDEO");
+    }
+    if (still < DEAD_MS || now - this.triedAt < DEAD_MS) return;
+    if (this.image.hidden) this.connect();
+    else this.reading.abort();
   }
 
   leave() {
@@ -131,13 +192,23 @@ export class CameraVideo {
   take(drawing) {
     this.drawings.push(drawing);
     if (this.drawings.length > KEPT_DRAWINGS) this.drawings.shift();
+    // It came after its frame.
+    if (this.overlaid && !this.shown && this.of(this.stamp) === drawing) this.show(drawing);
+  }
+
+  of(stamp) {
+    if (this.offset === null) return undefined;
+    return this.drawings.find((drawing) => (drawing.ts + this.offset) >>> 0 === stamp);
   }
 
   // Which drawing belongs to this frame? RTP adds a random offset to the stream's time stamps. It is the one
-  // difference between frames and drawings that comes up again and again, because no two distances are alike.
+  // difference between frames and drawings that comes up again and again, because no two distances are alike. Until
+  // it is known nothing is drawn: a drawing over another frame would point at what is not there.
   match(stamp) {
-    const newest = this.drawings[this.drawings.length - 1];
-    if (stamp === undefined) return this.show(newest);
+    this.overlaid = true;
+    this.stamp = stamp;
+    // Such a browser tells nothing of its frames: the newest drawing may be ahead of the picture.
+    if (stamp === undefined) return this.show(this.drawings[this.drawings.length - 1]);
     if (this.offset === null) {
       for (const drawing of this.drawings) {
         const offset = (stamp - drawing.ts) >>> 0;
@@ -147,20 +218,20 @@ export class CameraVideo {
       }
       if (this.votes.size > 4096) this.votes.clear();
     }
-    if (this.offset === null) return this.show(newest);
-    const mine = this.drawings.find((drawing) => (drawing.ts + this.offset) >>> 0 === stamp);
-    this.missed = mine ? 0 : this.missed + 1;
+    const mine = this.of(stamp);
+    if (this.offset !== null) this.missed = mine ? 0 : this.missed + 1;
     if (this.missed > 5) {
       this.offset = null;
       this.votes.clear();
       this.missed = 0;
     }
-    this.show(mine || null);
+    this.show(mine);
   }
 
   show(drawing) {
     this.shown = drawing || null;
     this.draw();
+    this.onDrawing(this.shown);
     this.canvas.dataset.frame = drawing ? drawing.frame_id : "";
     this.canvas.dataset.grabbed = drawing?.t_grab ? drawing.t_grab / 1e6 : "";
     this.canvas.dataset.matched = this.offset !== null;

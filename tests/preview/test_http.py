@@ -1,8 +1,11 @@
 """Health, metrics, live values, failed parts and who may see them: over HTTP, from outside."""
 
+import base64
+import hashlib
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -104,7 +107,14 @@ def test_failed_parts_are_shown_with_all_their_pictures(agent: Agent) -> None:
     assert picture("picture.jpg")[y + 5, x + 5].min() > 220
     assert np.abs(picture("marked.jpg").astype(int) - picture("picture.jpg")).max() > 100
     assert picture("thumb.jpg").shape[1] == 240
-    for path in (f"/fails/{seq}/other.jpg", "/fails/0/picture.jpg", "/fails/0", "/fails/x", "/static/../preview.py"):
+    for path in (
+        f"/fails/{seq}/other.jpg",
+        "/fails/0/picture.jpg",
+        "/fails/0",
+        "/fails/x",
+        "/page.js",
+        "/../preview.py",
+    ):
         assert agent.get(path)[0] == 404
 
 
@@ -127,7 +137,7 @@ def test_mjpeg_is_a_series_of_pictures(agent: Agent) -> None:
 
 
 def test_every_answer_carries_the_security_headers(agent: Agent) -> None:
-    for path in ("/", "/static/page.js", "/events", "/top/mjpeg", "/metrics", "/nothing"):
+    for path in ("/", "/events", "/top/mjpeg", "/metrics", "/nothing"):
         request = urllib.request.Request(agent.url + path)
         try:
             answer = urllib.request.urlopen(request, timeout=20)
@@ -139,10 +149,22 @@ def test_every_answer_carries_the_security_headers(agent: Agent) -> None:
             assert "unsafe" not in policy
             assert answer.headers["X-Content-Type-Options"] == "nosniff"
             assert "aiohttp" not in answer.headers["Server"]
-    for name in ("index.html", "page.css"):
-        page = agent.get(f"/static/{name}")[1].decode()
-        assert "http://" not in page
-        assert "https://" not in page
+
+
+def test_the_page_is_one_file_and_its_policy_allows_that_file_alone(agent: Agent) -> None:
+    with urllib.request.urlopen(agent.url, timeout=20) as answer:
+        page, policy = answer.read().decode(), answer.headers["Content-Security-Policy"]
+    parts = re.findall(r"<(style|script)>(.*?)</\1>", page, re.DOTALL)
+    assert [tag for tag, _ in parts] == ["style", "script", "script"]
+    allowed = dict(directive.split(" ", 1) for directive in policy.split("; "))
+    for tag in ("style", "script"):
+        digests = [hashlib.sha256(text.encode()).digest() for kind, text in parts if kind == tag]
+        wanted = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+        assert allowed[f"{tag}-src"] == wanted, "these texts and nothing else"
+    # Nothing names another file: no tag but the icon's, which carries its picture in itself.
+    assert all(link.startswith(("data:", "#")) for link in re.findall(r'(?:src|href)="([^"]*)"', page))
+    for elsewhere in ("http://", "https://", "url(", "@import", "import("):
+        assert elsewhere not in page
 
 
 def test_a_name_that_was_made_to_point_here_is_not_served(agent: Agent) -> None:
@@ -153,7 +175,7 @@ def test_a_name_that_was_made_to_point_here_is_not_served(agent: Agent) -> None:
 def test_with_a_token_nothing_but_health_is_open(start: Callable[..., Agent], tmp_path: Path) -> None:
     (tmp_path / "token").write_text(TOKEN + "\n")
     agent = start(f"preview.token_file={tmp_path / 'token'}", "preview.host=0.0.0.0").wait_ready()
-    for path in ("/", "/static/page.js", "/events", "/metrics", "/top/mjpeg", "/fails/1"):
+    for path in ("/", "/events", "/metrics", "/top/mjpeg", "/fails/1"):
         assert agent.get(path)[0] == 401, path
         assert agent.get(path, {"Authorization": "Bearer wrong"})[0] == 401, path
     assert agent.get("/healthz")[0] == 200

@@ -1,6 +1,7 @@
 """The page in a real Chromium: video, drawings on the defect, fallback, stale data, layout."""
 
 import itertools
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -82,7 +83,7 @@ SAMPLES = """async ([count, bit, height]) => {
       let number = 0;
       for (let i = 0; i < 5; i++)
         number |= (copy.getImageData((i + 0.5) * bit, height - bit / 2, 1, 1).data[0] > 128) << i;
-      samples.push([number, canvas.dataset.frame]);
+      samples.push([number, canvas.dataset.frame, document.querySelector('.score').dataset.frame]);
       samples.length < count ? video.requestVideoFrameCallback(look) : done();
     };
     video.requestVideoFrameCallback(look);
@@ -120,7 +121,7 @@ def test_the_video_plays_and_its_pictures_change(page: Page) -> None:
     wait_for_video(page)
     before = page.evaluate(FRAMES)
     samples = page.evaluate(SAMPLES, [8, BIT, HEIGHT])
-    assert len({number for number, _ in samples}) > 3
+    assert len({number for number, _, _ in samples}) > 3
     assert page.evaluate(FRAMES) > before
     assert page.evaluate("document.querySelector('video').videoWidth") == WIDTH
 
@@ -133,13 +134,39 @@ def test_the_drawing_lies_on_the_defect_of_its_own_frame(page: Page) -> None:
     # same picture, and the second one counts.
     drawn = [
         (number, int(frame) % PICTURES)
-        for (number, frame), (following, _) in itertools.pairwise(samples)
+        for (number, frame, _), (following, _, _) in itertools.pairwise(samples)
         if frame and number != following
     ]
     assert len(drawn) >= 5
     assert all(number == frame for number, frame in drawn), samples
+    assert all(frame == scored for _, frame, scored in samples), "the score is that of the frame, too"
     for found, wanted in zip(page.evaluate(YELLOW), defect_on_page(page), strict=True):
         assert abs(found - wanted) <= 4
+
+
+def test_nothing_is_drawn_over_a_frame_whose_drawing_is_not_known(browser: Browser, agent: Agent) -> None:
+    # Every drawing says that it belongs to another moment, so none can be matched.
+    page = visit(
+        browser,
+        agent,
+        before="""
+        const add = Object.getOwnPropertyDescriptor(RTCDataChannel.prototype, 'onmessage').set;
+        Object.defineProperty(RTCDataChannel.prototype, 'onmessage', { set(take) {
+          add.call(this, ({ data }) => {
+            const drawing = JSON.parse(data);
+            drawing.ts = Math.floor(Math.random() * 2 ** 32);
+            window.taken = (window.taken || 0) + 1;
+            take({ data: JSON.stringify(drawing) });
+          });
+        } });""",
+    )
+    wait_for_video(page)
+    until(page, "window.taken > 8")
+    assert page.locator(".overlay").get_attribute("data-frame") == ""
+    assert page.evaluate(YELLOW)[2] <= page.locator(".overlay").bounding_box()["x"]
+    assert page.locator(".score").get_attribute("data-frame") == ""
+    assert page.locator(".score .value").inner_text() == "–"
+    page.close()
 
 
 def test_layers_by_key_and_by_touch(page: Page) -> None:
@@ -151,6 +178,30 @@ def test_layers_by_key_and_by_touch(page: Page) -> None:
     assert page.evaluate(YELLOW)[2] <= page.locator(".overlay").bounding_box()["x"]
     page.locator("[data-layer=outlines]").click()
     assert page.evaluate(YELLOW)[2] > page.locator(".overlay").bounding_box()["x"]
+
+
+def test_everything_that_a_key_does_a_finger_does(browser: Browser, agent: Agent) -> None:
+    context = browser.new_context(viewport={"width": 1024, "height": 768}, has_touch=True)
+    page = context.new_page()
+    page.goto(agent.url)
+    page.wait_for_selector("#fails button", timeout=LONG)
+    for layer, before in (("outlines", "true"), ("boxes", "true"), ("points", "false")):
+        button = page.locator(f"[data-layer={layer}]")
+        assert button.get_attribute("aria-pressed") == before
+        button.tap()
+        assert button.get_attribute("aria-pressed") != before
+    page.locator("#fails button").nth(1).tap()
+    page.wait_for_selector("#detail[open]", timeout=LONG)
+    for name in ("Mask", "Marked"):
+        tab = page.get_by_role("button", name=name, exact=True)
+        tab.tap()
+        assert tab.get_attribute("aria-pressed") == "true"
+    title = page.locator("#detail-title").inner_text()
+    page.get_by_label("Older fail").tap()
+    until(page, f"document.getElementById('detail-title').innerText !== {title!r}")
+    page.get_by_label("Close", exact=True).tap()
+    page.wait_for_selector("#detail:not([open])", state="attached")
+    context.close()
 
 
 def test_a_failed_part_opens_with_pictures_numbers_and_provenance(page: Page) -> None:
@@ -173,15 +224,24 @@ def test_a_failed_part_opens_with_pictures_numbers_and_provenance(page: Page) ->
     page.wait_for_selector("#detail:not([open])", state="attached")
 
 
-@pytest.mark.parametrize("how", ["no WebRTC in the browser", "UDP blocked"])
+@pytest.mark.parametrize("how", ["no WebRTC in the browser", "UDP blocked", "connected but no picture"])
 def test_mjpeg_where_webrtc_does_not_come_up(chromium: Callable[..., Browser], agent: Agent, how: str) -> None:
-    if how == "UDP blocked":
-        blocked = chromium("--webrtc-ip-handling-policy=disable_non_proxied_udp")
-        page = visit(blocked, agent)
-    else:
-        page = visit(chromium(), agent, before="delete window.RTCPeerConnection")
-    shown = "document.querySelector('.mjpeg').naturalWidth"
-    until(page, f"{shown} === {WIDTH}")
+    blocked = ["--webrtc-ip-handling-policy=disable_non_proxied_udp"] if how == "UDP blocked" else []
+    # When the page asks for WebRTC's first picture, and when it shows MJPEG's first one, by the page's own clock.
+    before = """
+      addEventListener('DOMContentLoaded', () => new MutationObserver(() => {
+        if (document.querySelector('.tile')) window.began ??= performance.now();
+        const image = document.querySelector('img.mjpeg');
+        if (image) image.addEventListener('load', () => { window.shown ??= performance.now(); });
+      }).observe(document.body, { childList: true, subtree: true }));"""
+    if how == "no WebRTC in the browser":
+        before += "delete window.RTCPeerConnection;"
+    if how == "connected but no picture":
+        before += "HTMLVideoElement.prototype.requestVideoFrameCallback = () => 0;"
+    page = visit(chromium(*blocked), agent, before=before)
+    until(page, "window.shown > 0")
+    assert page.evaluate("window.shown - window.began") < 5000
+    assert page.evaluate("document.querySelector('.mjpeg').naturalWidth") == WIDTH
     assert page.locator(".transport").inner_text() == "MJPEG"
     screens = set()
     deadline = time.monotonic() + 30
@@ -191,22 +251,108 @@ def test_mjpeg_where_webrtc_does_not_come_up(chromium: Callable[..., Browser], a
     page.close()
 
 
+def seconds_until(page: Page, expression: str, began: float) -> float:
+    """From `began` (`time.monotonic`) to the moment at which it is true."""
+    deadline = began + LONG / 1000
+    while not page.evaluate(expression):
+        assert time.monotonic() < deadline, expression
+        page.wait_for_timeout(20)
+    return time.monotonic() - began
+
+
+def word(page: Page) -> str:
+    return str(page.locator(".word").inner_text())
+
+
 def test_old_data_is_shown_as_old_and_new_data_as_new(browser: Browser, start: Callable[..., Agent]) -> None:
     agent = start().wait_ready()
     page = visit(browser, agent)
     page.wait_for_selector("body:not(.stale):not(.waiting)", timeout=LONG)
     until(page, "document.querySelector('.word').innerText === 'FAIL'")
+    began = time.monotonic()
     agent.kill()
-    killed = time.monotonic()
-    page.wait_for_selector("#alarm:visible", timeout=LONG)
-    assert time.monotonic() - killed < 6  # two seconds, and what a loaded machine adds
+    # The page's own limit is two seconds; the rest is for the driver of the browser.
+    assert seconds_until(page, "!document.getElementById('alarm').hidden", began) < 2.5
     assert "NO DATA" in page.locator("#alarm").inner_text()
-    assert page.locator(".word").inner_text() == "NO DATA"
+    assert word(page) == "NO DATA"
+    assert page.locator(".shape use").get_attribute("href") == "#shape-none"
     assert "stale" in page.locator("#link").inner_text()
     agent.start().wait_ready()
     page.wait_for_selector("body:not(.stale)", timeout=LONG)
     until(page, "document.querySelector('.word').innerText === 'FAIL'")
     assert not page.locator("#alarm").is_visible()
+    page.close()
+
+
+def test_a_lost_camera_takes_the_verdict_from_its_tile(
+    browser: Browser, start: Callable[..., Agent], tmp_path: Path
+) -> None:
+    agent = start().wait_ready()
+    page = visit(browser, agent)
+    until(page, "document.querySelector('.word').innerText === 'FAIL'")
+    assert page.locator(".ago").inner_text() == ""
+    began = time.monotonic()
+    (tmp_path / "pictures").rename(tmp_path / "away")
+    assert seconds_until(page, "document.querySelector('.tile').classList.contains('stale')", began) < 2.5
+    assert word(page) == "NO CAMERA"
+    assert "has gone" in page.locator(".why").inner_text()
+    assert page.locator(".shape use").get_attribute("href") == "#shape-none"
+    assert page.evaluate("getComputedStyle(document.querySelector('video')).filter") != "none"
+    assert not page.locator("#alarm").is_visible()
+    (tmp_path / "away").rename(tmp_path / "pictures")
+    page.wait_for_selector(".tile:not(.stale)", timeout=LONG)
+    assert word(page) == "FAIL"
+    page.close()
+
+
+def test_a_line_that_stands_still_says_how_old_its_last_verdict_is(
+    browser: Browser, start: Callable[..., Agent]
+) -> None:
+    agent = start("cameras.top.loop=false").wait_ready()
+    page = visit(browser, agent)
+    until(page, "document.querySelector('.tile').dataset.seq > 0")
+    until(page, "parseInt(document.querySelector('.ago').innerText) >= 3")
+    assert word(page) == "FAIL"
+    assert page.locator(".ago").inner_text().endswith("s ago")
+    assert page.evaluate("parseFloat(getComputedStyle(document.querySelector('.ago')).fontSize)") >= 20
+    page.close()
+
+
+@pytest.mark.parametrize("transport", ["WebRTC", "MJPEG"])
+def test_a_video_that_stands_still_is_marked_and_asked_for_again(
+    browser: Browser, agent: Agent, transport: str
+) -> None:
+    before = "" if transport == "WebRTC" else "delete window.RTCPeerConnection"
+    # The viewer's own end: WebRTC is deleted from outside, MJPEG is held up on its way.
+    before += """;
+      const get = window.fetch;
+      window.fetch = async (...what) => {
+        const answer = await get(...what);
+        if (String(what[0]).includes('whep') && answer.status === 201) window.session = answer.headers.get('Location');
+        if (!String(what[0]).includes('mjpeg')) return answer;
+        const reader = answer.body.getReader();
+        const held = () => new Promise((_, fail) => what[1].signal.addEventListener('abort', fail));
+        const read = () => window.held ? held() : reader.read();
+        return { ok: answer.ok, body: { getReader: () => ({ read }) } };
+      };"""
+    page = visit(browser, agent, before=before)
+    playing = "!document.querySelector('.mjpeg').hidden && document.querySelector('.mjpeg').naturalWidth > 0"
+    if transport == "WebRTC":
+        wait_for_video(page)
+    else:
+        until(page, playing)
+    cut = "fetch(window.session, { method: 'DELETE' })" if transport == "WebRTC" else "window.held = true"
+    took = page.evaluate(f"""async () => {{
+      await ({cut});
+      const began = performance.now(), screen = document.querySelector('.screen');
+      while (!screen.classList.contains('frozen')) await new Promise((done) => setTimeout(done, 20));
+      return performance.now() - began;
+    }}""")
+    assert took < 2500
+    assert page.locator(".transport").inner_text() == "NO VIDEO"
+    assert not page.locator("body.stale").count()
+    page.evaluate("window.held = false")
+    page.wait_for_selector(".screen:not(.frozen)", timeout=LONG)
     page.close()
 
 
@@ -259,6 +405,17 @@ def test_nothing_is_loaded_from_elsewhere_and_nothing_complains(browser: Browser
     page.locator("#fails button").first.click()
     page.wait_for_selector("#detail[open]", timeout=LONG)
     page.close()
-    assert asked
-    assert all(url.startswith(agent.url) for url in asked)
+    ours = re.compile(r"/|/events|/top/whep(/[\w-]+)?|/top/mjpeg\?burn=1|/fails/\d+(/\w+\.(jpg|png))?")
+    loaded = [url.removeprefix(agent.url) for url in asked if not url.startswith(("data:", "blob:"))]
+    assert {"/", "/events", "/top/whep"} <= set(loaded)
+    assert all(ours.fullmatch(path) for path in loaded), loaded
     assert not complaints
+
+
+def test_code_that_is_not_the_pages_own_does_not_run(page: Page) -> None:
+    page.evaluate("""() => {
+      document.body.append(Object.assign(document.createElement('script'), { textContent: 'window.foreign = 1' }));
+      document.body.insertAdjacentHTML('beforeend', '<img src="/nothing" onerror="window.foreign = 2">');
+    }""")
+    page.wait_for_timeout(500)
+    assert page.evaluate("window.foreign") is None
