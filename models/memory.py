@@ -100,14 +100,18 @@ class Memory:
 
     def look(self, levels: Sequence[Tensor], tiles: Sequence[Tile], frame: tuple[int, int]) -> Remembered:
         """Levels of B = N x T tiles of frames of H x W. Raises ImageError where the good parts had another size."""
+        self.check_frame(frame)
+        cells = self.cells(levels)
+        return Remembered(self.distances(cells, tiles), self.strangeness(cells))
+
+    def check_frame(self, frame: tuple[int, int]) -> None:
+        """Raises ImageError where the good parts had another size than H x W."""
         if frame != self.about.frame:
             height, width = self.about.frame
             raise ImageError(
                 f"the frame has {frame[1]} x {frame[0]} pixels, the good parts that the recipe's memory was learnt "
                 f"from {width} x {height}: learn again"
             )
-        cells = self.cells(levels)
-        return Remembered(self.distances(cells, tiles), self.strangeness(cells))
 
     def strangeness(self, cells: Tensor) -> Tensor:
         """(B, D, h, w) -> (N,): distance of the layout from the nearest known one, of the strangest tile."""
