@@ -74,6 +74,12 @@ class Learner:
         self._duplicates: list[str] = []
         self._order: list[str] = []
 
+    def emptied(self) -> "Learner":
+        """One that has collected nothing yet, for pictures that this one has described."""
+        other = Learner(self._inspector, self._name, self._recipe, self._budget)
+        other._projection = self._projection
+        return other
+
     def __len__(self) -> int:
         return len(self._pictures)
 
