@@ -47,6 +47,7 @@ class About(BaseModel):
     roi: Box | None
     ignore: tuple[Box, ...]
     tiling: TilingSettings
+    rotations: tuple[float, ...]  # degrees by which every good part was turned as well
     pictures: int  # that it remembers
     outliers: int  # that were left out
     place: float  # weight of a cell's place in the frame, 0 where parts lie anywhere
@@ -72,7 +73,7 @@ class Memory:
     about: About
     sha256: str
     bank: Tensor  # (K, D + 2) float32: descriptors, and where in the frame they were, times `place`
-    layouts: Tensor  # (N, T, L) float32, of every picture and tile
+    layouts: Tensor  # (N, T, L) float32, of every picture, turned ones too, and tile
     projection: Tensor | None  # (D, C) float32
 
     def cells(self, levels: Sequence[Tensor]) -> Tensor:

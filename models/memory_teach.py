@@ -61,7 +61,7 @@ def teach(memory: Memory, parts: Sequence[Described], *, keep_all: bool = False)
             "from pictures of good parts with `flawline learn --good`"
         )
     about = memory.about.model_copy(update={"pictures": memory.about.pictures + len(new)})
-    layouts = torch.stack([given[n].layout for n in new]).to(memory.layouts)
+    layouts = torch.cat([given[n].layouts for n in new]).to(memory.layouts)
     tensors = {"bank": torch.cat([memory.bank, added]), "layouts": torch.cat([memory.layouts, layouts])}
     if memory.projection is not None:
         tensors["projection"] = memory.projection

@@ -139,7 +139,7 @@ class ShotStudy:
         cells, words, masks = [], [], {}
         for number, sample in enumerate(category.test):
             picture = _square(sample.image, edge)
-            described = learner.describe(picture, sample.image.name)
+            described = learner.describe_as_given(picture, sample.image.name)
             cells.append(described.cells[0])
             words.append(inspector.zero_shot(inspector.encode([picture], recipe), recipe)[0].half().cpu())
             mask = truth(sample, (EDGE, EDGE), (EDGE, EDGE))
@@ -147,7 +147,7 @@ class ShotStudy:
                 masks[number] = mask
             self._progress.step(category.name)
         defective = np.array([sample.defective for sample in category.test], bool)
-        return Known(learner, good, cells, words, good[0].tiles, defective, list(masks), list(masks.values()))
+        return Known(learner, good, cells, words, described.tiles, defective, list(masks), list(masks.values()))
 
     def _learnt(self, known: Known, number: int, seed: int) -> Memory:
         learner = known.learner.emptied()
