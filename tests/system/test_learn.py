@@ -94,7 +94,11 @@ def test_a_reject_marked_on_the_line_passes_after_one_command_and_a_reload(make_
     before = station.until("verdict", 2, limit_s=120)
     assert [verdict["result"] for verdict in before] == ["fail", "pass"]
     assert {verdict["provenance"]["memory_sha256"] for verdict in before} == {first["memory_sha256"]}
-    station.ask("feedback", seq=before[0]["seq"], label="good", who="anna", note="the maker's mark")
+    marked = str(before[0]["seq"])
+    feedback = [*CLI, "feedback", "--endpoint", station.control, "--who", "anna", "--note", "the maker's mark"]
+    subprocess.run([*feedback, marked, "--good"], timeout=120, check=True)
+    unknown = subprocess.run([*feedback, "99", "--bad"], capture_output=True, timeout=120, check=False)
+    assert (unknown.returncode, b"no verdict 99" in unknown.stderr) == (1, True)
     pictures = station.folder / "state" / "line1" / "pictures"
     station.wait_for(lambda: list(pictures.glob("*/*-fail.png")), 60)
 
