@@ -112,7 +112,7 @@ def teach_from_feedback(
     if not marked:
         others = f"; {len(given.marks)} marks on its verdicts say something else" if given.marks else ""
         raise ConfigError(
-            f"no reject of recipe {name!r} is marked as wrong (control command `feedback`, label `good`){others}"
+            f"no reject of recipe {name!r} is marked as wrong (`flawline feedback SEQ --good --who NAME`){others}"
         )
     gone = f"its picture is not kept (journal.archive = {settings.journal.archive!r}, archive_mb = "
     gone += f"{settings.journal.archive_mb:g}: the oldest go first)"
@@ -121,8 +121,8 @@ def teach_from_feedback(
     ]
     if all(part.use == "gone" for part in parts):
         numbers = ", ".join(str(mark.seq) for mark in marked[:20])
-        folder = settings.journal.path / settings.station / "pictures"
-        raise FlawlineError(f"{folder}: of no reject that is marked as wrong ({numbers}) the picture is there: {gone}")
+        archive = settings.journal.path / settings.station / "pictures"
+        raise FlawlineError(f"{archive}: of no reject that is marked as wrong ({numbers}) the picture is there: {gone}")
     from flawline.models.inspector import Inspector
 
     model = settings.model

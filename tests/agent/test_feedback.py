@@ -1,5 +1,6 @@
 """What is read from a station's journal of operators' words and of the recipe that judges, beside a running agent."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -7,11 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from flawline.agent.cli_teach import finish
 from flawline.agent.feedback import reading
 from flawline.agent.journal import Journal
 from flawline.agent.recipes import RecipeBook
+from flawline.agent.teaching import Report
 from flawline.config.errors import ConfigError
+from flawline.config.memory_versions import pending_file
 from flawline.config.settings import Settings
+from flawline.config.sources import load_settings
 
 
 @pytest.fixture
@@ -87,3 +92,24 @@ def test_a_folder_without_a_journal_and_one_of_another_flawline_are_refused(tmp_
 def test_the_command_line_itself_loads_no_torch() -> None:
     code = "import sys, flawline.agent.cli, flawline.agent.teaching; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=240, check=False).returncode == 0
+
+
+def test_at_a_terminal_it_is_asked_and_only_a_yes_activates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "line.toml"
+    for said, activated in (("n", False), ("y", True)):
+        file.write_text('[recipes.default]\nobject = "plate"  # words\n')
+        pending = pending_file(tmp_path / "memory", "default", "a1" * 32)
+        pending.parent.mkdir(exist_ok=True)
+        pending.write_bytes(b"a memory")
+        recipe = load_settings(file, environ={}).recipes["default"]
+        report = Report(recipe, None, [], pending, "a1" * 32, None, 3, [], [], [])
+        ours, theirs = os.openpty()
+        with os.fdopen(ours, "wb", buffering=0) as keyboard, os.fdopen(theirs, "r") as terminal:
+            monkeypatch.setattr(sys, "stdin", terminal)
+            keyboard.write(f"{said}\n".encode())
+            finish(report, "default", recipe, file, go=False, force=False, as_json=False)
+        version = "memory/default.0001.a1a1a1a1a1a1.safetensors"
+        assert (load_settings(file, environ={}).recipes["default"].memory is not None) == activated
+        assert (tmp_path / version).is_file() == activated
+        assert pending.exists() != activated
+    assert file.read_text() == f'[recipes.default]\nobject = "plate"  # words\nmemory = "{version}"\n'
