@@ -1,6 +1,7 @@
 """Pictures of failed parts, and a sample of good ones, beside the journal: under a budget, oldest first out."""
 
 import os
+import re
 import shutil
 from collections import deque
 from pathlib import Path
@@ -16,6 +17,13 @@ from flawline.config.settings import JournalSettings
 log = structlog.get_logger()
 _WAITING = 4
 """Pictures that may wait to be written; further ones are passed over, because each holds a slot of the ring."""
+_NAME = re.compile(r"(\d{12,})-(?:pass|fail)\.(?:jpg|png)")
+
+
+def kept_pictures(folder: Path) -> dict[int, Path]:
+    """The pictures of an archive by their verdicts' numbers, rising."""
+    found = {int(match[1]): path for path in folder.glob("*/*") if (match := _NAME.fullmatch(path.name))}
+    return dict(sorted(found.items()))
 
 
 class Archive:

@@ -125,6 +125,24 @@ def replay(from_seq: int, to_seq: int | None, endpoint: str, server_key: Path | 
 
 
 @cli.command()
+@click.argument("seq", type=click.IntRange(min=1))
+@click.option("--good/--bad", "good", default=None, required=True, help="what the part is, whatever the verdict says")
+@click.option("--who", required=True, help="who says so; kept with it")
+@click.option("--note", default="", help="a remark; kept with it")
+@click.option("--endpoint", default="tcp://127.0.0.1:5556", show_default=True, help="where an agent takes commands")
+@_with_keys
+def feedback(
+    seq: int, good: bool, who: str, note: str, endpoint: str, server_key: Path | None, client_key: Path | None
+) -> None:
+    """Tell a running agent what the part of verdict SEQ is; `flawline learn --from-feedback` learns from it."""
+    request = {"cmd": "feedback", "id": 1, "seq": seq, "label": "good" if good else "bad", "who": who, "note": note}
+    try:
+        ask(endpoint, request, keys=_keys(server_key, client_key))
+    except ValueError as error:
+        raise FlawlineError(f"verdict {seq}: {error}") from error
+
+
+@cli.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("name")
 def keys(folder: Path, name: str) -> None:

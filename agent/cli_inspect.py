@@ -134,14 +134,15 @@ class _Judge:
         self._inspector = inspector
         self._out = out
         self._thumbnails = thumbnails
-        self.threshold = float(inspector.prepare(recipe).threshold)
+        prepared = inspector.prepare(recipe)
+        self.threshold = float(prepared.threshold)
         opened = inspector.towers.bundle
         self.provenance = {
             "agent": __version__,
             "bundle": opened.name,
             "bundle_sha256": opened.sha256,
             "recipe_sha256": hashlib.sha256(recipe.model_dump_json().encode()).hexdigest(),
-            "memory_sha256": None,
+            "memory_sha256": prepared.memory.sha256 if prepared.memory is not None else None,
         }
 
     def __call__(self, path: Path, target: Path) -> inspect_report.Line:
@@ -161,6 +162,7 @@ class _Judge:
             reason=None,
             score=result.score,
             defects=[defect.as_wire() for defect in result.defects],
+            warning=result.warning,
             stage_ms=dict.fromkeys(STAGES, 0.0) | result.stage_ms,
         )
         drawn = overlay.draw(picture, result) if self._out is not None or self._thumbnails else None

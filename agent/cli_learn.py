@@ -1,16 +1,16 @@
 """`flawline learn`: the memory of a recipe from pictures of good parts, its versions, and the way back."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import click
 
+from flawline.agent.cli_teach import finish
 from flawline.agent.progress import WorkProgress
+from flawline.agent.teaching import teach_from_feedback
 from flawline.config.errors import ConfigError, ImageError
-from flawline.config.memory_versions import FOLDER, next_file, previous_file
-from flawline.config.recipe_file import update_recipe
+from flawline.config.memory_versions import FOLDER, activate, next_file, previous_file
 from flawline.config.settings import Settings
 from flawline.config.sources import load_settings
 
@@ -29,6 +29,25 @@ FEW = 5
     help="where the memory goes [default: a new version in memory/ beside the TOML file, or in the journal's folder]",
 )
 @click.option("--keep-all", is_flag=True, help="learn from outliers too: they are good, only rare")
+@click.option(
+    "--from-feedback",
+    is_flag=True,
+    help="instead of --good: from rejects that operators marked as wrong; shows what changes",
+)
+@click.option(
+    "--activate",
+    "go",
+    is_flag=True,
+    help="--from-feedback: judge by it [default: asked at a terminal, else only shown]",
+)
+@click.option("--force", is_flag=True, help="--from-feedback: activate although confirmed defects would pass")
+@click.option(
+    "--compare",
+    type=click.IntRange(min=0),
+    default=500,
+    show_default=True,
+    help="--from-feedback: of archived parts without a mark, judge the newest so many by both memories",
+)
 @click.option("--rollback", is_flag=True, help="learn nothing: go back to the version before, or to none")
 @click.option("--bundle", help="a bundle's name, or its folder [default: the file's, or demo]")
 @click.option("--device", help="auto, cpu, cuda, cuda:N [default: the file's, or auto]")
@@ -39,12 +58,16 @@ def learn(
     file: Path | None,
     out: Path | None,
     keep_all: bool,
+    from_feedback: bool,
+    go: bool,
+    force: bool,
+    compare: int,
     rollback: bool,
     bundle: str | None,
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Learn what good parts look like, from a few pictures of them.
+    """Learn what good parts look like, from a few pictures of them or from rejects that were wrong.
 
     From then on the recipe judges by words and memory together. The same pictures give the same memory; every
     verdict names its hash. A defective part among the good ones is shown and left out.
@@ -57,17 +80,29 @@ def learn(
     if rollback:
         _roll_back(settings, recipe, file)
         return
+    place = (file.resolve().parent if file is not None else settings.journal.path) / FOLDER
+    if from_feedback:
+        if good is not None or out is not None:
+            raise ConfigError("--from-feedback: takes its pictures from the archive, without --good and --out")
+        if go and file is None:
+            raise ConfigError("--activate: name the TOML file with --config; its recipe names the memory in use")
+        report = teach_from_feedback(
+            settings, recipe, place, keep_all=keep_all, compare=compare, bundle=bundle, device=device
+        )
+        finish(report, recipe, settings.recipes[recipe], file, go=go, force=force, as_json=as_json)
+        return
+    if go or force:
+        raise ConfigError("--activate, --force: belong to --from-feedback; --good activates by itself")
     if good is None:
-        raise ConfigError("--good: name the folder with pictures of good parts (or give --rollback)")
+        raise ConfigError("--good: name the folder with pictures of good parts (or give --from-feedback, --rollback)")
     learnt = _learn(settings, recipe, good, keep_all, bundle, device)
     memory = learnt.memory
     from flawline.models.memory_file import write_memory
 
-    folder = (file.resolve().parent if file is not None else settings.journal.path) / FOLDER
-    path = out if out is not None else next_file(folder, recipe, memory.sha256)
+    path = out if out is not None else next_file(place, recipe, memory.sha256)
     write_memory(path, memory)
     if file is not None:
-        update_recipe(file, recipe, {"memory": _relative(path, file)})
+        activate(file, recipe, path)
     rules = settings.recipes[recipe]
     notes = []
     if memory.about.pictures == 1:
@@ -145,14 +180,8 @@ def _roll_back(settings: Settings, recipe: str, file: Path | None) -> None:
     if current is None:
         raise ConfigError(f"{file}: recipes.{recipe} has no memory to go back from")
     previous = previous_file(Path(current))
-    update_recipe(file, recipe, {"memory": None if previous is None else _relative(previous, file)})
+    activate(file, recipe, previous)
     click.echo(
         f"recipes.{recipe} in {file}: "
         + (f"back to {previous}" if previous is not None else "there is no earlier memory; words alone judge again")
     )
-
-
-def _relative(path: Path, file: Path) -> str:
-    """As it is written into the file: relative to it where it lies below."""
-    base, target = file.resolve().parent, path.resolve()
-    return os.path.relpath(target, base) if target.is_relative_to(base) else str(target)

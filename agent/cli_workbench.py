@@ -29,6 +29,13 @@ def _size(_context: click.Context, _option: click.Parameter, value: str) -> int 
     return int(value)
 
 
+def _numbers(_context: click.Context, _option: click.Parameter, value: str | None) -> list[int]:
+    texts = value.split(",") if value else []
+    if not all(text.strip().isdigit() and int(text) <= 500 for text in texts):
+        raise click.BadParameter("give numbers of good parts from 0 to 500, as 0,1,2,4,8,16")
+    return sorted({int(text) for text in texts})
+
+
 def _split(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> list[str]:
     return [name for value in values for name in value.split(",") if name]
 
@@ -56,13 +63,29 @@ def _split(_context: click.Context, _option: click.Parameter, values: tuple[str,
     callback=_split,
     help="other methods beside: all, or windows, clip, boxes, contrast, blur",
 )
+@click.option(
+    "--shots",
+    callback=_numbers,
+    metavar="N,N...",
+    help="also with so many good parts of train/good in memory: 0,1,2,4,8,16",
+)
+@click.option(
+    "--seeds",
+    "draws",
+    type=click.IntRange(1, 100),
+    default=3,
+    show_default=True,
+    help="draws of good parts for --shots",
+)
 @click.option("--size", default="518", callback=_size, show_default=True, help="frame of the metrics: px, or native")
 @click.option("--limit", type=click.IntRange(min=1), help="at most so many good and so many defective pictures a class")
 @click.option("--tolerate", is_flag=True, help="pictures without a fitting mask count in image metrics only")
 @click.option("--keep-maps", is_flag=True, help="leave the raw float32 maps in OUT/.work")
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
 @click.option("--shards", type=click.IntRange(min=1), default=2, show_default=True, help="processes of --engine ray")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="of the bootstrap")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="of the bootstrap, and of the first draw"
+)
 @click.option("--out", type=FOLDER, required=True, help="where results.json, results.md and plots go")
 def evaluate(
     kind: Any,
@@ -78,6 +101,8 @@ def evaluate(
     words: str | None,
     ablations: list[str],
     methods: list[str],
+    shots: list[int],
+    draws: int,
     size: int | None,
     limit: int | None,
     tolerate: bool,
@@ -146,6 +171,12 @@ def evaluate(
         return lambda samples: evaluation.judge_locally(maps, samples, recipe.min_defect_area_px)
 
     started = datetime.now(UTC)
+    few: dict[str, Any] = {}
+    if shots:
+        from flawline.models.shots import ShotStudy
+
+        with WorkProgress("shots") as progress:
+            few = ShotStudy(inspector, recipes, shots, draws, seed, progress).run(categories)
     with WorkProgress("evaluate") as progress, cluster or nullcontext():
         run = evaluation.Evaluation(plan, judge_for, progress)
         reports = run.run(keep_maps=keep_maps)
@@ -171,9 +202,12 @@ def evaluate(
             "without_masks": [category.name for category in categories if not category.with_masks],
         }
         content = results_report.results(settings, rows, reports, left_out)
+        if shots:
+            content["shots"] = few
         with evaluation.writing(out):
             results_report.write_results(out, content)
-            _plots(out, {name: report[study.AGENT.key] for name, report in reports.items()}, progress)
+            own = {name: report[study.AGENT.key] for name, report in reports.items()}
+            _plots(out, own, few if shots else None, progress)
         for problem in settings["problems"]:
             progress.say(f"problem: {problem}")
         for name in settings["without_masks"]:
@@ -185,14 +219,18 @@ def evaluate(
         _show(*results_report.row_table(content))
         for note in results_report.row_notes(content):
             click.echo(note)
+    if shots:
+        _show(results_report.SHOT_HEADINGS, results_report.shot_lines(few))
     click.echo(f"{out / 'results.json'}, {out / 'results.md'}, {out / 'plots'}")
 
 
-def _plots(out: Path, reports: dict[str, Any], progress: WorkProgress) -> None:
-    from flawline.models.plots import write_plots
+def _plots(out: Path, reports: dict[str, Any], shots: dict[str, Any] | None, progress: WorkProgress) -> None:
+    from flawline.models.plots import write_plots, write_shot_curves
 
     try:
         write_plots(out / "plots", reports)
+        if shots is not None:
+            write_shot_curves(out / "plots", shots)
     except ConfigError as error:
         progress.say(f"curves and histograms are left out: {error}")
 

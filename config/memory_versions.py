@@ -1,10 +1,12 @@
-"""Where the memories of a recipe are kept: numbered files in one folder, none ever overwritten."""
+"""Where the memories of a recipe are kept: numbered files in one folder, none ever overwritten; which one judges."""
 
 import json
+import os
 import re
 from pathlib import Path
 
 from flawline.config.errors import ConfigError
+from flawline.config.recipe_file import update_recipe
 
 FOLDER = "memory"  # next to the configuration's file, or in the journal's folder
 _NAME = re.compile(r"(?P<recipe>[A-Za-z0-9_-]+)\.(?P<version>\d{4,})\.(?P<sha>[0-9a-f]{12})\.safetensors")
@@ -38,6 +40,39 @@ def previous_file(current: Path) -> Path | None:
         path for number, path in versions(current.parent, match["recipe"]).items() if number < int(match["version"])
     ]
     return earlier[-1] if earlier else None
+
+
+def is_numbered(file: Path) -> bool:
+    """Whether a file is one of a recipe's versions."""
+    return _NAME.fullmatch(file.name) is not None
+
+
+def pending_file(folder: Path, recipe: str, sha256: str) -> Path:
+    """The file for a memory that does not judge yet: it has no number, so no rollback leads to it."""
+    return folder / f"{recipe}.pending.{sha256[:12]}.safetensors"
+
+
+def number_pending(pending: Path, recipe: str, sha256: str) -> Path:
+    """Make a pending memory a version; returns its file. Raises ConfigError naming it."""
+    path = next_file(pending.parent, recipe, sha256)
+    try:
+        pending.replace(path)
+    except OSError as error:
+        raise ConfigError(f"{pending}: cannot be renamed to {path.name}: {error.strerror or error}") from error
+    return path
+
+
+def activate(file: Path, recipe: str, memory: Path | None) -> None:
+    """Write into the configuration which memory the recipe judges by; None: by words alone.
+
+    As a whole or not at all. A running agent takes it up when it reloads its configuration.
+    """
+    if memory is None:
+        update_recipe(file, recipe, {"memory": None})
+        return
+    base, target = file.resolve().parent, memory.resolve()
+    text = os.path.relpath(target, base) if target.is_relative_to(base) else str(target)
+    update_recipe(file, recipe, {"memory": text})
 
 
 def stored_sha256(file: Path) -> str:

@@ -143,6 +143,11 @@ class Recipe(Strict):
     memory: str | None = Field(
         None, min_length=1, description="file of the memory of good parts; written by `flawline learn`"
     )
+    memory_rotations: tuple[float, ...] = Field(
+        (),
+        max_length=35,
+        description="degrees by which parts may lie turned, as [90, 180, 270]: `flawline learn` learns them turned too",
+    )
     calibration: Calibration | None = Field(None, description="where the threshold came from")
 
     @field_validator("roi", "ignore")
@@ -154,6 +159,13 @@ class Recipe(Strict):
         for x, y, w, h in boxes:
             if x < 0 or y < 0 or w < 1 or h < 1:
                 raise ValueError(f"box [{x}, {y}, {w}, {h}] needs x, y >= 0 and w, h >= 1")
+        return value
+
+    @field_validator("memory_rotations")
+    @classmethod
+    def _rotations_turn(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0.0 < degrees < 360.0 for degrees in value) or len(set(value)) < len(value):
+            raise ValueError(f"{list(value)} must be different degrees between 0 and 360")
         return value
 
     @field_validator("states_normal", "states_abnormal")

@@ -91,32 +91,53 @@ def intervals(
     tallies: Tallies, exact: Mapping[str, float | None], *, seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, Interval]:
     """95 % percentile intervals of the metrics in `exact` that are defined; empty for fewer than two images."""
+    found = resampled(tallies, exact, seed=seed, resamples=resamples)
+    bounds = {name: interval(np.clip(values, 0.0, 1.0)) for name, values in found.items()}
+    return {name: both for name, both in bounds.items() if both is not None}
+
+
+def resampled(
+    tallies: Tallies, exact: Mapping[str, float | None], *, seed: int = 0, resamples: int = RESAMPLES
+) -> dict[str, Reals]:
+    """The metrics in `exact` that are defined, of every resample, (resamples,), NaN where one lacks a class.
+
+    The same seed and number of images draw the same images: two maps of the same pictures can be compared by pairs.
+    """
     images = len(tallies.positive)
     if images < 2:
         return {}
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(images, np.full(images, 1.0 / images), size=resamples).astype(np.float64)
-    whole = binned_metrics(tallies, np.ones((1, images)))
-    resampled = binned_metrics(tallies, drawn)
-    result: dict[str, Interval] = {}
-    for name, value in exact.items():
-        if value is None or name not in resampled or not np.isfinite(whole[name][0]):
-            continue
-        shifted = resampled[name] + (value - whole[name][0])
-        shifted = shifted[np.isfinite(shifted)]
-        if len(shifted) < resamples // 2:  # half of the resamples lack a class: no honest interval
-            continue
-        low, high = np.percentile(np.clip(shifted, 0.0, 1.0), [2.5, 97.5])
-        result[name] = (float(low), float(high))
-    return result
+    whole, each = binned_metrics(tallies, np.ones((1, images))), binned_metrics(tallies, drawn)
+    return {
+        name: each[name] + (value - whole[name][0])
+        for name, value in exact.items()
+        if value is not None and name in each and np.isfinite(whole[name][0])
+    }
+
+
+def interval(values: Reals) -> Interval | None:
+    """The 95 % percentile interval of resampled values; None where half of them lack a class: no honest one."""
+    finite = values[np.isfinite(values)]
+    if len(finite) < len(values) // 2 or not len(finite):
+        return None
+    low, high = np.percentile(finite, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def image_intervals(
     scores: NDArray[np.float64], defective: Mask, exact: Mapping[str, float | None]
 ) -> dict[str, Interval]:
     """95 % intervals of image metrics from (n,) image scores and labels."""
+    return intervals(
+        image_tallies(scores, defective), {name: value for name, value in exact.items() if name != "aupro"}
+    )
+
+
+def image_tallies(scores: NDArray[np.float64], defective: Mask) -> Tallies:
+    """Of (n,) image scores and labels, one bin per score."""
     values = scores.astype(np.float32)
     tally = Tally(np.unique(values))
     for number in range(len(values)):
         tally.add(values[number : number + 1], defective[number : number + 1])
-    return intervals(tally.tallies(), {name: value for name, value in exact.items() if name != "aupro"})
+    return tally.tallies()

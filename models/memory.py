@@ -47,6 +47,7 @@ class About(BaseModel):
     roi: Box | None
     ignore: tuple[Box, ...]
     tiling: TilingSettings
+    rotations: tuple[float, ...]  # degrees by which every good part was turned as well
     pictures: int  # that it remembers
     outliers: int  # that were left out
     place: float  # weight of a cell's place in the frame, 0 where parts lie anywhere
@@ -72,7 +73,7 @@ class Memory:
     about: About
     sha256: str
     bank: Tensor  # (K, D + 2) float32: descriptors, and where in the frame they were, times `place`
-    layouts: Tensor  # (N, T, L) float32, of every picture and tile
+    layouts: Tensor  # (N, T, L) float32, of every picture, turned ones too, and tile
     projection: Tensor | None  # (D, C) float32
 
     def cells(self, levels: Sequence[Tensor]) -> Tensor:
@@ -100,14 +101,18 @@ class Memory:
 
     def look(self, levels: Sequence[Tensor], tiles: Sequence[Tile], frame: tuple[int, int]) -> Remembered:
         """Levels of B = N x T tiles of frames of H x W. Raises ImageError where the good parts had another size."""
+        self.check_frame(frame)
+        cells = self.cells(levels)
+        return Remembered(self.distances(cells, tiles), self.strangeness(cells))
+
+    def check_frame(self, frame: tuple[int, int]) -> None:
+        """Raises ImageError where the good parts had another size than H x W."""
         if frame != self.about.frame:
             height, width = self.about.frame
             raise ImageError(
                 f"the frame has {frame[1]} x {frame[0]} pixels, the good parts that the recipe's memory was learnt "
                 f"from {width} x {height}: learn again"
             )
-        cells = self.cells(levels)
-        return Remembered(self.distances(cells, tiles), self.strangeness(cells))
 
     def strangeness(self, cells: Tensor) -> Tensor:
         """(B, D, h, w) -> (N,): distance of the layout from the nearest known one, of the strangest tile."""

@@ -109,6 +109,7 @@ def fitting_memory(recipe: Recipe, bundle: Bundle, words: Words, localiser: str,
         "roi": about.roi != recipe.roi,
         "ignore": about.ignore != recipe.ignore,
         "tiling": about.tiling != recipe.tiling,
+        "memory_rotations": about.rotations != recipe.memory_rotations,
     }
     if any(differing.values()):
         names = ", ".join(name for name, differs in differing.items() if differs)

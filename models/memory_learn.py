@@ -2,8 +2,9 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from torch.nn import functional
 from flawline.config.errors import ConfigError, ImageError
 from flawline.config.recipe import Recipe
 from flawline.models.coreset import BUDGET, Scores, farthest_layout, leave_one_out, outliers
+from flawline.models.decide import counted_region
 from flawline.models.descriptors import descriptors, layout, projection
 from flawline.models.frames import as_rgb
 from flawline.models.inspector import Inspector
@@ -49,15 +51,15 @@ class Learnt:
 
 @dataclass(frozen=True)
 class Described:
-    """One good part as the memory sees it."""
+    """One good part as the memory sees it: P pictures of it, as given and turned, the former first."""
 
     name: str
     digest: bytes  # of its pixels
     frame: tuple[int, int]  # H, W
-    tiles: list[Tile]
-    cells: Tensor  # (T, D, h, w) float16 on the CPU
-    counted: Tensor  # (T h w,) bool: cells that do not lie in an ignored box
-    layout: Tensor  # (T, L) float16 on the CPU
+    tiles: list[Tile]  # P times T
+    cells: Tensor  # (P T, D, h, w) float16 on the CPU
+    counted: Tensor  # (P T h w,) bool: cells that do not lie in an ignored box, nor outside the picture as given
+    layouts: Tensor  # (P, T, L) float16 on the CPU
     zero_shot: tuple[float, float]  # median and largest logit of the map by words
 
 
@@ -74,6 +76,12 @@ class Learner:
         self._duplicates: list[str] = []
         self._order: list[str] = []
 
+    def emptied(self) -> "Learner":
+        """One that has collected nothing yet, for pictures that this one has described."""
+        other = Learner(self._inspector, self._name, self._recipe, self._budget)
+        other._projection = self._projection
+        return other
+
     def __len__(self) -> int:
         return len(self._pictures)
 
@@ -88,9 +96,28 @@ class Learner:
             raise ImageError(f"{name}: {error}") from error
         return self.take(self.describe(picture, name))
 
-    @torch.inference_mode()
     def describe(self, picture: NDArray[np.uint8], name: str) -> Described:
-        """What a memory needs to know of (H, W, 3) uint8 RGB."""
+        """What a memory needs to know of (H, W, 3) uint8 RGB, turned by the recipe's `memory_rotations` too."""
+        given = self.describe_as_given(picture, name)
+        views = [given]
+        rows, columns = counted_region(self._recipe, *picture.shape[:2])
+        for degrees in self._recipe.memory_rotations:
+            turned, inside = turn(picture, degrees, (columns.start + columns.stop, rows.start + rows.stop))
+            view = self.describe_as_given(turned, name)
+            grid = (int(view.cells.shape[-1]), int(view.cells.shape[-2]))
+            whole = [cv2.resize(inside[t.rows, t.columns], grid, interpolation=cv2.INTER_AREA) for t in view.tiles]
+            views.append(replace(view, counted=view.counted & (torch.from_numpy(np.stack(whole)).flatten() > 0.99)))
+        return replace(
+            given,
+            tiles=[tile for view in views for tile in view.tiles],
+            cells=torch.cat([view.cells for view in views]),
+            counted=torch.cat([view.counted for view in views]),
+            layouts=torch.cat([view.layouts for view in views]),
+        )
+
+    @torch.inference_mode()
+    def describe_as_given(self, picture: NDArray[np.uint8], name: str) -> Described:
+        """The same of the picture alone, as it is."""
         inspector = self._inspector
         encoded = inspector.encode([picture], self._recipe)
         levels = inspector.levels(encoded)
@@ -111,7 +138,7 @@ class Learner:
             encoded.tiles,
             cells.to("cpu", torch.float16),
             counted.flatten().cpu(),
-            layout(cells).to("cpu", torch.float16),
+            layout(cells)[None].to("cpu", torch.float16),
             (float(logits.median()), float(logits.max())),
         )
 
@@ -173,7 +200,7 @@ class Learner:
     def _memory(self, kept: Sequence[Described], place: float, scores: Scores, left_out: int) -> Memory:
         towers = self._inspector.towers
         prepared = self._inspector.prepare(self._recipe)
-        layouts = torch.stack([one.layout for one in kept])
+        layouts = torch.cat([one.layouts for one in kept])
         about = About(
             bundle=towers.bundle.name,
             bundle_sha256=towers.bundle.sha256,
@@ -185,6 +212,7 @@ class Learner:
             roi=self._recipe.roi,
             ignore=self._recipe.ignore,
             tiling=self._recipe.tiling,
+            rotations=self._recipe.memory_rotations,
             pictures=len(kept),
             outliers=left_out,
             place=place,
@@ -192,9 +220,27 @@ class Learner:
             striking=round(scores.striking, 5),
             zero_shot_ordinary=round(float(np.median([one.zero_shot[0] for one in kept])), 5),
             zero_shot_striking=round(float(np.median([one.zero_shot[1] for one in kept])), 5),
-            layout_limit=round(LAYOUT_FACTOR * farthest_layout(layouts.float()), 5),
+            layout_limit=round(
+                LAYOUT_FACTOR * farthest_layout(torch.stack([one.layouts[0] for one in kept]).float()), 5
+            ),
         )
         tensors = {"bank": scores.core.to("cpu", torch.float16), "layouts": layouts}
         if self._projection is not None:
             tensors["projection"] = self._projection.to("cpu", torch.float16)
         return make_memory(about, tensors, towers.device)
+
+
+def turn(
+    picture: NDArray[np.uint8], degrees: float, doubled_centre: tuple[int, int]
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """(H, W, 3) turned counter-clockwise in its frame, and (H, W) 1 where it shows what was in the picture, else 0.
+
+    `doubled_centre`: x and y of the centre times two, in pixels' edges. Beyond the picture its border is mirrored.
+    """
+    height, width = picture.shape[:2]
+    centre = ((doubled_centre[0] - 1) / 2, (doubled_centre[1] - 1) / 2)
+    matrix = cv2.getRotationMatrix2D(centre, degrees, 1.0)
+    size = (width, height)
+    turned = cv2.warpAffine(picture, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    inside = cv2.warpAffine(np.ones((height, width), np.float32), matrix, size, flags=cv2.INTER_LINEAR)
+    return np.asarray(turned, np.uint8), np.asarray(inside, np.float32)

@@ -38,6 +38,36 @@ def write_plots(folder: Path, reports: Mapping[str, Mapping[str, Any]]) -> None:
         _histogram(Figure, folder / f"{name}_scores.png", name, report)
 
 
+def write_shot_curves(folder: Path, shots: Mapping[str, Any]) -> None:
+    """shots.png: AUROC by words and memory over the number of good parts, one line per class, with its interval.
+
+    `shots`: the entry of results.json. Raises ConfigError that says what to install.
+    """
+    try:
+        from matplotlib.figure import Figure  # an optional extra, and slow to import
+    except ImportError as error:
+        raise ConfigError("plots need matplotlib: pip install 'flawline[plots]'") from error
+    figure = Figure(figsize=(9.0, 4.2), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, 2), ("pixel_auroc", "image_auroc"), strict=True):
+        for name, entry in shots["sets"].items():
+            points = []
+            for line in entry["lines"]:
+                key = "both" if "both" in line[metric] else "words"
+                if key in line[metric]:
+                    value = line[metric][key]
+                    points.append((line["good_parts"], value, *line[f"{metric}_ci95"].get(key, (value, value))))
+            if points:
+                number, value, low, high = zip(*points, strict=True)
+                (drawn,) = axes.plot(number, value, marker="o", label=name)
+                axes.fill_between(number, low, high, color=drawn.get_color(), alpha=0.15)
+        axes.set(xlabel="good parts", ylabel="AUROC", title=metric.replace("_auroc", "s"))
+        axes.set_xscale("symlog", linthresh=1)
+        axes.set_xticks(shots["shots"], [str(number) for number in shots["shots"]])
+    if figure.axes[0].get_legend_handles_labels()[0]:
+        figure.axes[0].legend(loc="lower right")
+    figure.savefig(folder / "shots.png", dpi=110)
+
+
 def _histogram(figure_type: Any, path: Path, name: str, report: Mapping[str, Any]) -> None:
     good, defective = report["image_scores"]["good"], report["image_scores"]["defective"]
     figure = figure_type(figsize=(6.0, 3.4), layout="constrained")

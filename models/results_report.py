@@ -88,6 +88,56 @@ def row_notes(content: Mapping[str, Any]) -> list[str]:
     return [f"{entry['title']}: {entry['note']}" for entry in content["rows"].values() if entry["note"]]
 
 
+SHOT_HEADINGS = (
+    "class",
+    "good parts",
+    *(f"{kind} AUROC: {name}" for kind in ("pixel", "image") for name in ("words", "memory", "both")),
+    "pixel: both - better",
+    "image: both - better",
+)
+
+
+def shot_lines(shots: Mapping[str, Any]) -> list[list[str]]:
+    """Of `evaluate --shots`: one line per class and number of good parts; values with their 95 % intervals."""
+    lines = []
+    for name, entry in shots["sets"].items():
+        for one in entry["lines"]:
+            line = [name, str(one["good_parts"])]
+            for metric in ("pixel_auroc", "image_auroc"):
+                bounds = one[f"{metric}_ci95"]
+                line += [_between(one[metric].get(map_), bounds.get(map_)) for map_ in ("words", "memory", "both")]
+            gains = [one[f"{metric}_gain"] for metric in ("pixel_auroc", "image_auroc")]
+            line += ["-" if gain is None else _between(gain["value"], gain["ci95"], "+") for gain in gains]
+            lines.append(line)
+    return lines
+
+
+def _between(value: float | None, bounds: Sequence[float] | None, sign: str = "") -> str:
+    if value is None:
+        return "-"
+    around = "" if bounds is None else f" [{100 * bounds[0]:{sign}.1f}, {100 * bounds[1]:{sign}.1f}]"
+    return f"{100 * value:{sign}.1f}{around}"
+
+
+def _shots(shots: Mapping[str, Any]) -> list[str]:
+    """The section of results.md."""
+    parts = [
+        "## With a few good parts",
+        _table(SHOT_HEADINGS, shot_lines(shots)),
+        f"Means of {shots['draws']} draws of good parts; in brackets 95 % intervals over draws and pictures. Maps "
+        f"before SAM, of pictures squeezed to a square, measured at {shots['edge']} px; the image score is the map's "
+        "maximum. `both - better`: over the better of words and memory, the interval from the same pictures for each.",
+    ]
+    for name, entry in shots["sets"].items():
+        if (cost := entry["cost"]) is not None:
+            parts.append(
+                f"* {name}: a memory of {cost['rows']} rows adds {cost['memory_ms']:.1f} ms to the "
+                f"{cost['clip_ms']:.1f} ms of CLIP's stage ({100 * cost['share']:.0f} %)"
+            )
+    parts += [f"* {name}: left out, it has no good pictures to learn from" for name in shots["without_good"]]
+    return parts
+
+
 CLASS_HEADINGS = ("class", "pictures", "defective", *HEADINGS)
 
 
@@ -115,6 +165,8 @@ def markdown(content: Mapping[str, Any]) -> str:
     if len(content["rows"]) > 1:
         parts += ["## Side by side (means over classes)", _table(*row_table(content))]
         parts += ["\n".join(f"* {note}" for note in row_notes(content))]
+    if "shots" in content:
+        parts += _shots(content["shots"])
     if settings["problems"]:
         parts += [
             "## Pictures and masks that do not fit together",

@@ -16,7 +16,8 @@ from flawline.models.descriptors import MOST_CHANNELS, projection
 from flawline.models.inspector import Inspector
 from flawline.models.memory import nearest
 from flawline.models.memory_file import read_memory, write_memory
-from flawline.models.memory_learn import Learner, Learnt
+from flawline.models.memory_learn import Learner, Learnt, turn
+from flawline.models.memory_teach import teach
 from flawline.models.pyramid import MEMORY_LEVELS, Lite0Pyramid
 
 torch.set_num_threads(1)
@@ -238,3 +239,80 @@ def test_the_embedded_trunk_hands_out_its_backbone_features() -> None:
     assert [level.shape[1] for level in levels[:3]] == [64, 64, 64]
     assert torch.equal(levels[3], fine)
     assert torch.equal(levels[4], middle)
+
+
+def test_a_turned_part_passes_where_the_memory_learnt_its_parts_turned(inspector: Inspector, tmp_path: Path) -> None:
+    def handed(number: int) -> NDArray[np.uint8]:
+        """A plate whose left side is dark: turned, it looks like no other."""
+        picture = good_part(number)
+        picture[:, :28] -= 60
+        return picture
+
+    good = [handed(number) for number in range(6)]
+    quarter, bad = np.rot90(handed(30)).copy(), np.rot90(handed(31)).copy()
+    bad[40:56, 8:24] = (255, 0, 0)
+    highest = {}
+    for name, rotations in (("lying", ()), ("turned", (90.0, 180.0, 270.0))):
+        recipe = Recipe(memory_rotations=rotations, min_defect_area_px=4)
+        write_memory(tmp_path / name, learnt(inspector, good, recipe).memory)
+        recipe = recipe.model_copy(update={"memory": str(tmp_path / name)})
+        highest[name] = {
+            "good": float(inspector.trace(handed(30), recipe).clip_map.max()),
+            "quarter": float(inspector.trace(quarter, recipe).clip_map.max()),
+            "bad": float(inspector.trace(bad, recipe).clip_map.max()),
+        }
+        assert (inspector.inspect(quarter, recipe).warning is None) == (name == "turned")
+    assert highest["lying"]["quarter"] > 0.5
+    assert highest["turned"]["quarter"] < 0.5
+    assert highest["turned"]["good"] < 0.5
+    assert highest["turned"]["bad"] > 0.9
+    wrong = Recipe(memory=str(tmp_path / "turned"))
+    with pytest.raises(ConfigError, match="was learnt with other memory_rotations"):
+        inspector.prepare(wrong)
+
+
+def test_turning_keeps_the_part_and_knows_what_was_not_in_the_picture() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (48, 64, 3)).astype(np.uint8)
+    turned, inside = turn(picture, 180.0, (64, 48))
+    assert np.array_equal(turned, picture[::-1, ::-1])
+    assert inside.min() > 0.99
+    turned, inside = turn(picture, 90.0, (48, 48))  # of the square on the left
+    assert np.array_equal(turned[:, :48], np.rot90(picture[:, :48]))
+    turned, inside = turn(picture, 90.0, (64, 48))
+    assert inside[:, :7].max() == 0.0
+    assert inside[:, 8:56].min() > 0.99
+
+
+def test_what_is_taught_is_remembered_and_nothing_becomes_more_striking(inspector: Inspector) -> None:
+    memory = learnt(inspector, [good_part(number) for number in range(6)]).memory
+    learner = Learner(inspector, "plates", Recipe())
+    marked = [learner.describe(bad_part(number), str(number)) for number in (20, 21)]
+    taught = teach(memory, [*marked, replace(marked[0], name="again")])
+    assert [one.use for one in taught.pictures] == ["learnt", "learnt", "duplicate"]
+    assert taught.memory.sha256 == teach(memory, marked[::-1]).memory.sha256 != memory.sha256
+    about = taught.memory.about
+    assert (about.pictures, about.ordinary, about.striking) == (8, memory.about.ordinary, memory.about.striking)
+    for number, picture in enumerate([good_part(40), bad_part(20), bad_part(41)]):
+        described = learner.describe(picture, "")
+        before, after = (
+            one.distances(described.cells.float(), described.tiles).max() for one in (memory, taught.memory)
+        )
+        assert after <= before + 1e-4
+        if number == 1:
+            assert after <= 0.5 * (about.ordinary + about.striking) + 1e-2 < before
+    assert [one.use for one in teach(taught.memory, marked).pictures] == ["known", "known"]
+    with pytest.raises(ImageError, match="64 x 64"):
+        teach(memory, [learner.describe(np.zeros((50, 64, 3), np.uint8), "small")])
+
+
+def test_one_that_is_unlike_the_other_marked_parts_is_left_out(inspector: Inspector) -> None:
+    memory = learnt(inspector, [good_part(number) for number in range(6)]).memory
+    learner = Learner(inspector, "plates", Recipe())
+    marked = []
+    for number in range(5):
+        picture = good_part(50 + number)
+        picture[50:58, 8:16] = 150  # a faint mark
+        marked.append(learner.describe(picture, str(number)))
+    marked.append(learner.describe(bad_part(60), "bad"))
+    assert [one.name for one in teach(memory, marked).pictures if one.use == "outlier"] == ["bad"]
+    assert {one.use for one in teach(memory, marked, keep_all=True).pictures} == {"learnt"}
