@@ -165,8 +165,8 @@ class _Judge:
             reason=None,
             score=result.score,
             defects=[defect.as_wire() for defect in result.defects],
-            stage_ms=dict.fromkeys(STAGES, 0.0) | result.stage_ms,
             warning=result.warning,
+            stage_ms=dict.fromkeys(STAGES, 0.0) | result.stage_ms,
         )
         drawn = overlay.draw(picture, result) if self._out is not None or self._thumbnails else None
         pictures = {}

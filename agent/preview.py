@@ -122,12 +122,16 @@ class Preview:
                 return
             if keep:
                 packed = asyncio.get_running_loop().run_in_executor(self._copier, Fail.of, copied.result())
-                packed.add_done_callback(lambda fail: fail.cancelled() or self.board.keep(fail.result()))
+                packed.add_done_callback(self._keep)
             if show:
                 for stream in streams:
                     stream.show(copied.result())
 
         copy.add_done_callback(done)
+
+    def _keep(self, packed: asyncio.Future[Fail]) -> None:
+        if not packed.cancelled():
+            self.board.keep(packed.result())
 
     # -- life -------------------------------------------------------------------------------------------------
 

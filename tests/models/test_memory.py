@@ -19,8 +19,6 @@ from flawline.models.memory_file import read_memory, write_memory
 from flawline.models.memory_learn import Learner, Learnt
 from flawline.models.pyramid import MEMORY_LEVELS, Lite0Pyramid
 
-torch.set_num_threads(1)
-
 
 @pytest.fixture(scope="module")
 def inspector(tmp_path_factory: pytest.TempPathFactory) -> Inspector:
