@@ -16,6 +16,7 @@ import zmq
 import zmq.asyncio
 
 from flawline import __version__
+from flawline.agent.allocator import keep_memory_flat
 from flawline.agent.archive import Archive
 from flawline.agent.commands import Commands
 from flawline.agent.control import Control
@@ -126,6 +127,7 @@ class Agent:
     def _on_models(self, about: Header) -> None:
         self.writer.models_are(about["bundle"], about["bundle_sha256"])
         self.recipes.thresholds_are(about.get("thresholds", {}))
+        self.recipes.judged_by(about["bundle"], about["bundle_sha256"])
         self.pipeline.feed()
 
     async def run(self) -> None:
@@ -253,6 +255,7 @@ async def run_agent(
 
     Raises FlawlineError where it cannot start.
     """
+    keep_memory_flat()
     # A thread that computes gives way after this time: a verdict at its deadline does not wait for 5 ms of it.
     sys.setswitchinterval(0.0005)
     cv2.setNumThreads(1)  # converting a frame is quick; handing it to threads and waiting for them is not

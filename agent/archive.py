@@ -1,9 +1,12 @@
 """Pictures of failed parts, and a sample of good ones, beside the journal: under a budget, oldest first out."""
 
+import contextlib
+import heapq
 import os
 import re
 import shutil
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -17,6 +20,8 @@ from flawline.config.settings import JournalSettings
 log = structlog.get_logger()
 _WAITING = 4
 """Pictures that may wait to be written; further ones are passed over, because each holds a slot of the ring."""
+OLDEST = 256
+"""Pictures whose names are kept in memory, the next to go: a full archive may hold a hundred thousand."""
 _NAME = re.compile(r"(\d{12,})-(?:pass|fail)\.(?:jpg|png)")
 
 
@@ -34,18 +39,32 @@ class Archive:
         self._settings = settings
         self._budget = int(settings.archive_mb * 1e6)
         self._floor = int(settings.min_free_mb * 1e6)
-        self._files: deque[tuple[Path, int]] = deque()
+        self._oldest: deque[tuple[str, str, int]] = deque()  # name, path, bytes; the oldest first
         self._good = 0
         self.waiting = 0
+        self.pictures = 0
         self.bytes = 0
         self.passed_over = 0
         self.trouble: str | None = None
 
     def scan(self) -> None:
-        """Count what earlier runs left. Names begin with the verdict's number, so that sorting is by age."""
-        found = [(path, path.stat().st_size) for path in self._folder.glob("*/*") if path.is_file()]
-        self._files = deque(sorted(found, key=lambda pair: pair[0].name))
-        self.bytes = sum(size for _, size in found)
+        """Count what is there, that of earlier runs too, and note the oldest.
+
+        Names begin with the verdict's number, so that sorting is by age.
+        """
+        pictures = total = 0
+
+        def all_counted() -> Iterator[tuple[str, str, int]]:
+            nonlocal pictures, total
+            for camera in self._folder.glob("*/"):
+                for entry in os.scandir(camera):
+                    with contextlib.suppress(FileNotFoundError):  # somebody has just taken it away
+                        size = entry.stat().st_size
+                        pictures, total = pictures + 1, total + size
+                        yield entry.name, entry.path, size
+
+        self._oldest = deque(heapq.nsmallest(OLDEST, all_counted()))
+        self.pictures, self.bytes = pictures, total
 
     def wants(self, header: Header) -> bool:
         """Whether this verdict's picture is to be kept; takes a place in the queue where it is."""
@@ -84,14 +103,18 @@ class Archive:
         except (OSError, cv2.error) as error:
             self._say(f"{file}: cannot be written: {error}")
             return
-        self._files.append((file, len(data)))
+        self.pictures += 1
         self.bytes += len(data)
         self._say(None)
 
     def _make_room(self, size: int) -> None:
-        while self._files and self.bytes + size > self._budget:
-            oldest, there = self._files.popleft()
-            oldest.unlink(missing_ok=True)
+        while self.pictures and self.bytes + size > self._budget:
+            if not self._oldest:
+                self.scan()
+                continue
+            _, path, there = self._oldest.popleft()
+            Path(path).unlink(missing_ok=True)
+            self.pictures -= 1
             self.bytes -= there
 
     def _say(self, trouble: str | None) -> None:
@@ -105,7 +128,7 @@ class Archive:
     def status(self) -> Header:
         """For the status message."""
         return {
-            "pictures": len(self._files),
+            "pictures": self.pictures,
             "bytes": self.bytes,
             "passed_over": self.passed_over,
             "trouble": self.trouble,

@@ -2,14 +2,10 @@
 
 import time
 from collections import Counter, OrderedDict, deque
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-import numpy as np
-
-from flawline.agent import shot
-from flawline.agent.shot import Shot
+from flawline.agent.fail import Fail
 from flawline.agent.wire import Header
 from flawline.config.settings_preview import PreviewSettings
 
@@ -17,38 +13,6 @@ HISTORY = 240
 """Verdicts per camera that the page plots."""
 _FAILS_PER_S = 4.0
 """Failed parts that are copied at most per second and camera: when every part fails, the last ones tell enough."""
-
-
-@dataclass(slots=True)
-class Fail:
-    """A failed part with its pictures: raw until somebody asks for them, then as files."""
-
-    shot: Shot
-    files: dict[str, bytes]
-
-    def file(self, name: str) -> bytes | None:
-        """`thumb.jpg`, `picture.jpg`, `marked.jpg`, `map.png` or `mask.png`; None where there is none."""
-        if name not in self.files:
-            made = self._make(name)
-            if made is None:
-                return None
-            self.files[name] = made
-        return self.files[name]
-
-    def _make(self, name: str) -> bytes | None:
-        taken = self.shot
-        match name:
-            case "thumb.jpg":
-                return shot.jpeg(shot.thumbnail(taken), 75)
-            case "picture.jpg":
-                return shot.jpeg(taken.picture, 90)
-            case "marked.jpg":
-                return shot.jpeg(shot.marked(taken), 90)
-            case "map.png":
-                return shot.png(shot.heat(taken.anomaly_map)) if taken.anomaly_map is not None else None
-            case "mask.png":
-                return shot.png(np.where(taken.mask > 0, 255, 0).astype(np.uint8)) if taken.mask is not None else None
-        return None
 
 
 class Board:
@@ -94,9 +58,9 @@ class Board:
         self._copied_at[header["camera"]] = now
         return True
 
-    def keep(self, taken: Shot) -> None:
+    def keep(self, fail: Fail) -> None:
         """Keep a failed part among the last ones; what is refined replaces what was there."""
-        self.fails[taken.header["seq"]] = Fail(taken, {})
+        self.fails[fail.header["seq"]] = fail
         while len(self.fails) > self._settings.fails_kept:
             self.fails.popitem(last=False)
 
@@ -121,8 +85,8 @@ class Board:
                 for name, counts in self.per_camera.items()
             },
             "fails": [
-                {"seq": seq, "camera": fail.shot.header["camera"], "score": fail.shot.header["score"]}
-                | {"t": fail.shot.header["t_publish"]}
+                {"seq": seq, "camera": fail.header["camera"], "score": fail.header["score"]}
+                | {"t": fail.header["t_publish"]}
                 for seq, fail in reversed(self.fails.items())
             ],
         }

@@ -70,6 +70,7 @@ def inspect(
     inspector = Inspector.load(bundle or model.bundle, device or model.device, model.precision, recipe)
     judge = _Judge(inspector, recipe, out, thumbnails=page is not None)
     lines = []
+    warned: list[str | None] = [None]  # what was said of one picture is not said again of the next
     with WorkProgress("inspect") as progress:
         if not sys.stdout.isatty():  # on a terminal the lines themselves show how far it is
             progress.start(len(pictures))
@@ -77,6 +78,9 @@ def inspect(
             line = judge(picture, target)
             lines.append(line)
             click.echo(json.dumps(line.record) if as_json else _in_words(line.record))
+            if line.record["warning"] not in warned:
+                warned.append(line.record["warning"])
+                click.echo(f"warning: {picture}: {warned[-1]}", err=True)
             if not sys.stdout.isatty():
                 progress.step(picture.name)
     records = [line.record for line in lines]
@@ -180,6 +184,7 @@ class _Judge:
             "degraded": False,
             "threshold": self.threshold,
             "stage_ms": {},
+            "warning": None,
             **judgement,
             "provenance": self.provenance,
         }

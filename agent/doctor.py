@@ -178,6 +178,13 @@ def _bundle(settings: Settings) -> Iterator[Finding]:
         yield Finding("bundle", "fail", str(error), "flawline models list; flawline models fetch NAME")
     else:
         yield Finding("bundle", "ok", f"{bundle.name} in {bundle.folder}: every checksum is right")
+        for name, recipe in settings.recipes.items():
+            warning = recipe.calibration_warning(bundle.name, bundle.sha256)
+            if warning is not None:
+                remedy = f"flawline calibrate --recipe {name}, with good parts"
+                yield Finding("calibration", "warning", f"recipe {name}: {warning}", remedy)
+            elif (made := recipe.calibration) is not None:
+                yield Finding("calibration", "ok", f"recipe {name}: {made.date}, from {made.count} good parts")
 
 
 def _cameras(settings: Settings, running: bool) -> Iterator[Finding]:

@@ -16,6 +16,7 @@ from flawline.agent import ice, shot
 from flawline.agent.board import Board
 from flawline.agent.document import compose
 from flawline.agent.encode import Stream
+from flawline.agent.fail import Fail
 from flawline.agent.guard import Guard
 from flawline.agent.metrics import Metrics
 from flawline.agent.observer import JudgedFrame
@@ -114,12 +115,17 @@ class Preview:
             if copied.cancelled():
                 return
             if keep:
-                self.board.keep(copied.result())
+                packed = asyncio.get_running_loop().run_in_executor(self._copier, Fail.of, copied.result())
+                packed.add_done_callback(self._keep)
             if show:
                 for stream in streams:
                     stream.show(copied.result())
 
         copy.add_done_callback(done)
+
+    def _keep(self, packed: asyncio.Future[Fail]) -> None:
+        if not packed.cancelled():
+            self.board.keep(packed.result())
 
     # -- life -------------------------------------------------------------------------------------------------
 
@@ -238,8 +244,7 @@ class Preview:
         fail = self.board.fails.get(int(request.match_info["seq"]))
         if fail is None:
             raise web.HTTPNotFound
-        drawing = json.loads(shot.overlay(fail.shot, 0))
-        return web.json_response({"verdict": fail.shot.header, "drawing": drawing})
+        return web.json_response({"verdict": fail.header, "drawing": json.loads(fail.drawing)})
 
     async def _fail_file(self, request: web.Request) -> web.Response:
         fail = self.board.fails.get(int(request.match_info["seq"]))

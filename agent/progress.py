@@ -12,23 +12,19 @@ import rich.progress
 LINE_EVERY_S = 10.0
 
 
-class WorkProgress:
-    """Counts steps of one piece of work and says how long the rest will take. Use it in a `with` block."""
+class Progress:
+    """The bar on stderr with these columns beside it, or None as `_bar` where stderr is no terminal."""
 
-    def __init__(self, title: str) -> None:
-        self._title = title
-        self._total = self._done = self._already = 0
-        self._started = self._said = time.monotonic()
+    def __init__(self, *columns: rich.progress.ProgressColumn, transient: bool = False) -> None:
         self._bar: rich.progress.Progress | None = None
-        self._task: rich.progress.TaskID | None = None
         if sys.stderr.isatty():
             self._bar = rich.progress.Progress(
                 rich.progress.TextColumn("{task.description}"),
                 rich.progress.BarColumn(),
-                rich.progress.MofNCompleteColumn(),
+                *columns,
                 rich.progress.TimeRemainingColumn(),
                 console=rich.console.Console(stderr=True),
-                transient=True,
+                transient=transient,
             )
 
     def __enter__(self) -> Self:
@@ -41,6 +37,17 @@ class WorkProgress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+class WorkProgress(Progress):
+    """Counts steps of one piece of work and says how long the rest will take. Use it in a `with` block."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__(rich.progress.MofNCompleteColumn(), transient=True)
+        self._title = title
+        self._total = self._done = self._already = 0
+        self._started = self._said = time.monotonic()
+        self._task: rich.progress.TaskID | None = None
 
     def start(self, total: int, already: int = 0) -> None:
         """So many steps in all; `already` of them were done by an earlier run."""

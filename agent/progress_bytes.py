@@ -1,46 +1,22 @@
 """Progress of downloads on stderr: a bar per file on a terminal, a plain line now and then elsewhere."""
 
-import sys
 import time
-from types import TracebackType
-from typing import Self
 
 import click
-import rich.console
 import rich.progress
 
-LINE_EVERY_S = 10.0
+from flawline.agent.progress import LINE_EVERY_S, Progress
 
 
-class ByteProgress:
+class ByteProgress(Progress):
     """Told of every file how many bytes are here. Use it in a `with` block."""
 
     def __init__(self, every_s: float = LINE_EVERY_S) -> None:
+        super().__init__(rich.progress.DownloadColumn(), rich.progress.TransferSpeedColumn())
         self._every_s = every_s
         self._said: dict[str, float] = {}
         self._finished: set[str] = set()
         self._tasks: dict[str, rich.progress.TaskID] = {}
-        self._bar: rich.progress.Progress | None = None
-        if sys.stderr.isatty():
-            self._bar = rich.progress.Progress(
-                rich.progress.TextColumn("{task.description}"),
-                rich.progress.BarColumn(),
-                rich.progress.DownloadColumn(),
-                rich.progress.TransferSpeedColumn(),
-                rich.progress.TimeRemainingColumn(),
-                console=rich.console.Console(stderr=True),
-            )
-
-    def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
     def update(self, name: str, here: int, total: int) -> None:
         """`here` of `total` bytes of the file `name`."""

@@ -35,6 +35,8 @@ class RecipeBook:
 
     def __init__(self, settings: Settings, journal: Journal) -> None:
         self._versions: dict[str, ActiveRecipe] = {}
+        self._bundle: tuple[str, str | None] | None = None  # name and hash of what judges, once it is known
+        self._warned: set[tuple[str, str | None]] = set()  # (key, the bundle's hash)
         self._newest: dict[str, int] = {}
         for name, version, sha256, text in journal.query(
             "SELECT id, version, sha256, content FROM recipes ORDER BY id, version"
@@ -106,6 +108,7 @@ class RecipeBook:
         self._register(recipe)
         for camera in cameras:
             self._active[camera] = recipe
+        self._warn()
 
     def configured(self, settings: Settings) -> dict[str, ActiveRecipe]:
         """The versions of a configuration's recipes, by name. Nothing changes until they are taken up."""
@@ -127,6 +130,7 @@ class RecipeBook:
         for camera in moved:
             self._active[camera] = configured[recipe_of[camera]]
             self._base[camera] = self._active[camera].key
+        self._warn()
         return moved
 
     def keep(self, recipes: Iterable[ActiveRecipe], cameras: Iterable[str] = ()) -> None:
@@ -151,6 +155,21 @@ class RecipeBook:
         wanted = {self.find(name).key for name in self._newest if self.known(f"{name}@{self._newest[name]}")}
         wanted |= {active.key for active in self._active.values()}
         return {key: self._versions[key].recipe.model_dump(mode="json") for key in sorted(wanted)}
+
+    def judged_by(self, bundle: str, bundle_sha256: str | None) -> None:
+        """The models that the worker has loaded."""
+        self._bundle = bundle, bundle_sha256
+        self._warn()
+
+    def _warn(self) -> None:
+        """Say, once for each recipe that comes into use, that its threshold was calibrated with another bundle."""
+        if self._bundle is None:
+            return
+        for active in self._active.values():
+            warning = active.recipe.calibration_warning(*self._bundle)
+            if warning is not None and (active.key, self._bundle[1]) not in self._warned:
+                self._warned.add((active.key, self._bundle[1]))
+                log.warning("calibrated_with_another_bundle", recipe=active.key, reason=f"{active.key}: {warning}")
 
     def thresholds_are(self, thresholds: dict[str, float]) -> None:
         """What the worker decides by, per key: the recipe's own threshold, or its bundle's."""

@@ -107,7 +107,7 @@ class Outcome:
     t_done: int
     degraded: bool = False
     points: list[list[float]] = field(default_factory=list)
-    warning: str | None = None  # the frame is unlike everything that the recipe's memory holds
+    warning: str | None = None  # see InspectionResult
 
 
 class VerdictWriter:

@@ -150,6 +150,17 @@ class Recipe(Strict):
     )
     calibration: Calibration | None = Field(None, description="where the threshold came from")
 
+    def calibration_warning(self, bundle: str, bundle_sha256: str | None) -> str | None:
+        """What to warn of where this bundle judges; None where there is no calibration, or it was this bundle's."""
+        made = self.calibration
+        if made is None or made.bundle_sha256 == bundle_sha256:
+            return None
+        return (
+            f"the threshold was calibrated with bundle {made.bundle} ({made.bundle_sha256[:12]}), now "
+            f"{bundle} ({(bundle_sha256 or 'no hash')[:12]}) judges: its false reject rate is not known; "
+            "run `flawline calibrate` again"
+        )
+
     @field_validator("roi", "ignore")
     @classmethod
     def _boxes_have_area(cls, value: Box | tuple[Box, ...] | None) -> Box | tuple[Box, ...] | None:

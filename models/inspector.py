@@ -48,6 +48,7 @@ class Prepared:
     region_threshold: float
     threshold: float
     memory: Memory | None = None  # of good parts
+    warning: str | None = None  # the threshold is another bundle's
 
 
 @dataclass
@@ -143,6 +144,7 @@ class Inspector:
                 manifest.thresholds.region if wanted is None else wanted,
                 manifest.thresholds.decision if recipe.threshold is None else recipe.threshold,
                 fitting_memory(recipe, towers.bundle, words, localiser, towers.device),
+                recipe.calibration_warning(towers.bundle.name, towers.bundle.sha256),
             )
         return self._prepared[recipe]
 
@@ -248,10 +250,11 @@ class Inspector:
         return encoded.remembered[memory.sha256]
 
     def _warnings(self, encoded: Encoded, prepared: Prepared) -> list[str | None]:
-        """Of every picture: a frame unlike everything that the memory holds is said, not judged in silence."""
+        """Of every picture: a threshold of another bundle's, a frame unlike everything that the memory holds."""
         if prepared.memory is None:
-            return [None] * encoded.count
-        return prepared.memory.warnings(self._remember(encoded, prepared.memory))
+            return [prepared.warning] * encoded.count
+        strange = prepared.memory.warnings(self._remember(encoded, prepared.memory))
+        return ["; ".join(filter(None, (prepared.warning, one))) or None for one in strange]
 
     def _without_ignored(self, encoded: Encoded, maps: Tensor, recipe: Recipe) -> Tensor:
         if not recipe.ignore:

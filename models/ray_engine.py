@@ -4,8 +4,12 @@ Every actor loads the bundle itself, from the same folder on every machine; pict
 judged, so the data set's paths must be the same everywhere too. Maps come back in order, a bounded number ahead.
 """
 
+import math
+import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +21,12 @@ from flawline.models.evaluate import score
 from flawline.models.ground_truth import read_rgb
 from flawline.models.inspector import Inspector
 from flawline.models.map_store import Judged
+from flawline.models.ray_head import LocalHead
 from flawline.models.row_maps import RowMaps
 from flawline.models.study import Row
 
 AHEAD = 2  # pictures per actor that are under way
+PICTURE_LIMIT_S = 1800.0  # so long one picture may take, the start of its actor and the loading of models included
 
 
 class Shard:
@@ -43,16 +49,27 @@ class RayCluster:
     """The actors, for as long as the `with` block lasts; Ray is left as it was found."""
 
     def __init__(self, bundle: Path, adapter: Path | None, device: str, precision: str, shards: int) -> None:
-        """Joins the cluster that RAY_ADDRESS names, else starts one on this machine. Raises ConfigError."""
-        try:
-            import ray  # an optional extra, and slow to import
-        except ImportError as error:
-            raise ConfigError("--engine ray needs Ray: pip install 'flawline[ray]'") from error
+        """Joins the cluster that RAY_ADDRESS names, else starts one on this machine. Raises FlawlineError."""
+        if find_spec("ray") is None:  # an optional extra
+            raise ConfigError("--engine ray needs Ray: pip install 'flawline[ray]'")
+        already = sys.modules.get("ray")
+        self._joined = already is None or not already.is_initialized()
+        self._head = LocalHead() if self._joined and not os.environ.get("RAY_ADDRESS") else None
+        import ray  # slow, and it looks for the head's token
+
         self._ray: Any = ray
-        self._started = not ray.is_initialized()
-        if self._started:
-            ray.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR")
-        gpus = 1 if device != "cpu" and ray.cluster_resources().get("GPU", 0) >= shards else 0
+        self._shards: list[Any] = []
+        if self._head is not None:
+            self._head.start(ray, shards)
+        elif self._joined:
+            ray.init(log_to_driver=False, logging_level="ERROR")
+        there = ray.cluster_resources()
+        if there.get("CPU", 0) < shards:
+            self.__exit__()
+            raise ConfigError(f"--shards {shards}: the Ray cluster has {there.get('CPU', 0):g} CPUs, one is for each")
+        # Several may share a GPU; an actor that asks for none would not see one.
+        each = there.get("GPU", 0)
+        gpus = 1 / math.ceil(shards / each) if device != "cpu" and each else 0
         actor = ray.remote(num_cpus=1, num_gpus=gpus)(Shard)
         where = (str(bundle.resolve()), None if adapter is None else str(adapter.resolve()), device, precision)
         self._shards = [actor.remote(*where) for _ in range(shards)]
@@ -63,8 +80,10 @@ class RayCluster:
     def __exit__(self, *_: object) -> None:
         for shard in self._shards:
             self._ray.kill(shard)
-        if self._started:
+        if self._joined:
             self._ray.shutdown()
+        if self._head is not None:
+            self._head.close()
 
     def judge(
         self, rows: Sequence[Row], recipe: Recipe, size: int | None
@@ -87,7 +106,7 @@ class RayCluster:
     def _fetch(self, reference: Any) -> Judged:
         exceptions = self._ray.exceptions
         try:
-            judged: Judged = self._ray.get(reference)
+            judged: Judged = self._ray.get(reference, timeout=PICTURE_LIMIT_S)
         except exceptions.RayTaskError as error:
             cause = error.cause
             if isinstance(cause, FlawlineError):

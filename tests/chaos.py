@@ -23,49 +23,27 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import zmq
+from chaos_ledgers import DEADLINE_MS, Ledgers, Report, Sent, reckon
 
 sys.path.insert(0, str(Path(__file__).parent / "system"))
 from station import Station
 
-DEADLINE_MS = 50
 _OUTSTANDING = 10  # triggers without a verdict; then the sender waits
-_GOOD = {"good", "oom_once"}
-_LIMITS = """
+_LIMITS = f"""
 [recipes.default]
 [recipes.quick]
-deadline_ms = 50
+deadline_ms = {DEADLINE_MS}
 [worker]
 job_limit_s = 2.0
 ping_limit_s = 2.0
 restarts_per_minute = 40
 max_frame_mpx = 1
 """
-
-
-@dataclass
-class Sent:
-    """One line of the sender's ledger."""
-
-    camera: str
-    at: float
-    reply: str = "unknown"  # accepted, unjournalled, refused
-
-
-@dataclass
-class Ledgers:
-    """Both sides' books."""
-
-    sent: dict[str, Sent] = field(default_factory=dict)
-    got: list[dict[str, Any]] = field(default_factory=list)  # verdict headers as they came, with `t_received`
-    late: list[dict[str, Any]] = field(default_factory=list)
-    fetched: list[dict[str, Any]] = field(default_factory=list)  # by replay, at the end
-    answered: set[str] = field(default_factory=set)
 
 
 class Chaos:
@@ -330,7 +308,7 @@ class Chaos:
 
     # -- the run ----------------------------------------------------------------------------------------------
 
-    def run(self) -> "Report":
+    def run(self) -> Report:
         """All of it, and the reckoning."""
         self.start_agent()
         threads = [threading.Thread(target=work) for work in (self.send_all, self.receive_all, self.fuzz_all)]
@@ -347,7 +325,7 @@ class Chaos:
         self.fetch_missing()
         self.station.stop()
         self.station.close()
-        return reckon(self)
+        return reckon(self.ledgers, self.orders, self.station.ledger, self.faults, self.fuzz_sent, self.fuzz_replies)
 
     def _settle(self) -> None:
         """Until every trigger that was accepted is answered, for a minute."""
@@ -387,101 +365,6 @@ def _nonsense(rng: random.Random) -> list[bytes]:
             return [b"", b"\x91" * rng.randrange(1, 2000) + bytes(data)]
         case _:
             return [b"", bytes(data)]
-
-
-@dataclass
-class Report:
-    """What the two ledgers say."""
-
-    triggers: int
-    accepted: int
-    refused: int
-    unknown: int
-    verdicts: int
-    replayed: int
-    unanswered: int
-    strangers: int
-    gaps: int
-    duplicates: int
-    wrongful_passes: int
-    worst_overshoot_ms: float
-    overshoot_p999_ms: float
-    deadlines: int
-    results: dict[str, int]
-    faults: dict[str, int]
-    fuzz: int
-    fuzz_replies: dict[str, int]
-    lost_unjournalled: int
-
-    @property
-    def flawless(self) -> bool:
-        """Nothing missing, nothing twice, nothing passed that was not inspected."""
-        wrong = (self.gaps, self.duplicates, self.wrongful_passes, self.unanswered, self.strangers)
-        return not any(wrong)
-
-    def __str__(self) -> str:
-        return (
-            f"triggers {self.triggers} (accepted {self.accepted}, refused {self.refused}, "
-            f"no reply {self.unknown}), verdicts {self.verdicts} ({self.replayed} by replay), unanswered "
-            f"{self.unanswered}, gaps {self.gaps}, duplicates {self.duplicates}, strangers {self.strangers}, "
-            f"wrongful passes {self.wrongful_passes}, deadline overshoot p99.9 {self.overshoot_p999_ms:.1f} ms, worst "
-            f"{self.worst_overshoot_ms:.1f} ms of {self.deadlines}; malformed messages {self.fuzz}\n"
-            f"results: {self.results}\nfaults: {self.faults}\nmalformed: {self.fuzz_replies}; accepted while the disk "
-            f"was full and lost with the agent: {self.lost_unjournalled}"
-        )
-
-
-def reckon(chaos: Chaos) -> Report:
-    """Hold the two ledgers against each other, and against what the engine noted."""
-    books = chaos.ledgers
-    verdicts = books.got + books.fetched
-    seqs = Counter(header["seq"] for header in verdicts)
-    answers = Counter(header["trigger_id"] for header in verdicts)
-    per_camera = {
-        name: sorted(header["camera_seq"] for header in verdicts if header["camera"] == name) for name in chaos.orders
-    }
-    gaps = len(set(range(1, max(seqs, default=0) + 1)) - set(seqs))
-    gaps += sum(len(set(range(1, max(own, default=0) + 1)) - set(own)) for own in per_camera.values())
-    missing = [name for name, sent in books.sent.items() if name not in answers]
-    overshoots = sorted(
-        (header["t_received"] - books.sent[header["trigger_id"]].at) * 1000 - DEADLINE_MS
-        for header in books.got
-        if header["deadline_ms"] and header["reason"] != "agent_restart" and header["trigger_id"] in books.sent
-    )
-    replies = Counter(sent.reply for sent in books.sent.values())
-    return Report(
-        triggers=len(books.sent),
-        accepted=replies["accepted"] + replies["unjournalled"],
-        refused=replies["refused"],
-        unknown=replies["unknown"],
-        verdicts=len(verdicts),
-        replayed=len(books.fetched),
-        unanswered=sum(books.sent[name].reply == "accepted" for name in missing),
-        lost_unjournalled=sum(books.sent[name].reply == "unjournalled" for name in missing),
-        strangers=sum(name not in books.sent or books.sent[name].reply == "refused" for name in answers),
-        gaps=gaps,
-        duplicates=sum(count - 1 for count in seqs.values()) + sum(count - 1 for count in answers.values()),
-        wrongful_passes=_wrongful(chaos, [*verdicts, *books.late]),
-        worst_overshoot_ms=overshoots[-1] if overshoots else 0.0,
-        overshoot_p999_ms=overshoots[int(len(overshoots) * 0.999)] if overshoots else 0.0,
-        deadlines=len(overshoots),
-        results=dict(Counter(header["reason"] or header["result"] for header in verdicts).most_common()),
-        faults=dict(chaos.faults),
-        fuzz=chaos.fuzz_sent,
-        fuzz_replies=dict(chaos.fuzz_replies),
-    )
-
-
-def _wrongful(chaos: Chaos, verdicts: list[dict[str, Any]]) -> int:
-    """Passes of pictures that are not good, and more passes than the engine has completed inspections."""
-    inspected = Counter(line.split()[0] for line in chaos.station.ledger.read_text().splitlines())
-    wrong = passes = 0
-    for header in {(header["schema"], header["seq"], header["reason"]): header for header in verdicts}.values():
-        if header["result"] == "pass":
-            orders = chaos.orders[header["camera"]]
-            wrong += orders[header["frame_id"] % len(orders)][0] not in _GOOD
-            passes += 1
-    return wrong + max(0, passes - sum(inspected[kind] for kind in _GOOD))
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """How well the maps of a bundle in training find drawn defects of families that it never saw."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from torch.nn import functional
 
 from flawline.models.clip import DenseClip
 from flawline.models.localise import AdapterLocaliser
+from flawline.models.metrics import rank_metrics
 
 
 @torch.no_grad()
@@ -29,30 +29,25 @@ def clip_maps(
     return np.stack(maps)
 
 
-def figures(maps: NDArray[np.float32], truth: NDArray[Any]) -> dict[str, float]:
-    """Pixel AUROC, largest F1 and its threshold, average precision, and image AUROC by the map's maximum."""
-    scores, labels = maps.reshape(-1), truth.reshape(-1)
-    order = np.argsort(-scores, kind="stable")
-    hits = np.cumsum(labels[order], dtype=np.float64)
-    ranks = np.arange(1, len(hits) + 1)
-    last = np.append(np.diff(scores[order]) != 0, True)
-    precision, recall = hits[last] / ranks[last], hits[last] / hits[-1]
-    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+def figures(maps: NDArray[np.float32], truth: NDArray[np.bool_]) -> dict[str, float]:
+    """Of (N, h, w) maps and truths: pixel AUROC, largest F1 and its threshold, average precision, and image AUROC by
+    the map's maximum; nan where a class is missing."""
+    pixel = rank_metrics(maps[truth], maps[~truth])
     return {
-        "pixel_auroc": auroc(scores, labels),
-        "pixel_f1_max": float(f1.max()),
-        "at": float(scores[order][last][f1.argmax()]),
-        "pixel_ap": float((precision * np.diff(recall, prepend=0.0)).sum()),
+        "pixel_auroc": _number(pixel.auroc),
+        "pixel_f1_max": _number(pixel.f1_max),
+        "at": _number(pixel.f1_threshold),
+        "pixel_ap": _number(pixel.ap),
         "image_auroc": auroc(
             maps.reshape(len(maps), -1).max(axis=1), np.asarray(truth.reshape(len(truth), -1).any(axis=1))
         ),
     }
 
 
-def auroc(scores: NDArray[np.float32], labels: NDArray[Any]) -> float:
+def auroc(scores: NDArray[np.float32], labels: NDArray[np.bool_]) -> float:
     """Area under the ROC curve, ties counted half; nan where a class is missing."""
-    positives, negatives = np.sort(scores[labels]), scores[~labels]
-    if not len(positives) or not len(negatives):
-        return float("nan")
-    below = np.searchsorted(positives, negatives, side="left") + np.searchsorted(positives, negatives, side="right")
-    return float(1.0 - below.mean() / (2 * len(positives)))
+    return _number(rank_metrics(scores[labels], scores[~labels]).auroc)
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value

@@ -1,7 +1,6 @@
 """Cameras that are real at the protocol: Aravis' GigE Vision server, Basler's emulation, an RTSP server."""
 
 import os
-import shutil
 import socket
 import subprocess
 import time
@@ -9,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from needs import need, need_command
 
 os.environ["PYLON_CAMEMU"] = "2"  # read by pylon when it is first imported
 
@@ -18,15 +18,6 @@ from flawline.camera.registry import make_camera
 from flawline.config.settings_camera import CameraSettings
 
 FAKE_GIGE = "arv-fake-gv-camera-0.8"
-
-
-def need(found: object, what: str) -> None:
-    """Skip where a tool is missing; fail where everything is demanded."""
-    if found:
-        return
-    if os.environ.get("FLAWLINE_REQUIRE_ALL") == "1":
-        pytest.fail(f"{what} is missing")
-    pytest.skip(f"{what} is missing")
 
 
 class FakeGige:
@@ -63,7 +54,7 @@ def udp_port_is_bound(port: int) -> bool:
 @pytest.fixture
 def fake_gige() -> Iterator[Callable[..., FakeGige]]:
     """Starts fake cameras with the options given; all of them are gone afterwards."""
-    need(shutil.which(FAKE_GIGE), f"{FAKE_GIGE} (Debian's aravis-tools)")
+    need_command(FAKE_GIGE, "aravis-tools")
     started: list[FakeGige] = []
 
     def start(*options: str) -> FakeGige:

@@ -20,7 +20,6 @@ from flawline.models.mosaic import draw_four, mosaic
 from flawline.models.training.losses import dice_loss, focal_loss, published_loss
 
 CPU = torch.device("cpu")
-torch.set_num_threads(1)
 
 
 def test_focal_loss_is_its_formula_pixel_by_pixel() -> None:

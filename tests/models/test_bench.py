@@ -1,7 +1,6 @@
 """`flawline bench`: the shape of its answer, and that the reference does the work that it is timed for."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +14,6 @@ from flawline.agent.cli import cli
 from flawline.config.recipe import PromptSettings, Recipe
 from flawline.models.bench import PlainPipeline, texture
 from flawline.models.inspector import Inspector
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_json_has_stage_times_reference_and_ratio(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Weight files as the world publishes them, with random values: they load, and mean what their publishers meant."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +28,7 @@ CONFIG: dict[str, Any] = {
 }
 SENTENCES = ["a photo of a flawless screw.", "a dark photo of the damaged metal_nut."]
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 def openai_names() -> dict[str, tuple[int, ...]]:

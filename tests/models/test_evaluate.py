@@ -1,14 +1,15 @@
 """The numbers of an evaluation are those of the inspector's own maps, whatever way the run took."""
 
+import contextlib
 import fcntl
 import json
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner, Result
 from needs import need
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
@@ -22,8 +23,6 @@ from flawline.models.class_report import METRICS
 from flawline.models.datasets import read_dataset
 from flawline.models.ground_truth import read_mask, read_rgb
 from flawline.models.inspector import Inspector
-
-torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
@@ -213,13 +212,27 @@ def test_a_limited_run_says_so(place: Path, tmp_path: Path) -> None:
     assert "subset" in (tmp_path / "out" / "results.md").read_text()
 
 
+def ray_processes() -> list[str]:
+    """Command lines of our own cluster's processes."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            found += [line] if "/flawline-ray-" in line else []
+    return found
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a cluster of a dozen processes, two of them with torch
 def test_shards_over_ray_give_the_same_numbers(place: Path, tmp_path: Path) -> None:
-    need(find_spec("ray"), "ray (flawline's own extra)")
-    more = ["--size", "64", "--category", "plate", "--methods", "clip"]
+    need(find_spec("ray"), "ray (pip install 'flawline[ray]')")  # not imported here: that is the command's part
+    more = ["--size", "64", "--category", "plate", "--methods", "clip", "--device", "cpu", "--limit", "3"]
     assert command(place, tmp_path / "one", *more).exit_code == 0
     assert command(place, tmp_path / "two", *more, "--engine", "ray", "--shards", "2").exit_code == 0
     one, two = content(tmp_path / "one")["rows"], content(tmp_path / "two")["rows"]
     for row in ("clip", "flawline"):
         for metric in METRICS:
             assert two[row]["mean"][metric] == pytest.approx(one[row]["mean"][metric], abs=1e-9)
+    assert content(tmp_path / "two")["settings"]["engine"] == "ray"
+    assert "RAY_AUTH_TOKEN" not in os.environ
+    assert ray_processes() == [], "the cluster was left behind"

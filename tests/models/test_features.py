@@ -1,6 +1,5 @@
 """Other encoders of F: they load published weights from a folder, and nothing else."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,6 @@ from flawline.config.recipe import PromptSettings
 from flawline.models.features import FeatureEncoder
 from flawline.models.frames import FrameGeometry
 from flawline.models.prompt import point_prompts
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 
 GEOMETRY = FrameGeometry(60, 80, 40, 128)
 

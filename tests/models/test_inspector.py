@@ -29,13 +29,10 @@ Picture = NDArray[np.uint8]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_thread_and_a_cache_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _a_cache_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

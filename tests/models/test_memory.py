@@ -20,8 +20,6 @@ from flawline.models.memory_learn import Learner, Learnt, turn
 from flawline.models.memory_teach import teach
 from flawline.models.pyramid import MEMORY_LEVELS, Lite0Pyramid
 
-torch.set_num_threads(1)
-
 
 @pytest.fixture(scope="module")
 def inspector(tmp_path_factory: pytest.TempPathFactory) -> Inspector:

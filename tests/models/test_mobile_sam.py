@@ -1,6 +1,5 @@
 """MobileSAM's published tensors, read by a TinyViT of our own: functions over tensors by their published names."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +14,7 @@ from flawline.models.sam import build_sam, load_sam
 WIDTHS, DEPTHS, HEADS, WINDOWS = (64, 128, 160, 320), (2, 2, 6, 2), (2, 4, 5, 10), (7, 7, 14, 7)
 State = dict[str, Tensor]
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 def encoder_names() -> dict[str, tuple[int, ...]]:

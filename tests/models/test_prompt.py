@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import cv2
@@ -30,14 +29,7 @@ from flawline.models.prompt import (
 SHAPES = {"ellipse": cv2.MORPH_ELLIPSE, "rect": cv2.MORPH_RECT, "cross": cv2.MORPH_CROSS}
 quickly = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 # --- the plain version, pixel by pixel, in double precision ---------------------------------------------

@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,14 +21,7 @@ SMALL = {"dim": 32, "grid": 8, "mlp": 64, "heads": 4}
 MEDIUM = {"dim": 64, "grid": 16, "mlp": 96, "heads": 8}
 FULL = {"dim": 256, "grid": 64, "mlp": 2048, "heads": 8}  # as in vit_b, vit_l and vit_h
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 class Patches(torch.nn.Module):
@@ -158,7 +150,6 @@ def test_the_random_masks_are_neither_empty_nor_full() -> None:
 
 def test_a_decoder_of_sams_own_size_at_1024() -> None:
     sam = make_sam(**FULL)
-    torch.set_num_threads(2)
     predictor, geometry = predictor_for(sam, picture(300, 420))
     prompts = prompts_for([(3, 3)], geometry)
     cascade = MaskRefiner(sam).cascade(predictor.features, prompts, geometry, CascadeSettings())

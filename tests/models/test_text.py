@@ -1,6 +1,6 @@
 """Text features: the ensemble is a plain mean over sentences, and the cache on disk never says something else."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +14,6 @@ from flawline.models.bundle import PromptWords, open_bundle
 from flawline.models.clip import DenseClip
 from flawline.models.text import text_features
 from flawline.models.words import STATES_ABNORMAL, STATES_NORMAL, TEMPLATES, Words
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

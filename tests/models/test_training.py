@@ -20,11 +20,6 @@ from flawline.models.training.train_sam import WindowRefiner
 from flawline.models.training.validate import auroc, figures
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def test_losses_are_their_equations() -> None:
     p = torch.tensor([[[0.9, 0.2], [0.4, 0.1]]])
     g = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])

@@ -16,8 +16,6 @@ from flawline.models.bundle import read_bundle
 from flawline.models.ground_truth import read_rgb
 from flawline.models.inspector import Inspector
 
-torch.set_num_threads(1)
-
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:

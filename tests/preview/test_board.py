@@ -5,16 +5,20 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 from flawline.agent import board, shot
 from flawline.agent.board import HISTORY, Board
 from flawline.agent.encode import VideoEncoder
+from flawline.agent.fail import Fail
 from flawline.agent.observer import JudgedFrame, Onlookers
 from flawline.agent.verdict import ActiveRecipe, Job
 from flawline.camera.ring import FrameRing
+from flawline.camera.simulated import SimulatedCamera
 from flawline.config.recipe import Recipe
+from flawline.config.settings_camera import CameraSettings
 from flawline.config.settings_preview import PreviewSettings
 
 
@@ -36,11 +40,15 @@ def copied(told: dict[str, Any]) -> shot.Shot:
     return shot.take(told, np.full((40, 60, 3), 90, np.uint8), mask, mask // 2, [], 960)
 
 
+def packed(told: dict[str, Any]) -> Fail:
+    return Fail.of(copied(told))
+
+
 def test_histories_and_failed_parts_are_bounded() -> None:
     kept = Board(PreviewSettings(fails_kept=5), ["top"])
     for seq in range(1, HISTORY + 100):
         kept.note(header(seq))
-        kept.keep(copied(header(seq)))
+        kept.keep(packed(header(seq)))
     assert len(kept.history["top"]) == HISTORY
     assert list(kept.fails) == list(range(HISTORY + 95, HISTORY + 100))
     assert [entry["seq"] for entry in kept.since_event(HISTORY + 90)] == list(range(HISTORY + 91, HISTORY + 100))
@@ -106,11 +114,35 @@ def test_a_defect_of_a_few_pixels_keeps_its_outline_in_a_small_preview() -> None
 
 def test_a_refined_part_replaces_the_first_one() -> None:
     kept = Board(PreviewSettings(), ["top"])
-    kept.keep(copied(header(1, degraded=True)))
+    kept.keep(packed(header(1, degraded=True)))
     assert kept.wants(header(1)), "however soon it follows"
-    kept.keep(copied(header(1)))
+    kept.keep(packed(header(1)))
     (fail,) = kept.fails.values()
-    assert not fail.shot.header["degraded"]
+    assert not fail.header["degraded"]
+
+
+def test_a_failed_part_is_kept_small_and_gives_its_pictures_back() -> None:
+    camera = SimulatedCamera(CameraSettings(name="top"))
+    picture = camera.part(0).image
+    mask = np.zeros(picture.shape[:2], np.uint8)
+    mask[100:140, 200:260] = 255
+    told = header(1, defects=[{"bbox": [200, 100, 60, 40], "area_px": 2400, "centroid": [230, 120], "score": 0.9}])
+    taken = shot.take(told, picture, mask, mask // 2, [[210.0, 120.0, 1]], 960)
+    fail = Fail.of(taken)
+    packed_bytes = sum(len(file or b"") for file in (fail.thumbnail, fail.picture, fail.mask, fail.anomaly_map))
+    raw_bytes = taken.picture.nbytes + mask.nbytes * 2
+    assert packed_bytes < raw_bytes / 4, "two dozen of them are kept"
+    assert json.loads(fail.drawing)["boxes"] == [[200, 100, 60, 40, 0.9]]
+    made = {name: fail.file(name) for name in ("thumb.jpg", "picture.jpg", "marked.jpg", "map.png", "mask.png")}
+    seen = {name: cv2.imdecode(np.frombuffer(made[name] or b"", np.uint8), cv2.IMREAD_COLOR) for name in made}
+    assert np.abs(seen["picture.jpg"][:, :, ::-1].astype(int) - picture).mean() < 6
+    assert (seen["mask.png"][:, :, 0] == mask).all()
+    assert seen["map.png"][120, 230].max() > seen["map.png"][10, 10].max()
+    edge = np.abs(seen["marked.jpg"].astype(int) - seen["picture.jpg"]).max(axis=2)
+    assert edge[95:145, 195:265].max() > 80, "its outline and its box"
+    assert edge[300:, :].mean() < 5
+    assert seen["thumb.jpg"].shape[1] == 240
+    assert fail.file("other.jpg") is None
 
 
 def test_an_observer_that_fails_does_not_keep_the_others_from_looking() -> None:

@@ -1,8 +1,6 @@
 """The real program with real camera protocols: a camera that goes and comes back, and pictures not worth judging."""
 
 import json
-import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import zmq
+from needs import need_command
 from numpy.typing import NDArray
 
 from flawline.agent.control import ask
@@ -100,8 +99,7 @@ class Line:
 
 @pytest.fixture
 def fake() -> Iterator[list[subprocess.Popen[bytes]]]:
-    if shutil.which(FAKE) is None:
-        (pytest.fail if os.environ.get("FLAWLINE_REQUIRE_ALL") == "1" else pytest.skip)(f"{FAKE} is missing")
+    need_command(FAKE, "aravis-tools")
     running = [start_fake()]
     yield running
     for process in running:

@@ -1,15 +1,14 @@
 """Dashboard and alert rules: read by their own tools, and asking for nothing that the agent does not tell."""
 
 import json
-import os
 import re
-import shutil
 import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from needs import need_command
 
 from flawline.agent.metrics import Metrics
 
@@ -65,13 +64,7 @@ def test_the_rules_ask_for_what_there_is(told: set[str]) -> None:
 @pytest.fixture(scope="module")
 def promtool() -> str:
     """Of Debian's package `prometheus`."""
-    found = shutil.which("promtool")
-    if found is None:
-        message = "promtool is not here: apt install prometheus"
-        if os.environ.get("FLAWLINE_REQUIRE_ALL"):
-            pytest.fail(message)
-        pytest.skip(message)
-    return found
+    return need_command("promtool", "prometheus")
 
 
 def test_promtool_finds_nothing_wrong_and_alerts_fire_when_they_should(promtool: str, tmp_path: Path) -> None:

@@ -1,14 +1,13 @@
 """The units, as systemd itself reads them."""
 
-import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from needs import need_command
 
 from flawline.agent.cli import cli
 from flawline.agent.service_files import service_files, write
@@ -22,13 +21,7 @@ MOST_EXPOSED = 2.5
 @pytest.fixture(scope="module")
 def analyze() -> str:
     """systemd-analyze, of Debian's package `systemd`."""
-    found = shutil.which("systemd-analyze")
-    if found is None:
-        message = "systemd-analyze is not here: apt install systemd"
-        if os.environ.get("FLAWLINE_REQUIRE_ALL"):
-            pytest.fail(message)
-        pytest.skip(message)
-    return found
+    return need_command("systemd-analyze", "systemd")
 
 
 @pytest.fixture

@@ -1,0 +1,66 @@
+"""The archive of pictures: its budget over restarts, and that a full one costs no memory."""
+
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flawline.agent.archive import OLDEST, Archive
+from flawline.config.settings import JournalSettings
+
+PICTURE = np.zeros((8, 8, 3), np.uint8)
+
+
+def header(seq: int, camera: str = "top") -> dict[str, Any]:
+    return {"seq": seq, "camera": camera, "result": "fail"}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*/*"))
+
+
+def make(folder: Path, archive_mb: float) -> Archive:
+    archive = Archive(folder, JournalSettings(path=folder, archive_mb=archive_mb, min_free_mb=0))
+    archive.scan()
+    return archive
+
+
+def test_the_oldest_go_first_also_those_of_an_earlier_run_and_of_other_cameras(tmp_path: Path) -> None:
+    first = make(tmp_path, 100)
+    for seq in range(1, OLDEST + 101):
+        first.keep(header(seq, "top" if seq % 2 else "side"), PICTURE)
+    each = first.bytes // first.pictures
+    room = 40  # pictures: far fewer than there are, so that more must go than are noted at once
+    again = make(tmp_path, room * each / 1e6)
+    assert (again.pictures, again.bytes) == (first.pictures, first.bytes)
+    again.keep(header(1000), PICTURE)
+    kept = names(tmp_path)
+    assert kept == [f"{seq:012}-fail.jpg" for seq in [*range(OLDEST + 101 - room + 1, OLDEST + 101), 1000]]
+    assert again.pictures == len(kept)
+    assert again.bytes == sum(path.stat().st_size for path in tmp_path.glob("*/*")) <= room * each
+
+
+def test_what_somebody_has_taken_away_does_not_count_for_ever(tmp_path: Path) -> None:
+    archive = make(tmp_path, 100)
+    for seq in range(1, 11):
+        archive.keep(header(seq), PICTURE)
+    for path in tmp_path.glob("*/*"):
+        path.unlink()
+    archive = make(tmp_path, 100)
+    assert (archive.pictures, archive.bytes, archive.trouble) == (0, 0, None)
+
+
+def test_memory_does_not_grow_with_the_pictures_on_the_disk(tmp_path: Path) -> None:
+    archive = make(tmp_path, 100)
+    archive.keep(header(1), PICTURE)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for seq in range(2, 502):
+            archive.keep(header(seq), PICTURE)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert archive.pictures == 501
+    assert after - before < 40_000  # bytes; a name and a size for each would be more than 150 000

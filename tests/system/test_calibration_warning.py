@@ -1,0 +1,84 @@
+"""A threshold that was calibrated with another bundle: said in verdicts, results, the log and by the doctor."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from station import CLI, free_port
+
+from flawline.agent.cli_inspect import inspect
+from flawline.camera.simulated import SimulatedCamera
+from flawline.config.settings_camera import CameraSettings
+from flawline.models.bundle import open_bundle
+from flawline.models.overlay import encode
+
+OTHER = "0" * 64
+EVENT = "calibrated_with_another_bundle"
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> Path:
+    """Two cameras of the simulated line: the recipe of one was calibrated with the demo bundle, the other's not."""
+    text = ""
+    for name, sha256 in (("fits", open_bundle("demo").sha256), ("stale", OTHER)):
+        text += f'[[cameras]]\nname = "{name}"\nfps = 1.0\nrecipe = "{name}"\n'
+        text += f"[recipes.{name}]\nthreshold = 0.5\n[recipes.{name}.calibration]\n"
+        text += 'date = "2026-01-02T03:04:05+00:00"\ncount = 299\nrejected = 0\nmethod = "order statistic"\n'
+        text += "target_fpr = 0.01\nconfidence = 0.95\nfalse_reject_bound = 0.01\nthreshold = 0.5\n"
+        text += f'bundle = "demo"\nbundle_sha256 = "{sha256}"\n'
+    text += f'[publish]\nendpoint = "tcp://127.0.0.1:{free_port()}"\n'
+    text += f'[control]\nendpoint = "tcp://127.0.0.1:{free_port()}"\n'
+    text += f'[preview]\nport = {free_port()}\n[journal]\npath = "state"\nmin_free_mb = 1\narchive_mb = 1\n'
+    text += '[model]\nbundle = "demo"\ndevice = "cpu"\nthreads = 1\n'
+    file = tmp_path / "line.toml"
+    file.write_text(text)
+    return file
+
+
+def test_verdicts_carry_it_and_the_log_says_it_once(line: Path) -> None:
+    endpoint = line.read_text().partition('endpoint = "')[2].partition('"')[0]
+    subscribe = [*CLI, "subscribe", "--endpoint", endpoint, "--count", "6", "--json"]
+    with subprocess.Popen(subscribe, stdout=subprocess.PIPE, text=True) as receiver:
+        done = subprocess.run(
+            [*CLI, "run", "--config", str(line), "--frames", "8"], capture_output=True, text=True, timeout=280
+        )
+        assert done.returncode == 0, done.stderr
+        verdicts = [json.loads(row) for row in receiver.communicate(timeout=60)[0].splitlines()]
+    judged = {
+        name: [v for v in verdicts if v["camera"] == name and v["result"] != "error"] for name in ("fits", "stale")
+    }
+    assert judged["fits"]
+    assert judged["stale"]
+    assert {verdict["warning"] for verdict in judged["fits"]} == {None}
+    for verdict in judged["stale"]:
+        assert f"calibrated with bundle demo ({OTHER[:12]})" in verdict["warning"]
+        assert f"demo ({verdict['provenance']['bundle_sha256'][:12]}) judges" in verdict["warning"]
+    said = [json.loads(row) for row in done.stderr.splitlines() if EVENT in row]
+    assert [(row["level"], row["recipe"]) for row in said] == [("warning", "stale@1")]
+
+
+def test_one_shot_results_carry_it(line: Path) -> None:
+    picture = line.parent / "part.png"
+    picture.write_bytes(encode(SimulatedCamera(CameraSettings(name="top")).part(0).image))
+    said: dict[str, Any] = {}
+    for recipe in ("fits", "stale"):
+        arguments = [str(picture), "--config", str(line), "--recipe", recipe, "--json"]
+        done = CliRunner().invoke(inspect, arguments, catch_exceptions=False)
+        assert done.exit_code == 0
+        said[recipe] = json.loads(done.stdout)["warning"]
+        assert ("warning: " in done.stderr) == (recipe == "stale")
+    assert said["fits"] is None
+    assert OTHER[:12] in said["stale"]
+
+
+def test_the_doctor_says_it_with_its_remedy(line: Path) -> None:
+    done = subprocess.run(
+        [*CLI, "doctor", "--config", str(line), "--json"], capture_output=True, text=True, timeout=280
+    )
+    found = [finding for finding in json.loads(done.stdout)["findings"] if finding["check"] == "calibration"]
+    assert [finding["verdict"] for finding in found] == ["ok", "warning"]
+    assert "recipe stale" in found[1]["found"]
+    assert "flawline calibrate --recipe stale" in found[1]["remedy"]
