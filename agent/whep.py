@@ -155,6 +155,8 @@ class Sessions:
             sender.sender._send_keyframe = stream.want_key  # what aiortc calls on a receiver's PLI or FIR
             async with asyncio.timeout(_CONNECT_S):
                 await peer.setRemoteDescription(RTCSessionDescription(_without_candidates(offer), "offer"))
+                if "a=setup:passive" not in offer:
+                    _serve_dtls(peer, sender.sender)
                 await peer.setLocalDescription(await peer.createAnswer())
             if sender.mid is None or sender.currentDirection != "sendonly":
                 raise OfferRefused("the offer has no video that it wants to receive", 400)
@@ -215,6 +217,16 @@ def _codecs(codec: str) -> list[Any]:
     mime = f"video/{codec}".lower()
     codecs = RTCRtpSender.getCapabilities("video").codecs
     return [known for known in codecs if known.mimeType.lower() in (mime, "video/rtx")]
+
+
+def _serve_dtls(peer: RTCPeerConnection, sender: RTCRtpSender) -> None:
+    """Take the server's side of DTLS, which an offer with `setup:actpass` leaves to us.
+
+    aiortc takes the client's, and is then content with certificates of elliptic keys only; GStreamer's has an RSA key.
+    """
+    transports = {sender.transport} if peer.sctp is None else {sender.transport, peer.sctp.transport}
+    for transport in transports:
+        transport._set_role("server")
 
 
 def _without_candidates(offer: str) -> str:

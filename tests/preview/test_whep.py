@@ -8,12 +8,16 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import aiohttp
 import numpy as np
 import pytest
-from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpReceiver, RTCSessionDescription
+from aiortc import RTCCertificate, RTCConfiguration, RTCPeerConnection, RTCRtpReceiver, RTCSessionDescription
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
 from preview_line import BIT, CORNER, EDGE, HEIGHT, PICTURES, WIDTH, Agent
 
 SDP = {"Content-Type": "application/sdp"}
@@ -95,6 +99,23 @@ async def test_the_answer_offers_this_address_only_and_asks_no_server(agent: Age
     async with player(agent) as watching:
         candidates = re.findall(r"a=candidate:\S+ \d udp \d+ (\S+) \d+ typ (\S+)", watching.answer)
         assert set(candidates) == {("127.0.0.1", "host")}
+
+
+def rsa_certificate() -> RTCCertificate:
+    """What GStreamer's players show, where aiortc's and browsers' have an elliptic key."""
+    key = rsa.generate_private_key(65537, 2048)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "player")])
+    now = datetime.now(UTC)
+    built = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    built = built.serial_number(1).not_valid_before(now - timedelta(1)).not_valid_after(now + timedelta(1))
+    return RTCCertificate(key, built.sign(key, hashes.SHA256()))
+
+
+async def test_plays_for_a_player_with_an_rsa_certificate(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RTCCertificate, "generateCertificate", rsa_certificate)
+    async with player(agent) as watching:
+        _, picture = await watching.frame()
+    assert picture.shape == (HEIGHT, WIDTH, 3)
 
 
 async def test_delete_ends_a_session_once(agent: Agent) -> None:
