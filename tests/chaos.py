@@ -36,6 +36,7 @@ from station import Station
 DEADLINE_MS = 50
 _OUTSTANDING = 10  # triggers without a verdict; then the sender waits
 _GOOD = {"good", "oom_once"}
+_RESULTS = {"good": "pass", "oom_once": "pass", "bad": "fail", "degraded": "fail"}  # of the others: none but `error`
 _LIMITS = """
 [recipes.default]
 [recipes.quick]
@@ -55,6 +56,7 @@ class Sent:
     camera: str
     at: float
     reply: str = "unknown"  # accepted, unjournalled, refused
+    t: int = field(default_factory=time.time_ns)  # UTC: no frame of its own can be older
 
 
 @dataclass
@@ -412,20 +414,24 @@ class Report:
     fuzz: int
     fuzz_replies: dict[str, int]
     lost_unjournalled: int
+    fuzz_wanted: int
+    misplaced: int
 
     @property
     def flawless(self) -> bool:
         """Nothing missing, nothing twice, nothing passed that was not inspected."""
-        wrong = (self.gaps, self.duplicates, self.wrongful_passes, self.unanswered, self.strangers)
-        return not any(wrong)
+        wrong = (self.gaps, self.duplicates, self.wrongful_passes, self.misplaced, self.unanswered, self.strangers)
+        return not any(wrong) and self.fuzz >= self.fuzz_wanted
 
     def __str__(self) -> str:
         return (
             f"triggers {self.triggers} (accepted {self.accepted}, refused {self.refused}, "
             f"no reply {self.unknown}), verdicts {self.verdicts} ({self.replayed} by replay), unanswered "
             f"{self.unanswered}, gaps {self.gaps}, duplicates {self.duplicates}, strangers {self.strangers}, "
-            f"wrongful passes {self.wrongful_passes}, deadline overshoot p99.9 {self.overshoot_p999_ms:.1f} ms, worst "
-            f"{self.worst_overshoot_ms:.1f} ms of {self.deadlines}; malformed messages {self.fuzz}\n"
+            f"wrongful passes {self.wrongful_passes}, not of their own picture {self.misplaced}, "
+            f"deadline overshoot p99.9 {self.overshoot_p999_ms:.1f} ms, worst "
+            f"{self.worst_overshoot_ms:.1f} ms of {self.deadlines}; malformed messages {self.fuzz} of "
+            f"{self.fuzz_wanted}\n"
             f"results: {self.results}\nfaults: {self.faults}\nmalformed: {self.fuzz_replies}; accepted while the disk "
             f"was full and lost with the agent: {self.lost_unjournalled}"
         )
@@ -462,12 +468,14 @@ def reckon(chaos: Chaos) -> Report:
         gaps=gaps,
         duplicates=sum(count - 1 for count in seqs.values()) + sum(count - 1 for count in answers.values()),
         wrongful_passes=_wrongful(chaos, [*verdicts, *books.late]),
+        misplaced=misplaced(chaos, [*verdicts, *books.late]),
         worst_overshoot_ms=overshoots[-1] if overshoots else 0.0,
         overshoot_p999_ms=overshoots[int(len(overshoots) * 0.999)] if overshoots else 0.0,
         deadlines=len(overshoots),
         results=dict(Counter(header["reason"] or header["result"] for header in verdicts).most_common()),
         faults=dict(chaos.faults),
         fuzz=chaos.fuzz_sent,
+        fuzz_wanted=chaos.fuzz,
         fuzz_replies=dict(chaos.fuzz_replies),
     )
 
@@ -482,6 +490,26 @@ def _wrongful(chaos: Chaos, verdicts: list[dict[str, Any]]) -> int:
             wrong += orders[header["frame_id"] % len(orders)][0] not in _GOOD
             passes += 1
     return wrong + max(0, passes - sum(inspected[kind] for kind in _GOOD))
+
+
+def misplaced(chaos: Chaos, headers: list[dict[str, Any]]) -> int:
+    """Verdicts that are not of their trigger's own picture.
+
+    The picture was taken after the trigger was sent; while one agent runs, a camera's pictures answer its triggers in
+    order, each once; and a result is what the picture orders.
+    """
+    answers = {header["trigger_id"]: header for header in headers if header["frame_id"] is not None}
+    newest: dict[tuple[str, str], int] = {}
+    wrong = 0
+    for name in sorted(answers):
+        header, sent = answers[name], chaos.ledgers.sent.get(name)
+        orders = chaos.orders[header["camera"]]
+        run = (header["camera"], header["boot_id"])
+        fits = sent is not None and header["t_grab"] >= sent.t and header["frame_id"] > newest.get(run, -1)
+        kind = orders[header["frame_id"] % len(orders)][0]
+        wrong += not (fits and header["result"] in ("error", _RESULTS.get(kind)))
+        newest[run] = max(header["frame_id"], newest.get(run, -1))
+    return wrong
 
 
 @contextlib.contextmanager

@@ -6,7 +6,35 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from chaos import Chaos
+from chaos import Chaos, Sent, misplaced
+
+
+@pytest.mark.parametrize(
+    ("shift", "found"),
+    [({}, 0), ({"frame_id": 1}, 9), ({"t_grab": -1000}, 9), ({"trigger": 1}, 9)],
+    ids=["none", "results against pictures", "pictures older than their triggers", "triggers against pictures"],
+)
+def test_the_reckoning_sees_a_shift_of_pictures_against_triggers(
+    tmp_path: Path, shift: dict[str, int], found: int
+) -> None:
+    chaos = Chaos(tmp_path, triggers=10, fuzz=0, seed=1)
+    chaos.station.close()
+    chaos.orders = {"third": [("good", 0), ("bad", 0)] * 5}
+    chaos.ledgers.sent = {f"T{number:06}": Sent("third", 0.0, "accepted", 1000 * number) for number in range(10)}
+    headers = [
+        {
+            **{"camera": "third", "boot_id": "one", "trigger_id": f"T{number:06}"},
+            "frame_id": number + shift.get("frame_id", 0),
+            "t_grab": 1000 * (number - shift.get("trigger", 0)) + 500 + shift.get("t_grab", 0),
+            "result": ("pass", "fail")[number % 2],
+        }
+        for number in range(10)
+    ]
+    headers.append({"camera": "third", "boot_id": "two", "trigger_id": "T000003", "frame_id": None})
+    assert misplaced(chaos, headers) >= found
+    assert (misplaced(chaos, headers) > 0) == bool(shift)
+    swapped = [*headers[:4], headers[4] | {"frame_id": 6}, *headers[5:]]
+    assert misplaced(chaos, swapped) > 0
 
 
 @pytest.mark.slow
