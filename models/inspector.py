@@ -90,6 +90,7 @@ class Inspector:
         self.towers = towers
         self._prepared: dict[Recipe, Prepared] = {}
         self._encoders: dict[str, FeatureEncoder] = {}  # of F, where a recipe names another than SAM's
+        self.tile_batch: int | None = None  # tiles that go through a tower at once, where memory is short; None: all
         self.recipe = recipe if recipe is not None else Recipe()
         self.prepare(self.recipe)
 
@@ -187,8 +188,17 @@ class Inspector:
         if key not in encoded.maps:
             if prepared.localiser == "adapter":
                 self.levels(encoded)
-            encoded.maps[key] = self.towers.map(encoded.taps, encoded.clip_input, prepared.text, prepared.localiser)
+            if prepared.localiser == "windows":  # which run the tower over each tile again and again
+                parts = self._split(encoded.clip_input)
+                encoded.maps[key] = _join([self.towers.map(None, part, prepared.text, "windows") for part in parts])
+            else:
+                encoded.maps[key] = self.towers.map(encoded.taps, encoded.clip_input, prepared.text, prepared.localiser)
         return encoded.maps[key]
+
+    def _split(self, tiles: Tensor) -> list[Tensor]:
+        """(B, ...) -> parts of `tile_batch` tiles."""
+        size = self.tile_batch or len(tiles)
+        return [tiles[start : start + size] for start in range(0, len(tiles), size)]
 
     @torch.inference_mode()
     def zero_shot(self, encoded: Encoded, recipe: Recipe | None = None) -> Tensor:
@@ -205,8 +215,9 @@ class Inspector:
     def levels(self, encoded: Encoded) -> list[Tensor]:
         """What a memory compares: features of the image tower, (B, C_i, h_i, w_i), finest first."""
         if encoded.levels is None:
-            features = self.towers.clip.dense(encoded.clip_input)
-            encoded.taps, encoded.levels = features.taps, features.levels
+            parts = [self.towers.clip.dense(part) for part in self._split(encoded.clip_input)]
+            encoded.taps = [_join(taps) for taps in zip(*(part.taps for part in parts), strict=True)]
+            encoded.levels = [_join(levels) for levels in zip(*(part.levels for part in parts), strict=True)]
         return encoded.levels
 
     def _remember(self, encoded: Encoded, memory: Memory) -> Remembered:
@@ -240,7 +251,8 @@ class Inspector:
         missing = [row for row in rows if row not in encoded.embeddings]
         if missing:
             fitted = torch.cat([fit(encoded.pixels[row : row + 1], encoded.geometry) for row in missing])
-            for row, embedding in zip(missing, self.towers.embed(fitted), strict=True):
+            embedded = _join([self.towers.embed(part) for part in self._split(fitted)])
+            for row, embedding in zip(missing, embedded, strict=True):
                 encoded.embeddings[row] = embedding
         return torch.stack([encoded.embeddings[row] for row in rows])
 
@@ -279,7 +291,8 @@ class Inspector:
         features = embedding
         if recipe.prompt.features != "sam":
             fitted = torch.cat([fit(encoded.pixels[row : row + 1], encoded.geometry) for row in rows])
-            features = self._encoders[recipe.prompt.features](fitted)
+            encoder = self._encoders[recipe.prompt.features]
+            features = _join([encoder(part) for part in self._split(fitted)])
         most = recipe.cascade.max_regions if recipe.cascade.per_region else None
         prompts = point_prompts(maps[rows], regions[rows], features, encoded.geometry, recipe.prompt, most)
         clock.lap("prompt")
@@ -413,6 +426,11 @@ def points_in_frame(encoded: Encoded, refined: Refined, place: int) -> tuple[NDA
     points, labels = refined.prompts.of_frame(place)
     offset = np.array([tile.columns.start, tile.rows.start], np.float32)
     return points.cpu().numpy() + offset, labels.cpu().numpy()
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    """Parts of a batch as one; a single part is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def suspicious(regions: Tensor) -> list[int]:
