@@ -17,6 +17,9 @@ from flawline.config.settings import ControlSettings, PublishSettings
 log = structlog.get_logger()
 _AT_ONCE = 64
 """Requests in work; further ones wait in ZeroMQ's queues, and then at the clients."""
+_PARTS = 3  # of a request: who asks, an empty frame, the map
+LARGEST_REPLY = 1 << 26
+"""Bytes that a client takes: 64 MiB, far above a page of verdicts and the largest mask."""
 
 
 class Control:
@@ -40,8 +43,16 @@ class Control:
         async with asyncio.TaskGroup() as group:
             while True:
                 await self._places.acquire()
-                parts = await self._socket.recv_multipart()
-                group.create_task(self._answer(commands, parts))
+                group.create_task(self._answer(commands, await self._receive()))
+
+    async def _receive(self) -> list[bytes]:
+        """One request's parts, one more than it may have at most: whatever follows is thrown away as it is read."""
+        parts = [await self._socket.recv()]
+        while self._socket.getsockopt(zmq.RCVMORE):
+            part = await self._socket.recv()
+            if len(parts) <= _PARTS:
+                parts.append(part)
+        return parts
 
     async def _answer(self, commands: Commands, parts: list[bytes]) -> None:
         try:
@@ -83,12 +94,13 @@ def ask(endpoint: str, request: Header, timeout_s: float = 5.0, keys: tuple[Path
     socket = context.socket(zmq.REQ)
     socket.setsockopt(zmq.RCVTIMEO, int(timeout_s * 1000))
     socket.setsockopt(zmq.SNDTIMEO, int(timeout_s * 1000))
+    socket.setsockopt(zmq.MAXMSGSIZE, LARGEST_REPLY)
     try:
         if keys is not None:
             connect_curve(socket, *keys)
         socket.connect(endpoint)
         socket.send(pack(request))
-        reply = unpack(socket.recv(), 1 << 26)
+        reply = unpack(socket.recv(), LARGEST_REPLY)
     except zmq.ZMQError as error:
         raise ConfigError(f"--endpoint {endpoint}: no agent answers: {error}") from error
     finally:

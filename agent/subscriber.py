@@ -20,13 +20,13 @@ from urllib.parse import urlsplit
 import structlog
 import zmq
 
-from flawline.agent.control import ask
+from flawline.agent.control import LARGEST_REPLY, ask
 from flawline.agent.security import connect_curve
 from flawline.agent.wire import Header, unpack
 from flawline.config.errors import FlawlineError
 
 log = structlog.get_logger()
-_LIMIT = 1 << 26  # bytes of one message
+_LIMIT = LARGEST_REPLY  # bytes of one message; a publisher that sends a larger one is disconnected
 _ASK_S = 2.0  # one attempt at a replay
 _AGAIN_S = 1.0  # between two attempts
 
@@ -88,6 +88,7 @@ class Subscriber:
             connect_curve(self._socket, *keys)
         for prefix in {topic, self._station_topic, *also}:
             self._socket.setsockopt(zmq.SUBSCRIBE, prefix.encode())
+        self._socket.setsockopt(zmq.MAXMSGSIZE, _LIMIT)
         self._socket.setsockopt(zmq.RECONNECT_IVL, 100)
         self._socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)
         self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6000)

@@ -114,6 +114,7 @@ static void print_text(const char *name, value v) {
 
 static int64_t last_seq = -1; /* of the last verdict that was printed */
 static long left = -1;        /* verdicts still to print; -1: without end */
+static const int64_t largest = 64 << 20; /* bytes of one message; who sends a larger one is disconnected */
 
 static double now(void) {
     struct timespec t;
@@ -145,6 +146,7 @@ static int heal(void *context, const char *control, int64_t newest) {
         int limit_ms = 2000, linger = 0;
         zmq_setsockopt(socket, ZMQ_RCVTIMEO, &limit_ms, sizeof limit_ms);
         zmq_setsockopt(socket, ZMQ_LINGER, &linger, sizeof linger);
+        zmq_setsockopt(socket, ZMQ_MAXMSGSIZE, &largest, sizeof largest);
         zmq_msg_t reply;
         zmq_msg_init(&reply);
         int ok = zmq_connect(socket, control) == 0 && zmq_send(socket, request, at - request, 0) >= 0 &&
@@ -183,6 +185,7 @@ int main(int argc, char **argv) {
     if (argc > 3) left = atol(argv[3]);
     void *context = zmq_ctx_new();
     void *socket = zmq_socket(context, ZMQ_SUB);
+    zmq_setsockopt(socket, ZMQ_MAXMSGSIZE, &largest, sizeof largest);
     zmq_setsockopt(socket, ZMQ_SUBSCRIBE, "verdict/", 8);
     zmq_setsockopt(socket, ZMQ_SUBSCRIBE, "status/", 7);
     if (zmq_connect(socket, argv[1])) {

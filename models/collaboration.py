@@ -31,6 +31,7 @@ class CollaborationEngine:
         self._recipes: dict[str, Recipe] = {}
         self._session: MemorySession | None = None
         self._sam_s = 0.0  # running estimate: from a suspicious map to the judgement
+        self.tile_batch: int | None = None
 
     def load(
         self, bundle: str, device: str, precision: str, threads: int | None, recipes: dict[str, Recipe]
@@ -99,6 +100,7 @@ class CollaborationEngine:
     ) -> Judgement:
         """Judge (H, W, 3) uint8 RGB; see `Engine.inspect`."""
         inspector, rules = self._inspector, self._recipes[recipe]
+        inspector.tile_batch = self.tile_batch or Inspector.tile_batch
         encoded = inspector.encode([picture], rules)
         located = inspector.evidence(encoded, rules, clip_only=True)
         if located.suspicious and deadline_mono is not None:  # having read that, CLIP's time is over and known

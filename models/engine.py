@@ -22,6 +22,9 @@ class Judgement:
 class Engine(Protocol):
     """Judges pictures. Made with no arguments, then loaded once; everything blocks."""
 
+    tile_batch: int | None
+    """Tiles that go through a tower at once; None, as it begins: the usual. The worker sets 1 where memory ran out."""
+
     def load(
         self, bundle: str, device: str, precision: str, threads: int | None, recipes: dict[str, Recipe]
     ) -> dict[str, Any]:

@@ -193,8 +193,9 @@ class Worker:
             answer()
 
     def _inspect_with_retry(self, picture: Any, message: Message, degraded: Any) -> Judgement:
-        """CUDA out of memory: free what the allocator keeps, try once more, then MemoryError."""
+        """CUDA out of memory: free what the allocator keeps, try once more, tile by tile, then MemoryError."""
         for attempt in (1, 2):
+            self._engine.tile_batch = None if attempt == 1 else 1
             try:
                 return self._engine.inspect(picture, message["recipe"], message["deadline_mono"], degraded)
             except RuntimeError as error:

@@ -325,7 +325,8 @@ class Chaos:
         self.fetch_missing()
         self.station.stop()
         self.station.close()
-        return reckon(self.ledgers, self.orders, self.station.ledger, self.faults, self.fuzz_sent, self.fuzz_replies)
+        fuzz = self.fuzz_sent, self.fuzz
+        return reckon(self.ledgers, self.orders, self.station.ledger, self.faults, fuzz, self.fuzz_replies)
 
     def _settle(self) -> None:
         """Until every trigger that was accepted is answered, for a minute."""

@@ -1,5 +1,6 @@
 """The two ledgers of tests/chaos.py, what was triggered and what a subscriber got, and the reckoning between them."""
 
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 DEADLINE_MS = 50
 GOOD = {"good", "oom_once"}
+_RESULTS = {"good": "pass", "oom_once": "pass", "bad": "fail", "degraded": "fail"}  # of the others: none but `error`
 Orders = dict[str, list[tuple[str, int]]]
 """Camera -> its pictures' orders for the scripted engine: kind, wait in ms."""
 
@@ -18,6 +20,7 @@ class Sent:
     camera: str
     at: float
     reply: str = "unknown"  # accepted, unjournalled, refused
+    t: int = field(default_factory=time.time_ns)  # UTC: no frame of its own can be older
 
 
 @dataclass
@@ -54,29 +57,40 @@ class Report:
     fuzz: int
     fuzz_replies: dict[str, int]
     lost_unjournalled: int
+    fuzz_wanted: int
+    misplaced: int
 
     @property
     def flawless(self) -> bool:
         """Nothing missing, nothing twice, nothing passed that was not inspected."""
-        wrong = (self.gaps, self.duplicates, self.wrongful_passes, self.unanswered, self.strangers)
-        return not any(wrong)
+        wrong = (self.gaps, self.duplicates, self.wrongful_passes, self.misplaced, self.unanswered, self.strangers)
+        return not any(wrong) and self.fuzz >= self.fuzz_wanted
 
     def __str__(self) -> str:
         return (
             f"triggers {self.triggers} (accepted {self.accepted}, refused {self.refused}, "
             f"no reply {self.unknown}), verdicts {self.verdicts} ({self.replayed} by replay), unanswered "
             f"{self.unanswered}, gaps {self.gaps}, duplicates {self.duplicates}, strangers {self.strangers}, "
-            f"wrongful passes {self.wrongful_passes}, deadline overshoot p99.9 {self.overshoot_p999_ms:.1f} ms, worst "
-            f"{self.worst_overshoot_ms:.1f} ms of {self.deadlines}; malformed messages {self.fuzz}\n"
+            f"wrongful passes {self.wrongful_passes}, not of their own picture {self.misplaced}, deadline overshoot "
+            f"p99.9 {self.overshoot_p999_ms:.1f} ms, worst {self.worst_overshoot_ms:.1f} ms of {self.deadlines}; "
+            f"malformed messages {self.fuzz} of {self.fuzz_wanted}\n"
             f"results: {self.results}\nfaults: {self.faults}\nmalformed: {self.fuzz_replies}; accepted while the disk "
             f"was full and lost with the agent: {self.lost_unjournalled}"
         )
 
 
 def reckon(
-    books: Ledgers, orders: Orders, noted: Path, faults: Counter[str], fuzz: int, fuzz_replies: Counter[str]
+    books: Ledgers,
+    orders: Orders,
+    noted: Path,
+    faults: Counter[str],
+    fuzz: tuple[int, int],
+    fuzz_replies: Counter[str],
 ) -> Report:
-    """Hold the two ledgers against each other, and against what the engine noted in the file `noted`."""
+    """Hold the two ledgers against each other, and against what the engine noted in the file `noted`.
+
+    `fuzz` is how many malformed messages were sent, and how many should have been.
+    """
     verdicts = books.got + books.fetched
     seqs = Counter(header["seq"] for header in verdicts)
     answers = Counter(header["trigger_id"] for header in verdicts)
@@ -105,12 +119,14 @@ def reckon(
         gaps=gaps,
         duplicates=sum(count - 1 for count in seqs.values()) + sum(count - 1 for count in answers.values()),
         wrongful_passes=_wrongful(orders, noted, [*verdicts, *books.late]),
+        misplaced=misplaced(books, orders, [*verdicts, *books.late]),
         worst_overshoot_ms=overshoots[-1] if overshoots else 0.0,
         overshoot_p999_ms=overshoots[int(len(overshoots) * 0.999)] if overshoots else 0.0,
         deadlines=len(overshoots),
         results=dict(Counter(header["reason"] or header["result"] for header in verdicts).most_common()),
         faults=dict(faults),
-        fuzz=fuzz,
+        fuzz=fuzz[0],
+        fuzz_wanted=fuzz[1],
         fuzz_replies=dict(fuzz_replies),
     )
 
@@ -125,3 +141,23 @@ def _wrongful(orders: Orders, noted: Path, verdicts: list[dict[str, Any]]) -> in
             wrong += own[header["frame_id"] % len(own)][0] not in GOOD
             passes += 1
     return wrong + max(0, passes - sum(inspected[kind] for kind in GOOD))
+
+
+def misplaced(books: Ledgers, all_orders: Orders, headers: list[dict[str, Any]]) -> int:
+    """Verdicts that are not of their trigger's own picture.
+
+    The picture was taken after the trigger was sent; while one agent runs, a camera's pictures answer its triggers in
+    order, each once; and a result is what the picture orders.
+    """
+    answers = {header["trigger_id"]: header for header in headers if header["frame_id"] is not None}
+    newest: dict[tuple[str, str], int] = {}
+    wrong = 0
+    for name in sorted(answers):
+        header, sent = answers[name], books.sent.get(name)
+        orders = all_orders[header["camera"]]
+        run = (header["camera"], header["boot_id"])
+        fits = sent is not None and header["t_grab"] >= sent.t and header["frame_id"] > newest.get(run, -1)
+        kind = orders[header["frame_id"] % len(orders)][0]
+        wrong += not (fits and header["result"] in ("error", _RESULTS.get(kind)))
+        newest[run] = max(header["frame_id"], newest.get(run, -1))
+    return wrong

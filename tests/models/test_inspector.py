@@ -131,6 +131,24 @@ def test_one_tile_is_the_whole(inspector: Inspector) -> None:
     assert said(one.defects) == said(other.defects)
 
 
+@pytest.mark.parametrize("localiser", ["adapter", "windows"])
+def test_tile_by_tile_gives_the_same_result_with_one_tile_in_a_tower(folder: Path, localiser: str) -> None:
+    inspector = Inspector.load(folder, device="cpu")
+    tiling = {"enabled": True, "size": 128, "overlap": 16}
+    recipe = Recipe.model_validate({"localiser": localiser, "tiling": tiling, "prompt": {"region_threshold": 0.0}})
+    image = picture(200, 300)
+    at_once = inspector.inspect(image, recipe)
+    seen: list[int] = []
+    inspector.towers.sam.image_encoder.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    inspector.tile_batch = 1
+    one_by_one = inspector.inspect(image, recipe)
+    assert set(seen) == {1}
+    assert len(seen) > 3
+    assert at_once.refined
+    assert one_by_one.refined
+    np.testing.assert_allclose(one_by_one.anomaly_map, at_once.anomaly_map, atol=1e-4)
+
+
 def test_tiles_cover_a_large_frame_and_its_defects_lie_in_the_frame(inspector: Inspector) -> None:
     image = picture(300, 430)
     tile = image[:128, :128]

@@ -4,11 +4,16 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 
 from flawline.camera.ring import FrameRing
 from flawline.models import protocol
+from flawline.models.engine import Judgement
+from flawline.models.noop import NoopEngine
+from flawline.models.worker import Worker
 
 
 @pytest.fixture
@@ -63,3 +68,38 @@ def test_worker_ends_when_the_agent_is_gone(worker: tuple[socket.socket, subproc
     channel, process = worker
     channel.close()
     assert process.wait(10) == 0
+
+
+class OutOfMemoryError(RuntimeError):
+    """Called like CUDA's."""
+
+
+class ShortOfMemory(NoopEngine):
+    """Its memory holds `room` tiles at once."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+        self.tile_batch: int | None = None
+        self.tried: list[int | None] = []
+
+    def inspect(self, *arguments: Any) -> Judgement:
+        self.tried.append(self.tile_batch)
+        if (self.tile_batch or 4) > self.room:
+            raise OutOfMemoryError("CUDA out of memory")
+        return super().inspect(*arguments)
+
+
+def test_out_of_memory_is_tried_again_tile_by_tile_and_only_that_picture(ring: FrameRing) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        engine = ShortOfMemory(room=1)
+        worker = Worker(ours, ring, engine)
+        message = protocol.inspect(1, 0, 48, 64, "default@1", None)
+        for _ in range(2):
+            judged = worker._inspect_with_retry(np.zeros((48, 64, 3), np.uint8), message, None)
+            assert judged.result.defects
+        assert engine.tried == [None, 1, None, 1]
+        engine.room = 0
+        with pytest.raises(MemoryError, match="CUDA out of memory"):
+            worker._inspect_with_retry(np.zeros((48, 64, 3), np.uint8), message, None)

@@ -7,6 +7,31 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from chaos import Chaos
+from chaos_ledgers import Ledgers, Orders, Sent, misplaced
+
+
+@pytest.mark.parametrize(
+    ("shift", "found"),
+    [({}, 0), ({"frame_id": 1}, 9), ({"t_grab": -1000}, 9), ({"trigger": 1}, 9)],
+    ids=["none", "results against pictures", "pictures older than their triggers", "triggers against pictures"],
+)
+def test_the_reckoning_sees_a_shift_of_pictures_against_triggers(shift: dict[str, int], found: int) -> None:
+    orders: Orders = {"third": [("good", 0), ("bad", 0)] * 5}
+    books = Ledgers({f"T{number:06}": Sent("third", 0.0, "accepted", 1000 * number) for number in range(10)})
+    headers = [
+        {
+            **{"camera": "third", "boot_id": "one", "trigger_id": f"T{number:06}"},
+            "frame_id": number + shift.get("frame_id", 0),
+            "t_grab": 1000 * (number - shift.get("trigger", 0)) + 500 + shift.get("t_grab", 0),
+            "result": ("pass", "fail")[number % 2],
+        }
+        for number in range(10)
+    ]
+    headers.append({"camera": "third", "boot_id": "two", "trigger_id": "T000003", "frame_id": None})
+    assert misplaced(books, orders, headers) >= found
+    assert (misplaced(books, orders, headers) > 0) == bool(shift)
+    swapped = [*headers[:4], headers[4] | {"frame_id": 6}, *headers[5:]]
+    assert misplaced(books, orders, swapped) > 0
 
 
 @pytest.mark.slow

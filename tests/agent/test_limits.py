@@ -1,0 +1,110 @@
+"""What comes over a socket is bounded, at either end."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+from typing import Any, cast
+
+import msgpack
+import pytest
+import zmq
+import zmq.asyncio
+
+from flawline.agent import control, subscriber
+from flawline.agent.control import Control, ask
+from flawline.agent.subscriber import Subscriber
+from flawline.config.errors import ConfigError
+from flawline.config.settings import ControlSettings, PublishSettings
+
+LIMIT = 10_000
+
+
+class Commands:
+    """Answers every request."""
+
+    async def do(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {}
+
+
+class CountingControl(Control):
+    """Notes how many parts of a request it was given."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.parts: list[int] = []
+
+    async def _answer(self, commands: Any, parts: list[bytes]) -> None:
+        self.parts.append(len(parts))
+        await super()._answer(commands, parts)
+
+
+async def test_a_request_of_many_parts_is_not_kept(tmp_path: Path) -> None:
+    context = zmq.asyncio.Context()
+    settings = ControlSettings(endpoint=f"ipc://{tmp_path}/control")
+    served = CountingControl(context, settings, PublishSettings())
+    serving = asyncio.create_task(served.serve(cast(Any, Commands())))
+    client = context.socket(zmq.DEALER)
+    client.connect(settings.endpoint)
+    request = msgpack.packb({"cmd": "status", "id": 1})
+    replies = []
+    for parts in ([b"", request], [b"", *[request] * 5000], [request] * 5000, [b"", request]):
+        await client.send_multipart(parts)
+        replies.append(msgpack.unpackb((await asyncio.wait_for(client.recv_multipart(), 60))[1])["ok"])
+    assert replies == [True, False, False, True]
+    assert max(served.parts) <= 4
+    serving.cancel()
+    await asyncio.wait([serving])
+    served.close()
+    context.destroy(linger=0)
+
+
+@pytest.fixture
+def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
+    made: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    yield made
+    made.destroy(linger=0)
+
+
+def test_a_subscriber_takes_no_larger_message(
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscriber, "_LIMIT", LIMIT)
+    publisher = context.socket(zmq.PUB)
+    publisher.bind(f"ipc://{tmp_path}/out")
+    with Subscriber(f"ipc://{tmp_path}/out", also=("mask/",)) as station:
+        sizes = []
+        end = time.monotonic() + 60
+        while sizes.count(LIMIT // 2) < 3 and time.monotonic() < end:
+            for size in (2 * LIMIT, LIMIT // 2):  # the larger one costs the connection, which comes back
+                publisher.send_multipart([b"mask/line1/top/", msgpack.packb({}), bytes(size)])
+                received = station.receive(0.2)
+                sizes += [len(received.payload or b"")] if received is not None else []
+        assert set(sizes) == {LIMIT // 2}
+
+
+def test_a_client_takes_no_larger_reply(
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "LARGEST_REPLY", LIMIT)
+    # What would refuse it after it has been received whole:
+    monkeypatch.setattr(control, "unpack", lambda data, _limit: {"ok": True, "bytes": len(data)})
+    server = context.socket(zmq.ROUTER)
+    server.bind(f"ipc://{tmp_path}/control")
+
+    def answer(size: int) -> dict[str, Any]:
+        def reply() -> None:
+            sender, *_ = server.recv_multipart()
+            server.send_multipart([sender, b"", bytes(size)])
+
+        answering = Thread(target=reply)
+        answering.start()
+        try:
+            return ask(f"ipc://{tmp_path}/control", {"cmd": "status"}, timeout_s=3.0)
+        finally:
+            answering.join(30)
+
+    assert answer(LIMIT // 2)["bytes"] == LIMIT // 2
+    with pytest.raises(ConfigError, match="no agent answers"):
+        answer(2 * LIMIT)
