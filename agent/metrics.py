@@ -125,7 +125,7 @@ class _Counts(Collector):
         for stage, key in (("inspect", "waiting"), ("late", "late_waiting"), ("worker", "in_flight")):
             depth.add_metric([stage], status[key])
         yield depth
-        up = GaugeMetricFamily("flawline_camera_up", "1 while the camera is open", labels=["camera"])
+        up = GaugeMetricFamily("flawline_camera_up", "1 while the camera delivers", labels=["camera"])
         for name, camera in status["cameras"].items():
             up.add_metric([name], float(camera["up"]))
         yield up

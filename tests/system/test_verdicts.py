@@ -138,16 +138,16 @@ def test_no_frame_is_a_camera_fault_and_no_late_frame_is_taken_for_the_next(make
 
 
 def test_a_missing_frame_is_a_camera_fault_before_it_is_a_missed_deadline(make_station: Make) -> None:
-    station = make_station({"top": [("good", 0)]}, "[recipes.default]\ndeadline_ms = 600\n", loop=False).start()
+    station = make_station({"top": [("good", 0)]}, "[recipes.default]\ndeadline_ms = 1500\n", loop=False).start()
     station.trigger("top", "A")
     station.until("verdict", 1)
     station.trigger("top", "B", "C")
     first, second = station.until("verdict", 3)[1:]
     for verdict in (first, second):
         assert (verdict["result"], verdict["reason"]) == ("error", "camera_fault")
-        assert verdict["detail"] == "no frame from 'top' within deadline_ms = 600"
-        assert verdict["mono_publish"] - verdict["mono_trigger"] <= 600e6
-    assert first["mono_publish"] - first["mono_trigger"] > 400e6
+        assert verdict["detail"] == "no frame from 'top' within deadline_ms = 1500"
+        assert verdict["mono_publish"] - verdict["mono_trigger"] <= 1900e6  # the camera's own limit is 2000 ms
+    assert first["mono_publish"] - first["mono_trigger"] > 1200e6
     station.stop()
     assert station.of("late") == []
 
