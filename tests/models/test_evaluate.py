@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from needs import need
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 from tiny_bundle import write_parts, write_tiny_bundle
 
@@ -215,7 +213,7 @@ def test_a_limited_run_says_so(place: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_shards_over_ray_give_the_same_numbers(place: Path, tmp_path: Path) -> None:
-    need(find_spec("ray"), "ray (flawline's own extra)")
+    pytest.importorskip("ray")
     more = ["--size", "64", "--category", "plate", "--methods", "clip"]
     assert command(place, tmp_path / "one", *more).exit_code == 0
     assert command(place, tmp_path / "two", *more, "--engine", "ray", "--shards", "2").exit_code == 0
