@@ -7,8 +7,10 @@ import os
 import secrets
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import structlog
@@ -45,6 +47,7 @@ from flawline.config.memory_versions import FOLDER
 from flawline.config.settings import Settings
 
 log = structlog.get_logger()
+_HELPERS = 4  # threads: masks are encoded, the journal's log is carried over, a changed file is read
 _OPEN_LIMIT_S = 5.0  # so long the first triggers wait for cameras to open
 
 
@@ -134,6 +137,7 @@ class Agent:
         """Until a signal, or until as many verdicts are out as were asked for. Raises FlawlineError."""
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
+        loop.set_default_executor(_helpers())
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         changed = asyncio.Event()
@@ -272,6 +276,15 @@ def _context() -> Iterator[zmq.asyncio.Context]:
         yield context
     finally:
         context.destroy(linger=2000)
+
+
+def _helpers() -> ThreadPoolExecutor:
+    """For what waits or computes beside the loop. All threads at once: later one would come with every busy moment."""
+    pool = ThreadPoolExecutor(_HELPERS, "helper")
+    all_there = threading.Barrier(_HELPERS)
+    for _ in range(_HELPERS):
+        pool.submit(all_there.wait)
+    return pool
 
 
 def _first_of_ours(failures: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -18,13 +18,16 @@ from pathlib import Path
 from typing import Any, Self
 
 import flawline
-from flawline.config.errors import FlawlineError
+from flawline.config.errors import ConfigError, FlawlineError
 
 HOST = "127.0.0.2"
 """Loopback for what they say to each other. Ray puts the machine's outer address in the place of 127.0.0.1."""
 START_LIMIT_S = 300.0
 STORE_BYTES = 256 << 20
 """Shared memory for results under way: some maps per shard."""
+_TOKEN = secrets.token_hex(32)
+"""Ray's servers listen on every address, and whoever connects could run programs as this user: a token that only our
+processes know keeps others out. One for the life of this process, because Ray reads it once."""
 _PORTS = (
     "port",
     "node-manager-port",
@@ -45,19 +48,25 @@ main()
 class LocalHead:
     """Started by `start`; `close` ends it.
 
-    Make it before Ray is imported, which then takes its token from the environment; `close` takes it out again.
+    Make the first one before Ray is imported, which then takes its token from the environment; `close` takes it out
+    again. Raises ConfigError where that is too late.
     """
 
+    _known_to_ray = False
+
     def __init__(self) -> None:
+        if "ray" in sys.modules and not LocalHead._known_to_ray:
+            raise ConfigError(
+                "--engine ray: this process has imported Ray already: start a cluster by ray.init() first"
+            )
+        LocalHead._known_to_ray = True
         self._undo = ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
         self._folder = Path(tempfile.mkdtemp(prefix="flawline-ray-"))
         self._undo.callback(shutil.rmtree, self._folder, ignore_errors=True)
         self._log = self._folder / "head.log"
-        # Ray's servers listen on every address, and whoever connects could run programs as this user: a token that
-        # only our processes know keeps others out.
         self._set("RAY_AUTH_MODE", "token")
-        self._set("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        self._set("RAY_AUTH_TOKEN", _TOKEN)
 
     def start(self, ray: Any, shards: int) -> Self:
         """Start it for so many shards and connect `ray`, the imported package. Raises FlawlineError."""

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from needs import need
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 from tiny_bundle import write_parts, write_tiny_bundle
 
@@ -225,7 +224,8 @@ def ray_processes() -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # a cluster of a dozen processes, two of them with torch
 def test_shards_over_ray_give_the_same_numbers(place: Path, tmp_path: Path) -> None:
-    need(find_spec("ray"), "ray (pip install 'flawline[ray]')")  # not imported here: that is the command's part
+    if find_spec("ray") is None:  # not imported here: that is the command's part
+        pytest.skip("Ray is not installed")
     more = ["--size", "64", "--category", "plate", "--methods", "clip", "--device", "cpu", "--limit", "3"]
     assert command(place, tmp_path / "one", *more).exit_code == 0
     assert command(place, tmp_path / "two", *more, "--engine", "ray", "--shards", "2").exit_code == 0
