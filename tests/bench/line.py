@@ -52,7 +52,7 @@ def measure(folder: Path, frames: int, threads: int) -> dict[str, Any]:
     """Replay, and read the verdicts."""
     station = Station(folder, {"top": []}, "[recipes.default]\ndeadline_ms = 5000\n", trigger="free")
     engine = "worker.engine=flawline.models.collaboration:CollaborationEngine"
-    station.start("--set", engine, "--set", f"worker.threads={threads}", limit_s=180)
+    station.start("--set", engine, "--set", f"model.threads={threads}", limit_s=180)
     verdicts = station.until("verdict", frames + 10, limit_s=frames * 2.0 + 60)[10:]
     station.stop()
     station.close()
