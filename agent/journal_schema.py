@@ -81,7 +81,7 @@ def is_damage(error: sqlite3.Error) -> bool:
 
 
 def as_journal_error(error: sqlite3.Error, what: str) -> JournalError:
-    """What SQLite said, told apart: a damaged file is none that can't be had for now."""
+    """What SQLite said, told apart: a damaged file stays damaged, a full disk or a lock passes."""
     if is_damage(error):
         return CorruptJournal(f"{what}: it is damaged ({error}); a start sets it aside")
     return JournalError(f"{what}: {error}")

@@ -25,7 +25,7 @@ _PING_EVERY_S = 1.0
 
 class WorkerClient:
     """One worker process at a time. `on_message` gets what it says of jobs, `on_ready` what it says of its models,
-    `on_lost` is called when it is gone, `on_unhealthy` when it will not be replaced for now."""
+    `on_lost` is called when it is gone, `on_unhealthy` when it was not replaced in time."""
 
     def __init__(
         self,
@@ -251,7 +251,7 @@ class WorkerClient:
             await asyncio.sleep(0.5)
 
     def _give_up(self) -> None:
-        """No worker is to be had for now; the next one that starts ends this."""
+        """Say that there is no worker; the next one that starts ends this."""
         if self.healthy:
             self.healthy = False
             log.error("worker_unhealthy", restarts_per_minute=self._settings.restarts_per_minute)

@@ -8,8 +8,10 @@ import numpy as np
 import open_clip
 import tomli_w
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
+from torch.nn import functional
 
 from flawline.models.bundle import SamSettings
 from flawline.models.sam import build_sam, own_state
@@ -25,6 +27,14 @@ SAM = {
     "input_size": 128,
     "decoder": {"dim": 32, "mlp_dim": 64, "heads": 4, "iou_hidden": 32},
 }
+
+
+def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Soft random patches, (H, W, 3) uint8: something for every place to differ in."""
+    rng = np.random.default_rng(seed)
+    coarse = torch.from_numpy(rng.integers(0, 256, (1, 3, height // 10 + 2, width // 10 + 2)).astype(np.float32))
+    soft = functional.interpolate(coarse, (height, width), mode="bilinear")[0].permute(1, 2, 0)
+    return soft.numpy().astype(np.uint8)
 
 
 def write_tiny_bundle(folder: Path, *, adapter: bool = True, region: float = 0.5) -> Path:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.torch import save_file
-from tiny_bundle import write_tiny_bundle
+from tiny_bundle import picture, write_tiny_bundle
 from torch.nn import functional
 
 from flawline.config.errors import BundleError, ConfigError, FlawlineError, ImageError
@@ -43,14 +43,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def inspector(folder: Path) -> Inspector:
     return Inspector.load(folder, device="cpu")
-
-
-def picture(height: int, width: int, seed: int = 0) -> Picture:
-    """Soft random patches: something for every place to differ in."""
-    rng = np.random.default_rng(seed)
-    coarse = torch.from_numpy(rng.integers(0, 256, (1, 3, height // 10 + 2, width // 10 + 2)).astype(np.float32))
-    soft = functional.interpolate(coarse, (height, width), mode="bilinear")[0].permute(1, 2, 0)
-    return soft.numpy().astype(np.uint8)
 
 
 def recipe_for(inspector: Inspector, image: Picture, share: float = 0.03, **more: Any) -> Recipe:

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tiny_bundle import write_tiny_bundle
+from tiny_bundle import picture, write_tiny_bundle
 from torch import Tensor
-from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from flawline.config.recipe import Recipe
@@ -44,14 +43,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def inspector(folder: Path) -> Inspector:
     return Inspector.load(folder, device="cpu")
-
-
-def picture(height: int, width: int, seed: int = 0) -> Picture:
-    """Soft random patches: something for every place to differ in."""
-    rng = np.random.default_rng(seed)
-    coarse = torch.from_numpy(rng.integers(0, 256, (1, 3, height // 10 + 2, width // 10 + 2)).astype(np.float32))
-    soft = functional.interpolate(coarse, (height, width), mode="bilinear")[0].permute(1, 2, 0)
-    return soft.numpy().astype(np.uint8)
 
 
 def passes(module: torch.nn.Module) -> list[int]:
