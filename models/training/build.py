@@ -28,6 +28,7 @@ from flawline.models.localise import AdapterLocaliser
 from flawline.models.prompt import point_prompts, region
 from flawline.models.pyramid import WIDTH
 from flawline.models.sam import build_sam, own_state
+from flawline.models.training.align import align_positions
 from flawline.models.training.pictures import Pictures, PictureSet, draw_set
 from flawline.models.training.token_table import VOCABULARY, make_token_table
 from flawline.models.training.train_clip import (
@@ -41,7 +42,7 @@ from flawline.models.training.train_clip import (
     new_clip,
     train_clip,
 )
-from flawline.models.training.train_sam import SamSchedule, align_positions, prompt_quality, train_sam
+from flawline.models.training.train_sam import SamSchedule, prompt_quality, train_sam
 from flawline.models.training.train_text import TextSchedule, train_projection, train_text
 from flawline.models.training.validate import clip_maps, figures
 
