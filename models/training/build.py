@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flawline.config.recipe import PromptSettings
-from flawline.models.bundle import DecoderSettings, SamSettings, file_sha256
+from flawline.config.recipe import PromptSettings, Recipe
+from flawline.models.bundle import DecoderSettings, PromptWords, SamSettings, file_sha256
 from flawline.models.checkpoints import StateDict
 from flawline.models.clip import DenseClip
 from flawline.models.frames import FrameGeometry
@@ -28,13 +28,13 @@ from flawline.models.localise import AdapterLocaliser
 from flawline.models.prompt import point_prompts, region
 from flawline.models.pyramid import WIDTH
 from flawline.models.sam import build_sam, own_state
+from flawline.models.text import mean_direction
 from flawline.models.training.align import align_positions
+from flawline.models.training.batches import LITE0_MEAN, LITE0_STD
 from flawline.models.training.pictures import Pictures, PictureSet, draw_set
 from flawline.models.training.token_table import VOCABULARY, make_token_table
 from flawline.models.training.train_clip import (
     EMBED_DIM,
-    LITE0_MEAN,
-    LITE0_STD,
     TEMPERATURE,
     TEXT_WIDTH,
     Anchors,
@@ -42,9 +42,11 @@ from flawline.models.training.train_clip import (
     new_clip,
     train_clip,
 )
+from flawline.models.training.train_layers import LayerSchedule, train_layers
 from flawline.models.training.train_sam import SamSchedule, prompt_quality, train_sam
 from flawline.models.training.train_text import TextSchedule, train_projection, train_text
 from flawline.models.training.validate import clip_maps, figures
+from flawline.models.words import Words
 
 Say = Callable[[str], None]
 SAM_SETTINGS = SamSettings(
@@ -55,9 +57,9 @@ SAM_SETTINGS = SamSettings(
     decoder=DecoderSettings(dim=128, depth=2, heads=8, mlp_dim=512, mask_channels=16, iou_depth=3, iou_hidden=128),
 )
 
-CLIP_PICTURES = PictureSet("train", 8000, 384, 1, 0.3)
+CLIP_PICTURES = PictureSet("train", 9000, 384, 1, 0.45)
 UNSEEN_PICTURES = PictureSet("unseen", 300, 384, 2, 0.5, unseen=True)
-SAM_PICTURES = PictureSet("sam", 2000, 512, 3, 0.1)
+SAM_PICTURES = PictureSet("sam", 3000, 512, 3, 0.1)
 SAM_UNSEEN_PICTURES = PictureSet("sam-unseen", 200, 512, 4, 0.1, unseen=True)
 
 
@@ -73,6 +75,7 @@ class DemoPlan:
     sentence_model: bool = True  # False: a random token table, for trying the way
     clip: ClipSchedule = field(default_factory=ClipSchedule)
     text: TextSchedule = field(default_factory=TextSchedule)
+    layers: LayerSchedule = field(default_factory=LayerSchedule)
     sam: SamSchedule = field(default_factory=SamSchedule)
 
 
@@ -87,6 +90,7 @@ def small_plan() -> DemoPlan:
         sentence_model=False,
         clip=ClipSchedule(steps=3, finish=2, batch=2, sizes=(128,), checkpoint_every=2),
         text=TextSchedule(steps=4, batch=8, head_steps=4),
+        layers=LayerSchedule(steps=3, batch=2, sizes=(128,), checkpoint_every=2),
         sam=SamSchedule(shapes=1, windows=2, frames=1, window_batch=2, frame_batch=2, checkpoint_every=2),
     )
 
@@ -100,17 +104,18 @@ def build_demo(plan: DemoPlan, work: Path, bundle: Path, say: Say, processes: in
         with (work / "log.txt").open("a") as stream:
             stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
-    clip, adapter, anchors = clip_side(plan, work, log, processes)
-    thresholds = {"region": region_threshold(plan, clip, anchors, adapter, work, log, processes)}
-    sam = sam_side(plan, clip, adapter, anchors, thresholds["region"], work, log, processes)
+    clip, adapter = clip_side(plan, work, log, processes)
+    text = layer_side(plan, clip, adapter, work, log, processes)
+    thresholds = {"region": region_threshold(plan, clip, text, adapter, work, log, processes)}
+    sam = sam_side(plan, clip, adapter, text, thresholds["region"], work, log, processes)
     write_bundle(plan, clip, adapter, sam, thresholds, work, bundle)
     thresholds["decision"] = decision_threshold(plan, bundle, work, log, processes)
     write_bundle(plan, clip, adapter, sam, thresholds, work, bundle)
     log(f"bundle written to {bundle}")
 
 
-def clip_side(plan: DemoPlan, work: Path, say: Say, processes: int) -> tuple[DenseClip, AdapterLocaliser, Anchors]:
-    """CLIP: image side first, then the text tower towards it."""
+def clip_side(plan: DemoPlan, work: Path, say: Say, processes: int) -> tuple[DenseClip, AdapterLocaliser]:
+    """CLIP: image side first, against learnt directions, then the text tower towards them."""
     table_file = work / "token-table.safetensors"
     if not table_file.exists():
         say("token table: embedding CLIP's vocabulary")
@@ -138,13 +143,38 @@ def clip_side(plan: DemoPlan, work: Path, say: Say, processes: int) -> tuple[Den
     modules.load_state_dict(load_file(finished))
     modules.requires_grad_(False)
     clip.model.visual.to(memory_format=torch.channels_last)
-    return clip, adapter.eval(), anchors
+    return clip, adapter.eval()
+
+
+def layer_side(
+    plan: DemoPlan, clip: DenseClip, adapter: AdapterLocaliser, work: Path, say: Say, processes: int
+) -> Tensor:
+    """Pyramid and linear layers against the text tower's sentences, in place; returns the (D, 2) of plain words."""
+    words = Words.of(Recipe(), PromptWords())
+    text = torch.stack([mean_direction(clip, words.normal), mean_direction(clip, words.abnormal)], dim=1)
+    finished = work / "layer-side.safetensors"
+    trunk: Any = clip.model.visual.trunk
+    modules = torch.nn.ModuleDict({"laterals": trunk.laterals, "smooth": trunk.smooth, "adapter": adapter})
+    if not finished.exists():
+        pictures = draw_set(plan.clip_pictures, work, processes)
+        unseen = draw_set(plan.unseen_pictures, work, processes)
+
+        def validate() -> dict[str, float]:
+            some = slice(None, None, 3)
+            maps = clip_maps(clip, adapter, unseen.image[some], [text] * len(unseen.words[some]), plan.input_size)
+            return figures(maps[:, ::3, ::3], unseen.kinds[some][:, ::3, ::3] > 0)
+
+        train_layers(clip, adapter, pictures, plan.layers, work, say, validate)
+        save_file({name: value.contiguous() for name, value in modules.state_dict().items()}, finished)
+    modules.load_state_dict(load_file(finished))
+    adapter.eval()
+    return text
 
 
 def region_threshold(
     plan: DemoPlan,
     clip: DenseClip,
-    anchors: Anchors,
+    text: Tensor,
     adapter: AdapterLocaliser,
     work: Path,
     say: Say,
@@ -152,7 +182,7 @@ def region_threshold(
 ) -> float:
     """Where S_a is cut: the threshold of the largest pixel F1 on drawn parts of families kept from training."""
     unseen = draw_set(plan.unseen_pictures, work, processes)
-    maps = clip_maps(clip, adapter, unseen.image, [anchors.pair()] * len(unseen), plan.input_size)
+    maps = clip_maps(clip, adapter, unseen.image, [text] * len(unseen), plan.input_size)
     measured = figures(maps[:, ::2, ::2], unseen.kinds[:, ::2, ::2] > 0)
     say("clip, unseen families: " + " ".join(f"{name} {value:.3f}" for name, value in measured.items()))
     return round(measured["at"], 3)
@@ -186,7 +216,7 @@ def sam_side(
     plan: DemoPlan,
     clip: DenseClip,
     adapter: AdapterLocaliser,
-    anchors: Anchors,
+    text: Tensor,
     threshold: float,
     work: Path,
     say: Say,
@@ -200,7 +230,7 @@ def sam_side(
     if not finished.exists():
         pictures = draw_set(plan.sam_pictures, work, processes)
         unseen = draw_set(plan.sam_unseen, work, processes)
-        prompts = ProductPrompts(clip, adapter, anchors.pair(), sam, pictures, threshold)
+        prompts = ProductPrompts(clip, adapter, text, sam, pictures, threshold)
         train_sam(sam, pictures, plan.sam, work, say, lambda: prompt_quality(sam, unseen), prompts)
         save_file(own_state(sam, SAM_SETTINGS), finished)
     sam.load_state_dict(load_file(finished), strict=False)
