@@ -30,11 +30,12 @@ from flawline.models.pyramid import WIDTH
 from flawline.models.sam import build_sam, own_state
 from flawline.models.text import mean_direction
 from flawline.models.training.align import align_positions
-from flawline.models.training.batches import LITE0_MEAN, LITE0_STD
 from flawline.models.training.pictures import Pictures, PictureSet, draw_set
 from flawline.models.training.token_table import VOCABULARY, make_token_table
 from flawline.models.training.train_clip import (
     EMBED_DIM,
+    LITE0_MEAN,
+    LITE0_STD,
     TEMPERATURE,
     TEXT_WIDTH,
     Anchors,
@@ -42,7 +43,6 @@ from flawline.models.training.train_clip import (
     new_clip,
     train_clip,
 )
-from flawline.models.training.train_layers import LayerSchedule, train_layers
 from flawline.models.training.train_sam import SamSchedule, prompt_quality, train_sam
 from flawline.models.training.train_text import TextSchedule, train_projection, train_text
 from flawline.models.training.validate import clip_maps, figures
@@ -57,7 +57,7 @@ SAM_SETTINGS = SamSettings(
     decoder=DecoderSettings(dim=128, depth=2, heads=8, mlp_dim=512, mask_channels=16, iou_depth=3, iou_hidden=128),
 )
 
-CLIP_PICTURES = PictureSet("train", 9000, 384, 1, 0.45)
+CLIP_PICTURES = PictureSet("train", 8000, 384, 1, 0.3)
 UNSEEN_PICTURES = PictureSet("unseen", 300, 384, 2, 0.5, unseen=True)
 SAM_PICTURES = PictureSet("sam", 3000, 512, 3, 0.1)
 SAM_UNSEEN_PICTURES = PictureSet("sam-unseen", 200, 512, 4, 0.1, unseen=True)
@@ -75,7 +75,6 @@ class DemoPlan:
     sentence_model: bool = True  # False: a random token table, for trying the way
     clip: ClipSchedule = field(default_factory=ClipSchedule)
     text: TextSchedule = field(default_factory=TextSchedule)
-    layers: LayerSchedule = field(default_factory=LayerSchedule)
     sam: SamSchedule = field(default_factory=SamSchedule)
 
 
@@ -90,7 +89,6 @@ def small_plan() -> DemoPlan:
         sentence_model=False,
         clip=ClipSchedule(steps=3, finish=2, batch=2, sizes=(128,), checkpoint_every=2),
         text=TextSchedule(steps=4, batch=8, head_steps=4),
-        layers=LayerSchedule(steps=3, batch=2, sizes=(128,), checkpoint_every=2),
         sam=SamSchedule(shapes=1, windows=2, frames=1, window_batch=2, frame_batch=2, checkpoint_every=2),
     )
 
@@ -105,7 +103,7 @@ def build_demo(plan: DemoPlan, work: Path, bundle: Path, say: Say, processes: in
             stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
     clip, adapter = clip_side(plan, work, log, processes)
-    text = layer_side(plan, clip, adapter, work, log, processes)
+    text = plain_words(clip)
     thresholds = {"region": region_threshold(plan, clip, text, adapter, work, log, processes)}
     sam = sam_side(plan, clip, adapter, text, thresholds["region"], work, log, processes)
     write_bundle(plan, clip, adapter, sam, thresholds, work, bundle)
@@ -146,29 +144,10 @@ def clip_side(plan: DemoPlan, work: Path, say: Say, processes: int) -> tuple[Den
     return clip, adapter.eval()
 
 
-def layer_side(
-    plan: DemoPlan, clip: DenseClip, adapter: AdapterLocaliser, work: Path, say: Say, processes: int
-) -> Tensor:
-    """Pyramid and linear layers against the text tower's sentences, in place; returns the (D, 2) of plain words."""
+def plain_words(clip: DenseClip) -> Tensor:
+    """(D, 2) text features of the sentences that the product asks by where a recipe has no words of its own."""
     words = Words.of(Recipe(), PromptWords())
-    text = torch.stack([mean_direction(clip, words.normal), mean_direction(clip, words.abnormal)], dim=1)
-    finished = work / "layer-side.safetensors"
-    trunk: Any = clip.model.visual.trunk
-    modules = torch.nn.ModuleDict({"laterals": trunk.laterals, "smooth": trunk.smooth, "adapter": adapter})
-    if not finished.exists():
-        pictures = draw_set(plan.clip_pictures, work, processes)
-        unseen = draw_set(plan.unseen_pictures, work, processes)
-
-        def validate() -> dict[str, float]:
-            some = slice(None, None, 3)
-            maps = clip_maps(clip, adapter, unseen.image[some], [text] * len(unseen.words[some]), plan.input_size)
-            return figures(maps[:, ::3, ::3], unseen.kinds[some][:, ::3, ::3] > 0)
-
-        train_layers(clip, adapter, pictures, plan.layers, work, say, validate)
-        save_file({name: value.contiguous() for name, value in modules.state_dict().items()}, finished)
-    modules.load_state_dict(load_file(finished))
-    adapter.eval()
-    return text
+    return torch.stack([mean_direction(clip, words.normal), mean_direction(clip, words.abnormal)], dim=1)
 
 
 def region_threshold(

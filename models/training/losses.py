@@ -49,19 +49,6 @@ def segmentation_loss(abnormal: Tensor, truth: Tensor) -> Tensor:
     return loss + dice_loss(abnormal[bad], truth[bad]) if bool(bad.any()) else loss
 
 
-def picture_loss(abnormal: Tensor, truth: Tensor, top: int = 8, smooth: float = 1e-4) -> Tensor:
-    """Cross-entropy of whole pictures by the mean of their `top` highest places; good and bad ones count half each.
-
-    (B, h, w) both; a picture is bad where some place is defective for the greater part, good where none is at all.
-    """
-    score = abnormal.flatten(1).topk(top, dim=1).values.mean(dim=1)
-    worst = truth.flatten(1).amax(dim=1)
-    bad, good = (worst > 0.5).float(), (worst == 0.0).float()
-    missed = -((score + smooth).log() * bad).sum() / bad.sum().clamp_min(1.0)
-    false = -((1.0 - score + smooth).log() * good).sum() / good.sum().clamp_min(1.0)
-    return 0.5 * (missed + false)
-
-
 def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
     """CLIP's: both (B, D) unit vectors in pairs; cross-entropy both ways."""
     logits = scale * images @ texts.T

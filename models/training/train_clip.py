@@ -2,24 +2,26 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from flawline.camera.synthetic import DEFECT_KINDS
+from flawline.camera.synthetic import DEFECT_KINDS, UNSEEN_DEFECT_KINDS
 from flawline.config.errors import ConfigError
 from flawline.models.bundle import ClipSettings
 from flawline.models.clip import DenseClip
 from flawline.models.localise import AdapterLocaliser
 from flawline.models.pyramid import WIDTH
-from flawline.models.training.batches import LITE0_MEAN, LITE0_STD, Batch, batches
-from flawline.models.training.loop import Loop, train
+from flawline.models.training.augment import augment
 from flawline.models.training.losses import finishing_loss, segmentation_loss
 from flawline.models.training.pictures import Pictures
 
@@ -38,6 +40,7 @@ CLIP_CONFIG: dict[str, Any] = {
     },
     "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": TEXT_WIDTH, "heads": 4, "layers": 4},
 }
+LITE0_MEAN, LITE0_STD = 127.0 / 255.0, 128.0 / 255.0
 
 
 @dataclass(frozen=True)
@@ -114,21 +117,71 @@ class Anchors(torch.nn.Module):
         return both
 
 
-def training_loss(
-    taps: Sequence[Tensor],
-    adapter: AdapterLocaliser,
-    general_direction: Tensor,
-    kind_direction: Tensor,
-    batch: Batch,
-    loss: Callable[[Tensor, Tensor], Tensor],
-) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """Maps of all defects, per tap and of their mean, and the mean map of the asked kind, held against the truth.
+@dataclass
+class Batch:
+    """One step's pictures: (B, 3, S, S) normalised, (B, S, S) 0 or 1, the same of the asked kind, and that kind."""
 
-    Directions are (B, D), from normal to abnormal and from normal to the asked kind. Returns the loss, the (B, h, w)
-    mean map of all defects that the product shows, and the loss' parts.
-    """
+    images: Tensor
+    truth: Tensor
+    kind_truth: Tensor
+    asked: Tensor  # (B,) int64, place in DEFECT_KINDS
+
+    def shares(self, count: int) -> list["Batch"]:
+        """The batch in `count` parts, one for each thread."""
+        planes = (self.images, self.truth, self.kind_truth, self.asked)
+        return [Batch(*parts) for parts in zip(*(plane.chunk(count) for plane in planes), strict=True)]
+
+
+def batches(pictures: Pictures, schedule: ClipSchedule, start: int) -> Iterator[Batch]:
+    """From step `start` on; two are prepared ahead."""
+    known = [place for place, kind in enumerate(DEFECT_KINDS) if kind not in UNSEEN_DEFECT_KINDS]
+
+    def make(step: int) -> Batch:
+        rng = np.random.default_rng((schedule.seed, step))
+        size = int(rng.choice(schedule.sizes))
+        images, truths, kind_truths, asked = [], [], [], []
+        for index in rng.integers(0, len(pictures), schedule.batch):
+            image, (kinds,) = augment(rng, pictures.image[index], [pictures.kinds[index]], size)
+            present = [int(kind) - 1 for kind in np.unique(kinds) if kind]
+            asked.append(int(rng.choice(present if present and rng.random() < 0.75 else known)))
+            images.append(image)
+            truths.append(kinds > 0)
+            kind_truths.append(kinds == asked[-1] + 1)
+        stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
+        return Batch(
+            ((stacked / 255.0 - LITE0_MEAN) / LITE0_STD).contiguous(memory_format=torch.channels_last),
+            torch.from_numpy(np.stack(truths)).float(),
+            torch.from_numpy(np.stack(kind_truths)).float(),
+            torch.tensor(asked),
+        )
+
+    with ThreadPoolExecutor(1) as pool:
+        ahead = [pool.submit(make, start), pool.submit(make, start + 1)]
+        step = start + 2
+        while True:
+            ready = ahead.pop(0).result()
+            ahead.append(pool.submit(make, step))
+            step += 1
+            yield ready
+
+
+def training_loss(
+    clip: DenseClip,
+    adapter: AdapterLocaliser,
+    anchors: Anchors,
+    batch: Batch,
+    loss: Callable[[Tensor, Tensor], Tensor] = segmentation_loss,
+) -> tuple[Tensor, dict[str, float]]:
+    """Maps of all defects, per tap and of their mean, and the mean map of the asked kind."""
     size = batch.images.shape[-1] // 4
-    truth, kind_truth = batch.truths(size)
+    taps = clip.dense(batch.images).taps
+    directions = anchors()
+    general_direction = (directions[1] - directions[0]).expand(len(batch.images), -1)
+    kind_direction = directions[2 + batch.asked] - directions[0]
+    truth, kind_truth = (
+        functional.interpolate(plane.unsqueeze(1), (size, size), mode="area").squeeze(1)
+        for plane in (batch.truth, batch.kind_truth)
+    )
     general: list[Tensor] = []
     special: list[Tensor] = []
     for number, features in enumerate(taps):
@@ -137,13 +190,13 @@ def training_loss(
             logits = torch.einsum("bhwd,bd->bhw", z, direction * adapter.temperature).unsqueeze(1)
             enlarged = functional.interpolate(logits, (size, size), mode="bilinear", align_corners=True)
             maps.append(enlarged.squeeze(1).sigmoid())
-    mean = torch.stack(general).mean(dim=0)
-    map_loss = sum((loss(one, truth) for one in general), torch.zeros(())) / len(general) + loss(mean, truth)
+    map_loss = sum((loss(one, truth) for one in general), torch.zeros(())) / len(general)
+    map_loss = map_loss + loss(torch.stack(general).mean(dim=0), truth)
     kind_loss = loss(torch.stack(special).mean(dim=0), kind_truth)
-    shown, defective = mean.detach(), truth > 0.5
-    seen = shown[defective].mean() if bool(defective.any()) else shown.new_zeros(())
-    parts = {"map": map_loss, "kind": kind_loss, "p_bad": seen, "p_good": shown[~defective].mean()}
-    return map_loss + 0.6 * kind_loss, mean, {name: float(value.detach()) for name, value in parts.items()}
+    mean, defective = general[0].detach(), truth > 0.5
+    seen = mean[defective].mean() if bool(defective.any()) else mean.new_zeros(())
+    parts = {"map": map_loss, "kind": kind_loss, "p_bad": seen, "p_good": mean[~defective].mean()}
+    return map_loss + 0.6 * kind_loss, {name: float(value.detach()) for name, value in parts.items()}
 
 
 def learning_rate_share(schedule: ClipSchedule, step: int) -> float:
@@ -151,6 +204,20 @@ def learning_rate_share(schedule: ClipSchedule, step: int) -> float:
     if step >= schedule.steps:
         return 0.25 * 0.5 * (1 + math.cos(math.pi * (step - schedule.steps) / schedule.finish))
     return min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / schedule.steps)))
+
+
+def step_gradients(
+    clip: DenseClip,
+    adapter: AdapterLocaliser,
+    anchors: Anchors,
+    batch: Batch,
+    weights: list[Tensor],
+    finishing: bool,
+) -> tuple[list[Tensor], dict[str, float]]:
+    """Gradients of one share of a batch, and the loss' parts. One thread: torch keeps one core busy best so."""
+    torch.set_num_threads(1)
+    loss, parts = training_loss(clip, adapter, anchors, batch, finishing_loss if finishing else segmentation_loss)
+    return list(torch.autograd.grad(loss, weights)), parts
 
 
 def train_clip(
@@ -187,35 +254,59 @@ def train_clip(
         {"params": backbone, "lr": schedule.backbone_rate, "top": schedule.backbone_rate},
         {"params": [*fresh, *adapter.parameters(), *anchors.parameters()], "lr": schedule.rate, "top": schedule.rate},
     ]
+    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01)
     modules = torch.nn.ModuleDict({"trunk": trunk, "adapter": adapter, "anchors": anchors})
-
-    def loss(batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
-        directions = anchors()
-        value, _, parts = training_loss(
-            clip.dense(batch.images).taps,
-            adapter,
-            (directions[1] - directions[0]).expand(len(batch.images), -1),
-            directions[2 + batch.asked] - directions[0],
-            batch,
-            finishing_loss if step >= schedule.steps else segmentation_loss,
-        )
-        return value, parts
-
-    train(
-        Loop(
-            "clip",
-            schedule.steps + schedule.finish,
-            min(schedule.threads, schedule.batch),
-            folder / "clip-training.pt",
-            schedule.checkpoint_every,
-        ),
-        modules,
-        groups,
-        partial(batches, pictures, schedule.batch, schedule.sizes, schedule.seed),
-        partial(learning_rate_share, schedule),
-        loss,
-        say,
-        partial(validate, clip, adapter, anchors),
-    )
+    average = {name: value.clone() for name, value in modules.state_dict().items()}
+    checkpoint = folder / "clip-training.pt"
+    start = 0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        start = saved["step"]
+        modules.load_state_dict(saved["weights"])
+        optimiser.load_state_dict(saved["optimiser"])
+        average = saved["average"]
+        say(f"clip: going on from step {start}")
+    began = time.monotonic()
+    total_steps = schedule.steps + schedule.finish
+    sums: dict[str, float] = {}
+    weights: list[Tensor] = [weight for group in groups for weight in group["params"]]
+    threads = min(schedule.threads, schedule.batch)
+    pool = ThreadPoolExecutor(threads, "share")
+    for step, batch in zip(range(start, total_steps), batches(pictures, schedule, start), strict=False):
+        share = learning_rate_share(schedule, step)
+        for group in optimiser.param_groups:
+            group["lr"] = group["top"] * share
+        finishing = step >= schedule.steps
+        work = partial(step_gradients, clip, adapter, anchors, weights=weights, finishing=finishing)
+        made = list(pool.map(work, batch.shares(threads)))
+        for weight, *shares in zip(weights, *(gradients for gradients, _ in made), strict=True):
+            weight.grad = sum(shares[1:], shares[0]) / len(shares)
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimiser.step()
+        parts = {name: sum(other[name] for _, other in made) / len(made) for name in made[0][1]}
+        keep = min(0.998, (step + 1) / (step + 20))
+        for name, value in modules.state_dict().items():
+            if value.dtype.is_floating_point:
+                average[name].lerp_(value, 1 - keep)
+        for name, value in parts.items():
+            sums[name] = sums.get(name, 0.0) + value
+        done = step + 1
+        if done % 50 == 0:
+            means = " ".join(f"{name} {value / 50:.3f}" for name, value in sums.items())
+            rate = (done - start) / (time.monotonic() - began)
+            say(f"clip step {done}/{total_steps} {means} {rate:.2f} steps/s")
+            sums = {}
+        if done % schedule.checkpoint_every == 0 or done == total_steps:
+            state = {"step": done, "weights": modules.state_dict(), "optimiser": optimiser.state_dict()}
+            torch.save(state | {"average": average}, checkpoint.with_suffix(".partial"))
+            checkpoint.with_suffix(".partial").replace(checkpoint)
+            held = {name: value.clone() for name, value in modules.state_dict().items()}
+            modules.load_state_dict(average)
+            figures = validate(clip, adapter, anchors)
+            say(f"clip step {done} unseen families: " + " ".join(f"{k} {v:.3f}" for k, v in figures.items()))
+            if done < total_steps:
+                modules.load_state_dict(held)
+    pool.shutdown()
+    modules.load_state_dict(average)
     modules.requires_grad_(False)
     return adapter.eval(), anchors

@@ -97,8 +97,8 @@ class TrunkFeatures:
     def _compute(sam: Any, pictures: Pictures, files: list[Path], say: Callable[[str], None]) -> None:
         began = time.monotonic()
         stored: list[Any] = []
-        for start in range(0, len(pictures), 8):
-            images = torch.from_numpy(np.array(pictures.image[start : start + 8])).permute(0, 3, 1, 2)
+        for start in range(0, len(pictures), 2):  # few at a time: large planes cost more in page faults than they save
+            images = torch.from_numpy(np.array(pictures.image[start : start + 2])).permute(0, 3, 1, 2)
             normalised = sam.preprocess(images.float()).contiguous(memory_format=torch.channels_last)
             levels = sam.image_encoder.trunk_features(normalised)
             if not stored:
@@ -172,7 +172,8 @@ def point_loss(prompts: Prompts, logits: Tensor) -> Tensor:
     """Cross-entropy of every mask at the points that are given: an answer that leaves out a positive point or holds a
     negative one is wrong there, however little that is of the whole mask."""
     agreed = functional.softplus(-prompts.point_logits(logits)).mean(dim=1)
-    return (agreed * prompts.present).sum() / prompts.present.sum().clamp_min(1)
+    present = prompts.present.float()  # a copy: the prompts are changed in place before gradients are taken
+    return (agreed * present).sum() / present.sum().clamp_min(1.0)
 
 
 def mask_iou(logits: Tensor, truth: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from flawline.models.refine import MaskRefiner
 from flawline.models.sam import build_sam
 from flawline.models.training.augment import augment
 from flawline.models.training.build import SAM_SETTINGS, build_demo, small_plan
-from flawline.models.training.losses import balanced_loss, dice_loss, focal_loss, picture_loss, segmentation_loss
+from flawline.models.training.losses import balanced_loss, dice_loss, focal_loss, segmentation_loss
 from flawline.models.training.pictures import CHUNK, PictureSet, draw_chunk, draw_set
 from flawline.models.training.sam_prompts import Prompts, Window, draw_shape, draw_target
 from flawline.models.training.token_table import embed_texts
@@ -37,17 +37,6 @@ def test_a_picture_without_a_defect_teaches_only_that_it_is_good() -> None:
     g[1, :2] = 1.0
     both = float(segmentation_loss(p, g))
     assert both == pytest.approx(float(balanced_loss(p, g) + focal_loss(p, g) + dice_loss(p[1:], g[1:])), abs=1e-6)
-
-
-def test_whole_pictures_are_judged_by_their_highest_places() -> None:
-    p = torch.full((3, 4, 4), 0.1)
-    p[0, 0, 0] = 0.8
-    p[1, 2, 2] = 0.6
-    g = torch.zeros(3, 4, 4)
-    g[0, 0, 0] = 1.0
-    g[2, 0, 0] = 0.3  # a grain of a defect: neither good nor bad
-    expected = 0.5 * -np.log((0.8 + 0.1) / 2) + 0.5 * -np.log(1 - (0.6 + 0.1) / 2)
-    assert float(picture_loss(p, g, top=2)) == pytest.approx(expected, abs=1e-3)
 
 
 def test_labels_go_where_the_picture_goes() -> None:
