@@ -19,6 +19,8 @@ from flawline.models.clip import DenseClip
 from flawline.models.localise import AdapterLocaliser, WindowLocaliser
 from flawline.models.refine import MaskRefiner
 from flawline.models.sam import build_sam, load_sam
+from flawline.models.sam_attention import fuse_attention
+from flawline.models.switches import Switches
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -38,6 +40,7 @@ class Towers:
     adapter: AdapterLocaliser | None
     sam: Any
     refiner: MaskRefiner
+    switches: Switches
 
     def map(self, taps: list[Tensor] | None, clip_input: Tensor, text: Tensor, localiser: str) -> Tensor:
         """(B, S, S) float32: P(abnormal), by the adapter from `taps` or by windows from `clip_input`."""
@@ -95,8 +98,17 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
 
 
 @torch.no_grad()
-def load_towers(bundle: str | os.PathLike[str] | Bundle, device: str = "auto", precision: str = "auto") -> Towers:
-    """Check every file of the bundle and load it. Raises BundleError naming the file, ConfigError."""
+def load_towers(
+    bundle: str | os.PathLike[str] | Bundle,
+    device: str = "auto",
+    precision: str = "auto",
+    switches: Switches | None = None,
+) -> Towers:
+    """Check every file of the bundle and load it; `switches` as the environment has them, unless given.
+
+    Raises BundleError naming the file, ConfigError.
+    """
+    switches = Switches.from_environment() if switches is None else switches
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     chosen = choose_device(device)
     dtype = choose_precision(precision, chosen)
@@ -113,7 +125,9 @@ def load_towers(bundle: str | os.PathLike[str] | Bundle, device: str = "auto", p
     clip.model.visual.to(dtype).to(memory_format=layout)
     sam.to(chosen)
     sam.image_encoder.to(dtype)
-    return Towers(opened, chosen, dtype, clip, adapter.to(chosen) if adapter else None, sam, MaskRefiner(sam))
+    fuse_attention(sam.image_encoder, switches.attention)
+    localiser = adapter.to(chosen) if adapter else None
+    return Towers(opened, chosen, dtype, clip, localiser, sam, MaskRefiner(sam), switches)
 
 
 def _load_adapter(bundle: Bundle, clip: DenseClip) -> AdapterLocaliser:
