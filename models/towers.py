@@ -2,6 +2,7 @@
 
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from flawline.config.errors import BundleError, ConfigError
 from flawline.config.recipe import Recipe
 from flawline.config.settings import DEVICES
 from flawline.models.bundle import Bundle, open_bundle
-from flawline.models.checkpoints import load_weights, read_state_dict
+from flawline.models.checkpoints import Undrawn, load_weights, read_state_dict
 from flawline.models.clip import DenseClip
 from flawline.models.localise import AdapterLocaliser, WindowLocaliser
 from flawline.models.refine import MaskRefiner
@@ -112,12 +113,17 @@ def load_towers(
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     chosen = choose_device(device)
     dtype = choose_precision(precision, chosen)
-    opened.verify()
     manifest = opened.manifest
-    clip = DenseClip(manifest.clip, opened.folder)
+    with ThreadPoolExecutor(1, "verify") as beside:
+        verified = beside.submit(opened.verify)
+        try:
+            with Undrawn():
+                clip = DenseClip(manifest.clip, opened.folder)
+                trunk = getattr(clip.model.visual, "trunk", None)
+                sam = build_sam(manifest.sam, trunk)
+        finally:
+            verified.result()  # a damaged file is the better reason where both fail
     clip.load(opened.path(manifest.clip.checkpoint))
-    trunk = getattr(clip.model.visual, "trunk", None)
-    sam = build_sam(manifest.sam, trunk)
     load_sam(sam, manifest.sam, opened.path(manifest.sam.checkpoint))
     adapter = _load_adapter(opened, clip) if manifest.adapter is not None else None
     layout = torch.channels_last if trunk is not None else torch.contiguous_format

@@ -66,7 +66,9 @@ def measure(way: str, given: argparse.Namespace) -> None:
         encoder(picture)
         if cuda:
             torch.cuda.synchronize()
-    peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = (
+        torch.cuda.max_memory_allocated() / 2**20 if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    )
     print(
         json.dumps(
             {
@@ -96,7 +98,11 @@ def main() -> None:
     for _ in range(given.rounds):
         for way in WAYS:
             command = [sys.executable, *sys.argv, "--way", way]
-            print(f"{way:9}", subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip(), flush=True)
+            print(
+                f"{way:9}",
+                subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip(),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
