@@ -19,8 +19,8 @@ from flawline.config.settings import Settings
 from flawline.config.settings_camera import CameraSettings
 
 PREFIX = "FLAWLINE_"
-NOT_SETTINGS = {"FLAWLINE_BUNDLES", "FLAWLINE_REQUIRE_ALL", "FLAWLINE_SHARED_DATA"}
-"""Variables with our prefix that are no settings: the bundle search path, and two of the tests."""
+NOT_SETTINGS = {"FLAWLINE_BUNDLES", "FLAWLINE_SWITCHES", "FLAWLINE_REQUIRE_ALL", "FLAWLINE_SHARED_DATA"}
+"""Variables with our prefix that are no settings: the bundle search path, the models' switches, two of the tests."""
 
 CREDENTIALS = "$CREDENTIALS_DIRECTORY"
 

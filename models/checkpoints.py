@@ -5,16 +5,19 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from flawline.config.errors import BundleError
 
 StateDict = dict[str, Tensor]
 
+DRAWN = frozenset({"normal_", "uniform_", "erfinv_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_"})
 UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError, pickle.UnpicklingError)
 
 
@@ -56,6 +59,18 @@ def _tensors(content: object, path: Path) -> StateDict:
         if tensors:
             return {name.removeprefix("module."): value for name, value in tensors.items()}
     raise BundleError(f"{path}: holds no table of tensors")
+
+
+class Undrawn(TorchFunctionMode):
+    """A module built inside is not filled with random numbers: its weights are loaded next, each of them.
+
+    For ViT-L and ViT-H the numbers take as long to draw as the weights to read.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in DRAWN:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def load_weights(module: nn.Module, state: StateDict, path: Path) -> None:

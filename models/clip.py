@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from flawline.config.errors import BundleError
 from flawline.models.bundle import ClipSettings
 from flawline.models.checkpoints import load_weights, read_state_dict
+from flawline.models.lean_imports import with_transformers
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -49,7 +51,7 @@ class DenseClip(nn.Module):
         self.settings = settings
         self.input_size = settings.input_size
         self.model = build_open_clip(config)
-        self.tokenizer = _tokenizer(settings, config)
+        self._config = config
         self.indices = tap_indices(self.model.visual, settings.taps)
         self._memory_indices = list(getattr(getattr(self.model.visual, "trunk", None), "memory_levels", ()))
         self.embed_dim = int(config["embed_dim"])
@@ -59,6 +61,11 @@ class DenseClip(nn.Module):
         self.register_buffer("pixel_mean", mean.view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", std.view(3, 1, 1), persistent=False)
         self.eval()
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """open_clip's; made when the first sentence comes, for text features are mostly read from the disk."""
+        return _tokenizer(self.settings, self._config)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -96,6 +103,9 @@ class DenseClip(nn.Module):
         transformer = getattr(self.model.visual, "transformer", None)
         if transformer is not None:
             return [int(transformer.width)] * len(self.indices)
+        known = getattr(getattr(self.model.visual, "trunk", None), "level_channels", None)
+        if known is not None:
+            return [int(known[index]) for index in self.indices]
         with torch.no_grad():
             device = self.pixel_mean.device
             grey = torch.zeros(1, 3, self.input_size, self.input_size, dtype=self.dtype, device=device)
@@ -139,6 +149,8 @@ def build_open_clip(config: dict[str, Any]) -> Any:
     """An open_clip model without weights. Raises BundleError if the configuration does not describe one."""
     arguments = {key: value for key, value in config.items() if key not in ("custom_text", "multimodal_cfg")}
     custom = config.get("custom_text") or config["text_cfg"].get("hf_model_name")
+    if config["text_cfg"].get("hf_model_name"):
+        with_transformers()
     try:
         model = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**arguments)
     except (TypeError, RuntimeError, ValueError, KeyError) as error:

@@ -81,11 +81,13 @@ class CollaborationEngine:
         return session.status()
 
     def _warm_up(self) -> None:
-        """Both ways of a picture, each twice: the first pass pays for allocation, the second is the estimate."""
+        """A suspicious picture twice: the first pass pays for allocation, the second is the estimate.
+
+        A clean one goes no way that a suspicious one does not go.
+        """
         grey = np.random.default_rng(0).integers(96, 160, (480, 640, 3), dtype=np.uint8)
         everything = Recipe.model_validate({"prompt": {"region_threshold": 0.0}})
         for _ in range(2):
-            self._inspector.inspect(grey)
             encoded = self._inspector.encode([grey], everything)
             began = time.monotonic()
             self._inspector.judge(encoded, everything)

@@ -34,6 +34,7 @@ class Lite0Pyramid(nn.Module):
         self.feature_info = [{"num_chs": WIDTH, "reduction": stride} for stride in (8, 16, 32)]
         self.default_cfg: dict[str, Any] = {"pool_size": (7, 7)}
         self.memory_levels = MEMORY_LEVELS
+        self.level_channels = (*[WIDTH] * len(CHANNELS), *CHANNELS)  # of `forward_intermediates`
 
     def reset_classifier(self, num_classes: int, global_pool: str = "avg") -> None:
         """There is no classifier; open_clip asks for its removal."""

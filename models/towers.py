@@ -2,6 +2,7 @@
 
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from flawline.config.errors import BundleError, ConfigError
 from flawline.config.recipe import Recipe
 from flawline.config.settings import DEVICES
 from flawline.models.bundle import Bundle, open_bundle
-from flawline.models.checkpoints import load_weights, read_state_dict
+from flawline.models.checkpoints import Undrawn, load_weights, read_state_dict
 from flawline.models.clip import DenseClip
 from flawline.models.localise import AdapterLocaliser, WindowLocaliser
 from flawline.models.refine import MaskRefiner
 from flawline.models.sam import build_sam, load_sam
+from flawline.models.sam_attention import fuse_attention
+from flawline.models.switches import Switches
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -38,6 +41,7 @@ class Towers:
     adapter: AdapterLocaliser | None
     sam: Any
     refiner: MaskRefiner
+    switches: Switches
 
     def map(self, taps: list[Tensor] | None, clip_input: Tensor, text: Tensor, localiser: str) -> Tensor:
         """(B, S, S) float32: P(abnormal), by the adapter from `taps` or by windows from `clip_input`."""
@@ -95,17 +99,31 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
 
 
 @torch.no_grad()
-def load_towers(bundle: str | os.PathLike[str] | Bundle, device: str = "auto", precision: str = "auto") -> Towers:
-    """Check every file of the bundle and load it. Raises BundleError naming the file, ConfigError."""
+def load_towers(
+    bundle: str | os.PathLike[str] | Bundle,
+    device: str = "auto",
+    precision: str = "auto",
+    switches: Switches | None = None,
+) -> Towers:
+    """Check every file of the bundle and load it; `switches` as the environment has them, unless given.
+
+    Raises BundleError naming the file, ConfigError.
+    """
+    switches = Switches.from_environment() if switches is None else switches
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     chosen = choose_device(device)
     dtype = choose_precision(precision, chosen)
-    opened.verify()
     manifest = opened.manifest
-    clip = DenseClip(manifest.clip, opened.folder)
+    with ThreadPoolExecutor(1, "verify") as beside:
+        verified = beside.submit(opened.verify)
+        try:
+            with Undrawn():
+                clip = DenseClip(manifest.clip, opened.folder)
+                trunk = getattr(clip.model.visual, "trunk", None)
+                sam = build_sam(manifest.sam, trunk)
+        finally:
+            verified.result()  # a damaged file is the better reason where both fail
     clip.load(opened.path(manifest.clip.checkpoint))
-    trunk = getattr(clip.model.visual, "trunk", None)
-    sam = build_sam(manifest.sam, trunk)
     load_sam(sam, manifest.sam, opened.path(manifest.sam.checkpoint))
     adapter = _load_adapter(opened, clip) if manifest.adapter is not None else None
     layout = torch.channels_last if trunk is not None else torch.contiguous_format
@@ -113,7 +131,9 @@ def load_towers(bundle: str | os.PathLike[str] | Bundle, device: str = "auto", p
     clip.model.visual.to(dtype).to(memory_format=layout)
     sam.to(chosen)
     sam.image_encoder.to(dtype)
-    return Towers(opened, chosen, dtype, clip, adapter.to(chosen) if adapter else None, sam, MaskRefiner(sam))
+    fuse_attention(sam.image_encoder, switches.attention)
+    localiser = adapter.to(chosen) if adapter else None
+    return Towers(opened, chosen, dtype, clip, localiser, sam, MaskRefiner(sam), switches)
 
 
 def _load_adapter(bundle: Bundle, clip: DenseClip) -> AdapterLocaliser:

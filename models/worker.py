@@ -6,6 +6,7 @@ Started by the agent as `python -m flawline.models.worker SOCKET_FD RING_FD SLOT
 """
 
 import ctypes
+import gc
 import os
 import queue
 import signal
@@ -27,6 +28,7 @@ from flawline.config.recipe import Recipe
 from flawline.config.settings import LogSettings
 from flawline.models import protocol
 from flawline.models.engine import Engine, Judgement
+from flawline.models.lean_imports import lean_imports
 from flawline.models.protocol import Message
 
 log = structlog.get_logger()
@@ -37,7 +39,8 @@ def make_engine(name: str) -> Engine:
     """The engine called `module:class`. Raises ConfigError where there is none."""
     module, _, attribute = name.partition(":")
     try:
-        engine: Engine = getattr(import_module(module), attribute)()
+        with lean_imports():
+            engine: Engine = getattr(import_module(module), attribute)()
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"worker.engine: {name} cannot be loaded: {error}") from error
     return engine
@@ -95,14 +98,18 @@ class Worker:
 
     def _load(self, message: Message) -> bool:
         started = time.monotonic()
+        gc.disable()
         try:
             recipes = {key: Recipe.model_validate(table) for key, table in message["recipes"].items()}
             about = self._engine.load(
                 message["bundle"], message["device"], message["precision"], message["threads"], recipes
             )
+            gc.freeze()  # what is loaded by now stays: the collector need not look at it while a verdict waits
         except FlawlineError as error:
             self._send("failed", error=str(error), exit_code=error.exit_code)
             return False
+        finally:
+            gc.enable()
         self._send("ready", about=about, seconds=time.monotonic() - started, pid=os.getpid())
         return True
 
