@@ -90,10 +90,11 @@ def test_sam_answers_prompts(inspector: Inspector, prompted: Pictures) -> None:
     assert quality["box_point_iou"] > quality["point_iou"] + 0.05, "the box says nothing"
 
 
-def test_a_further_point_moves_the_answer(inspector: Inspector, prompted: Pictures) -> None:
-    """A positive point where the mask misses the defect raises it there. Of negative ones nothing is claimed."""
+@pytest.mark.parametrize("label", [1, 0], ids=["positive", "negative"])
+def test_a_further_point_moves_the_answer(inspector: Inspector, prompted: Pictures, label: int) -> None:
+    """A positive point where the mask misses the defect raises it there, a negative one beside the defect lowers it."""
     towers = inspector.towers
-    raised = []
+    moved = []
     for row, mask, rng in held_out_prompts(prompted, 3):
         image = torch.from_numpy(np.asarray(prompted.image[row])).permute(2, 0, 1).unsqueeze(0).float()
         points, labels, present = (torch.from_numpy(part).unsqueeze(0) for part in draw_points(rng, mask, 1, 0))
@@ -101,16 +102,18 @@ def test_a_further_point_moves_the_answer(inspector: Inspector, prompted: Pictur
             embedding = towers.embed(image)
             logits, scores = towers.refiner.decode(embedding, points, labels, present)
             best = int(scores[0, 1:].argmax()) + 1
-            missed = np.argwhere((cv2.resize(logits[0, best].numpy(), mask.shape) <= 0) & mask)
-            if len(missed) < 10:
+            found = cv2.resize(logits[0, best].numpy(), mask.shape) > 0
+            wrong = np.argwhere(~found & mask if label else found & ~mask)
+            if len(wrong) < 10:
                 continue
-            y, x = missed[rng.integers(len(missed))]
+            y, x = wrong[rng.integers(len(wrong))]
             points[0, 3] = torch.tensor([float(x), float(y)])
-            labels[0, 3], present[0, 3] = 1, True
+            labels[0, 3], present[0, 3] = label, True
             again, _ = towers.refiner.decode(embedding, points, labels, present)
-        raised.append(float(again[0, best, y // 4, x // 4]) > float(logits[0, best, y // 4, x // 4]))
-    assert len(raised) >= 12
-    assert np.mean(raised) >= 0.8
+        change = float(again[0, best, y // 4, x // 4]) - float(logits[0, best, y // 4, x // 4])
+        moved.append(change > 0 if label else change < 0)
+    assert len(moved) >= 12
+    assert np.mean(moved) >= 0.8
 
 
 def test_the_last_mask_is_taken_up(inspector: Inspector) -> None:
