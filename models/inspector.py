@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flawline.config.errors import ConfigError, ImageError
 from flawline.config.recipe import Recipe
-from flawline.models.bundle import user_folder
+from flawline.models.bundle import Bundle, user_folder
 from flawline.models.decide import as_float32, blank_ignored, components, counted_region, decide
 from flawline.models.features import FeatureEncoder
 from flawline.models.frames import FrameGeometry, as_rgb, fit, squash, upload
@@ -110,7 +110,7 @@ class Inspector:
     @classmethod
     def load(
         cls,
-        bundle: str | os.PathLike[str] = "demo",
+        bundle: str | os.PathLike[str] | Bundle = "demo",
         device: str = "auto",
         precision: str = "auto",
         recipe: Recipe | None = None,

@@ -126,14 +126,27 @@ def load_towers(
     clip.load(opened.path(manifest.clip.checkpoint))
     load_sam(sam, manifest.sam, opened.path(manifest.sam.checkpoint))
     adapter = _load_adapter(opened, clip) if manifest.adapter is not None else None
-    layout = torch.channels_last if trunk is not None else torch.contiguous_format
-    clip.to(chosen)
+    return assemble(opened, clip, sam, adapter, chosen, dtype, switches)
+
+
+def assemble(
+    bundle: Bundle,
+    clip: DenseClip,
+    sam: Any,
+    adapter: AdapterLocaliser | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    switches: Switches,
+) -> Towers:
+    """Models with their weights, brought to the device and the precision."""
+    layout = torch.channels_last if hasattr(clip.model.visual, "trunk") else torch.contiguous_format
+    clip.to(device)
     clip.model.visual.to(dtype).to(memory_format=layout)
-    sam.to(chosen)
+    sam.to(device)
     sam.image_encoder.to(dtype)
     fuse_attention(sam.image_encoder, switches.attention)
-    localiser = adapter.to(chosen) if adapter else None
-    return Towers(opened, chosen, dtype, clip, localiser, sam, MaskRefiner(sam), switches)
+    localiser = adapter.to(device) if adapter else None
+    return Towers(bundle, device, dtype, clip, localiser, sam, MaskRefiner(sam), switches)
 
 
 def _load_adapter(bundle: Bundle, clip: DenseClip) -> AdapterLocaliser:
