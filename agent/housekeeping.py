@@ -21,7 +21,9 @@ async def keep_house(outbox: Outbox, settings: JournalSettings) -> None:
         try:
             dropped = 1
             while dropped:
-                dropped = await outbox.on_journal(outbox.journal.drop_old, settings.keep_days, settings.keep_verdicts)
+                dropped = await outbox.on_journal(
+                    outbox.journal.drop_old, settings.keep_days, settings.keep_verdicts, settings.keep_mb
+                )
                 await asyncio.sleep(_PAUSE_S)
             await asyncio.to_thread(outbox.journal.checkpoint)
             if outbox.journal_fails or outbox.journal.unwritten:

@@ -315,14 +315,19 @@ class Journal:
         except sqlite3.Error as error:
             raise self._refused(error, "cannot be written") from error
 
-    def drop_old(self, keep_days: float, keep_verdicts: int) -> int:
-        """Forget verdicts beyond the limits, a step of the oldest ones, the newest always kept; returns how many."""
+    def drop_old(self, keep_days: float, keep_verdicts: int, keep_mb: float) -> int:
+        """Forget verdicts beyond the limits, a step of the oldest ones, the newest always kept; returns how many.
+
+        `keep_mb` limits what the database holds, in 1e6 bytes. The room of what is forgotten is used again, so that its
+        file stops growing there; a file that was larger before does not shrink.
+        """
         oldest = time.time_ns() - int(keep_days * 86_400e9)
         try:
+            too_large = self._held_bytes() > keep_mb * 1e6
             rows = self._database.execute(
                 "SELECT seq, t_publish FROM verdicts WHERE seq < ? ORDER BY seq LIMIT ?", (self.last_seq, _STEP)
             )
-            gone = [(seq,) for seq, t in rows if t < oldest or seq <= self.last_seq - keep_verdicts]
+            gone = [(seq,) for seq, t in rows if too_large or t < oldest or seq <= self.last_seq - keep_verdicts]
             if gone:
                 self._begin()
                 for table in ("verdicts", "late", "feedback"):
@@ -332,6 +337,14 @@ class Journal:
             self._roll_back()
             raise self._refused(error, "cannot be written") from error
         return len(gone)
+
+    def _held_bytes(self) -> int:
+        """Of the database's pages that are in use."""
+        pages, free, size = (
+            int(self._database.execute(f"PRAGMA {name}").fetchone()[0])
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+        return (pages - free) * size
 
     def checkpoint(self) -> None:
         """Carry the write-ahead log over into the database. Waits for the disk: commits go on meanwhile."""

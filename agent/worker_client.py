@@ -21,6 +21,8 @@ from flawline.models.protocol import Message
 
 log = structlog.get_logger()
 _PING_EVERY_S = 1.0
+_PATIENCE_S = 15.0
+"""So long what waits is kept for a worker that does not start, which may take minutes to fail; then it is answered."""
 
 
 class WorkerClient:
@@ -230,7 +232,8 @@ class WorkerClient:
                 self._signal_kill(self._process)
 
     async def _replace(self) -> None:
-        """Start another one, but not more often than allowed a minute."""
+        """Start another one, but not more often than allowed a minute; what dies while loading counts too."""
+        lost = time.monotonic()
         while True:
             now = time.monotonic()
             while self._deaths and now - self._deaths[0] > 60:
@@ -241,7 +244,8 @@ class WorkerClient:
                     await self.start()
                 except (BundleError, WorkerError) as error:
                     log.error("worker_does_not_start", error=str(error))
-                    self._give_up()  # loading may take minutes to fail: what waits is answered, not kept until then
+                    if time.monotonic() - lost > _PATIENCE_S:
+                        self._give_up()
                 else:
                     self.healthy = True
                     self.restarts += 1

@@ -85,6 +85,7 @@ class JournalSettings(Strict):
     )
     keep_days: float = Field(90.0, gt=0.0, description="verdicts older than this are dropped")
     keep_verdicts: int = Field(5_000_000, ge=1000, description="at most this many verdicts are kept")
+    keep_mb: float = Field(4000.0, ge=1.0, description="of verdicts; the oldest go first")
     archive: Literal["fail", "never"] = Field("fail", description="which pictures are kept beside the journal")
     archive_good_every: int = Field(200, ge=0, description="of the good ones, every so many-th is kept; 0: none")
     archive_format: Literal["jpg", "png"] = Field("jpg", description="how they are kept; png is exact, and slow")

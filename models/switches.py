@@ -8,10 +8,9 @@ from typing import Literal, Self, get_args
 from flawline.config.errors import ConfigError
 
 VARIABLE = "FLAWLINE_SWITCHES"
-"""Of the environment, as in `attention=plain,graphs=off`; the running agent's worker takes it over."""
+"""Of the environment, as in `attention=plain`; the running agent's worker takes it over."""
 
 Attention = Literal["auto", "plain", "mask", "extended"]
-Switch = Literal["on", "off"]
 
 
 @dataclass(frozen=True)
@@ -19,12 +18,11 @@ class Switches:
     """The defaults are what the agent runs with; `PLAIN` is everything as the libraries have it."""
 
     attention: Attention = "auto"  # of SAM's ViT; see models/sam_attention.py
-    graphs: Switch = "on"  # CUDA graphs of the static halves; see models/graphs.py; off by itself without CUDA
 
     @classmethod
     def parse(cls, items: Iterable[str], where: str) -> Self:
         """From `name=value` items. Raises ConfigError that begins with `where`."""
-        allowed = {"attention": get_args(Attention), "graphs": get_args(Switch)}
+        allowed = {"attention": get_args(Attention)}
         chosen = {}
         for item in items:
             name, _, value = item.strip().partition("=")
@@ -46,4 +44,4 @@ class Switches:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-PLAIN = Switches(attention="plain", graphs="off")
+PLAIN = Switches(attention="plain")

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flawline.config.recipe import PromptSettings
-from flawline.models.bundle import DecoderSettings, SamSettings, file_sha256
+from flawline.config.recipe import PromptSettings, Recipe
+from flawline.models.bundle import DecoderSettings, PromptWords, SamSettings, file_sha256
 from flawline.models.checkpoints import StateDict
 from flawline.models.clip import DenseClip
 from flawline.models.frames import FrameGeometry
@@ -28,6 +28,7 @@ from flawline.models.localise import AdapterLocaliser
 from flawline.models.prompt import point_prompts, region
 from flawline.models.pyramid import WIDTH
 from flawline.models.sam import build_sam, own_state
+from flawline.models.text import mean_direction
 from flawline.models.training.align import align_positions
 from flawline.models.training.pictures import Pictures, PictureSet, draw_set
 from flawline.models.training.token_table import VOCABULARY, make_token_table
@@ -45,6 +46,7 @@ from flawline.models.training.train_clip import (
 from flawline.models.training.train_sam import SamSchedule, prompt_quality, train_sam
 from flawline.models.training.train_text import TextSchedule, train_projection, train_text
 from flawline.models.training.validate import clip_maps, figures
+from flawline.models.words import Words
 
 Say = Callable[[str], None]
 SAM_SETTINGS = SamSettings(
@@ -57,7 +59,7 @@ SAM_SETTINGS = SamSettings(
 
 CLIP_PICTURES = PictureSet("train", 8000, 384, 1, 0.3)
 UNSEEN_PICTURES = PictureSet("unseen", 300, 384, 2, 0.5, unseen=True)
-SAM_PICTURES = PictureSet("sam", 2000, 512, 3, 0.1)
+SAM_PICTURES = PictureSet("sam", 3000, 512, 3, 0.1)
 SAM_UNSEEN_PICTURES = PictureSet("sam-unseen", 200, 512, 4, 0.1, unseen=True)
 
 
@@ -100,17 +102,18 @@ def build_demo(plan: DemoPlan, work: Path, bundle: Path, say: Say, processes: in
         with (work / "log.txt").open("a") as stream:
             stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
-    clip, adapter, anchors = clip_side(plan, work, log, processes)
-    thresholds = {"region": region_threshold(plan, clip, anchors, adapter, work, log, processes)}
-    sam = sam_side(plan, clip, adapter, anchors, thresholds["region"], work, log, processes)
+    clip, adapter = clip_side(plan, work, log, processes)
+    text = plain_words(clip)
+    thresholds = {"region": region_threshold(plan, clip, text, adapter, work, log, processes)}
+    sam = sam_side(plan, clip, adapter, text, thresholds["region"], work, log, processes)
     write_bundle(plan, clip, adapter, sam, thresholds, work, bundle)
     thresholds["decision"] = decision_threshold(plan, bundle, work, log, processes)
     write_bundle(plan, clip, adapter, sam, thresholds, work, bundle)
     log(f"bundle written to {bundle}")
 
 
-def clip_side(plan: DemoPlan, work: Path, say: Say, processes: int) -> tuple[DenseClip, AdapterLocaliser, Anchors]:
-    """CLIP: image side first, then the text tower towards it."""
+def clip_side(plan: DemoPlan, work: Path, say: Say, processes: int) -> tuple[DenseClip, AdapterLocaliser]:
+    """CLIP: image side first, against learnt directions, then the text tower towards them."""
     table_file = work / "token-table.safetensors"
     if not table_file.exists():
         say("token table: embedding CLIP's vocabulary")
@@ -138,13 +141,19 @@ def clip_side(plan: DemoPlan, work: Path, say: Say, processes: int) -> tuple[Den
     modules.load_state_dict(load_file(finished))
     modules.requires_grad_(False)
     clip.model.visual.to(memory_format=torch.channels_last)
-    return clip, adapter.eval(), anchors
+    return clip, adapter.eval()
+
+
+def plain_words(clip: DenseClip) -> Tensor:
+    """(D, 2) text features of the sentences that the product asks by where a recipe has no words of its own."""
+    words = Words.of(Recipe(), PromptWords())
+    return torch.stack([mean_direction(clip, words.normal), mean_direction(clip, words.abnormal)], dim=1)
 
 
 def region_threshold(
     plan: DemoPlan,
     clip: DenseClip,
-    anchors: Anchors,
+    text: Tensor,
     adapter: AdapterLocaliser,
     work: Path,
     say: Say,
@@ -152,7 +161,7 @@ def region_threshold(
 ) -> float:
     """Where S_a is cut: the threshold of the largest pixel F1 on drawn parts of families kept from training."""
     unseen = draw_set(plan.unseen_pictures, work, processes)
-    maps = clip_maps(clip, adapter, unseen.image, [anchors.pair()] * len(unseen), plan.input_size)
+    maps = clip_maps(clip, adapter, unseen.image, [text] * len(unseen), plan.input_size)
     measured = figures(maps[:, ::2, ::2], unseen.kinds[:, ::2, ::2] > 0)
     say("clip, unseen families: " + " ".join(f"{name} {value:.3f}" for name, value in measured.items()))
     return round(measured["at"], 3)
@@ -186,7 +195,7 @@ def sam_side(
     plan: DemoPlan,
     clip: DenseClip,
     adapter: AdapterLocaliser,
-    anchors: Anchors,
+    text: Tensor,
     threshold: float,
     work: Path,
     say: Say,
@@ -200,7 +209,7 @@ def sam_side(
     if not finished.exists():
         pictures = draw_set(plan.sam_pictures, work, processes)
         unseen = draw_set(plan.sam_unseen, work, processes)
-        prompts = ProductPrompts(clip, adapter, anchors.pair(), sam, pictures, threshold)
+        prompts = ProductPrompts(clip, adapter, text, sam, pictures, threshold)
         train_sam(sam, pictures, plan.sam, work, say, lambda: prompt_quality(sam, unseen), prompts)
         save_file(own_state(sam, SAM_SETTINGS), finished)
     sam.load_state_dict(load_file(finished), strict=False)

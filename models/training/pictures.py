@@ -60,16 +60,33 @@ def draw_set(wanted: PictureSet, folder: Path, processes: int = 2) -> Pictures:
     if missing:
         # Not forked: a parent whose threads compute may leave a lock behind that nobody opens.
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-            list(pool.map(_draw_chunk, [wanted] * len(missing), [target] * len(missing), missing))
-    planes = {
-        name: np.concatenate([np.load(target / f"{name}-{number:04}.npy", mmap_mode="r") for number in chunks])
-        for name in PLANES
-    }
+            list(pool.map(draw_chunk, [wanted] * len(missing), [target] * len(missing), missing))
+    planes = {name: _joined(target, name, wanted.count) for name in PLANES}
     words = [entry for number in chunks for entry in json.loads((target / f"words-{number:04}.json").read_text())]
     return Pictures(**planes, words=words)
 
 
-def _draw_chunk(wanted: PictureSet, target: Path, number: int) -> None:
+def _joined(target: Path, name: str, count: int) -> NDArray[np.uint8]:
+    """One plane of all pictures, mapped from one file, which takes the place of the chunks' files."""
+    whole = target / f"{name}.npy"
+    if not whole.exists():
+        parts = sorted(target.glob(f"{name}-*.npy"))
+        shape = np.load(parts[0], mmap_mode="r").shape[1:]
+        partial = whole.with_suffix(".partial")
+        joined = np.lib.format.open_memmap(partial, "w+", np.uint8, (count, *shape))
+        for number, part in enumerate(parts):
+            chunk = np.load(part)
+            joined[number * CHUNK : number * CHUNK + len(chunk)] = chunk
+        joined.flush()
+        partial.replace(whole)
+        for part in parts:
+            part.unlink()
+    mapped: NDArray[np.uint8] = np.load(whole, mmap_mode="c")  # torch warns of what it could not write to
+    return mapped
+
+
+def draw_chunk(wanted: PictureSet, target: Path, number: int) -> None:
+    """Draw pictures `number` * CHUNK and on into files of their own; the words, written last, say that it is whole."""
     cv2.setNumThreads(1)
     count = min(CHUNK, wanted.count - number * CHUNK)
     size = wanted.size

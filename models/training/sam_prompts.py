@@ -159,19 +159,35 @@ class Prompts:
             torch.tensor([[t.window.x, t.window.y] for t in targets], dtype=torch.float32) * STRIDE,
         )
 
-    def correct(self, rng: Rng, logits: Tensor, truth: Tensor) -> None:
-        """Where a place is free: a point where the mask is wrong. `logits`, `truth`: (B, 4h, 4w)."""
-        wrong = ((logits > 0) != (truth > 0.5)).numpy()
+    def correct(self, rng: Rng, logits: Tensor, truth: Tensor, share: float) -> None:
+        """In a `share` of the rows, where places are free: a point where the mask is too large, one where too small.
+
+        `logits`, `truth`: (B, 4h, 4w).
+        """
+        found, wanted = (logits > 0).numpy(), (truth > 0.5).numpy()
         for row in range(len(self.points)):
-            free = torch.nonzero(~self.present[row]).flatten()
-            places = np.argwhere(wrong[row])
-            if not len(free) or not len(places):
+            if rng.random() >= share:
                 continue
-            y, x = places[rng.integers(len(places))]
-            place = int(free[0])
-            self.points[row, place] = self.corners[row] + torch.tensor([x, y]) * 4 + 1.5  # a pixel of logits is 4 x 4
-            self.labels[row, place] = int(truth[row, y, x] > 0.5)
-            self.present[row, place] = True
+            for label, wrong in ((0, found[row] & ~wanted[row]), (1, wanted[row] & ~found[row])):
+                free = torch.nonzero(~self.present[row]).flatten()
+                places = np.argwhere(wrong)
+                if not len(free) or not len(places):
+                    continue
+                y, x = places[rng.integers(len(places))]
+                place = int(free[0])
+                self.points[row, place] = (
+                    self.corners[row] + torch.tensor([x, y]) * 4 + 1.5
+                )  # a pixel of logits is 4 x 4
+                self.labels[row, place] = label
+                self.present[row, place] = True
+
+    def point_logits(self, logits: Tensor) -> Tensor:
+        """(B, m, 4h, 4w) -> (B, m, POINTS): at every point, above zero where the answer agrees with its label."""
+        edge = logits.shape[-1]
+        places = ((self.points - self.corners.unsqueeze(1)) / 4).long().clamp(0, edge - 1)
+        flat = (places[..., 1] * edge + places[..., 0]).unsqueeze(1).expand(-1, logits.shape[1], -1)
+        sign = 2.0 * self.labels.unsqueeze(1) - 1.0
+        return logits.flatten(2).gather(2, flat) * sign
 
     def box_in(self, logits: Tensor) -> None:
         """The tight box of each mask, as the cascade's last level takes it; as it was where the mask is empty."""

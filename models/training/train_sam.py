@@ -7,6 +7,7 @@ where the mask was wrong in further rounds; of three masks the best one learns, 
 IoU. Last whole frames, where part of the prompts are the product's own: CLIP's map through PPG, then the cascade.
 """
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -38,6 +39,7 @@ from flawline.models.training.sam_prompts import (
 )
 
 ROUNDS = 4
+POINT_SHARE = 0.3  # weight of the loss at the points
 LEVEL_STRIDES = (4, 8, 16, 32)
 ProductPrompts = Callable[[int], tuple[Tensor, Tensor, Tensor] | None]
 
@@ -47,8 +49,8 @@ class SamSchedule:
     """How long and how fast."""
 
     shapes: int = 1500  # steps
-    windows: int = 3500  # steps
-    frames: int = 500  # steps
+    windows: int = 6500  # steps
+    frames: int = 700  # steps
     window_cells: int = 16  # a window's edge; a cell of the embedding is 16 px of the frame
     window_batch: int = 16
     frame_batch: int = 8
@@ -80,23 +82,43 @@ class SamSchedule:
 
 
 class TrunkFeatures:
-    """The frozen trunk's features of every picture, computed once, half precision, in memory."""
+    """The frozen trunk's features of every picture, computed once, half precision, mapped from files in `folder`."""
 
-    def __init__(self, sam: Any, pictures: Pictures, say: Callable[[str], None]) -> None:
+    def __init__(self, sam: Any, pictures: Pictures, folder: Path, say: Callable[[str], None]) -> None:
+        trunk = b"".join(value.numpy().tobytes() for value in sam.image_encoder.trunk.state_dict().values())
+        key = f"{len(pictures)}-{hashlib.sha256(trunk).hexdigest()[:12]}"
+        files = [folder / f"trunk-{stride}-{key}.npy" for stride in LEVEL_STRIDES]
+        if not all(file.exists() for file in files):
+            self._compute(sam, pictures, files, say)
+        self._levels = [torch.from_numpy(np.load(file, mmap_mode="c")) for file in files]
+
+    @staticmethod
+    @torch.no_grad()
+    def _compute(sam: Any, pictures: Pictures, files: list[Path], say: Callable[[str], None]) -> None:
         began = time.monotonic()
-        self._levels: list[list[Tensor]] = []
-        with torch.no_grad():
-            for start in range(0, len(pictures), 8):
-                images = torch.from_numpy(np.asarray(pictures.image[start : start + 8])).permute(0, 3, 1, 2)
-                normalised = sam.preprocess(images.float()).contiguous(memory_format=torch.channels_last)
-                levels = sam.image_encoder.trunk_features(normalised)
-                self._levels += [[level[row].half() for level in levels] for row in range(len(images))]
-                if start % 800 == 0:
-                    say(f"sam: trunk features of {start}/{len(pictures)} pictures, {time.monotonic() - began:.0f} s")
+        stored: list[Any] = []
+        for start in range(0, len(pictures), 2):  # few at a time: large planes cost more in page faults than they save
+            images = torch.from_numpy(np.array(pictures.image[start : start + 2])).permute(0, 3, 1, 2)
+            normalised = sam.preprocess(images.float()).contiguous(memory_format=torch.channels_last)
+            levels = sam.image_encoder.trunk_features(normalised)
+            if not stored:
+                stored = [
+                    np.lib.format.open_memmap(
+                        file.with_suffix(".partial"), "w+", np.float16, (len(pictures), *level.shape[1:])
+                    )
+                    for file, level in zip(files, levels, strict=True)
+                ]
+            for array, level in zip(stored, levels, strict=True):
+                array[start : start + len(images)] = level.half().numpy()
+            if start % 800 == 0:
+                say(f"sam: trunk features of {start}/{len(pictures)} pictures, {time.monotonic() - began:.0f} s")
+        for array, file in zip(stored, files, strict=True):
+            array.flush()
+            file.with_suffix(".partial").replace(file)
 
     def __len__(self) -> int:
         """Pictures."""
-        return len(self._levels)
+        return len(self._levels[0])
 
     def windows(self, rows: list[int], targets: list[Target]) -> list[Tensor]:
         """The four levels of these pictures' windows, float32."""
@@ -108,7 +130,7 @@ class TrunkFeatures:
 
     def _part(self, row: int, number: int, window: Window, stride: int) -> Tensor:
         ys, xs = (slice(side.start // stride, side.stop // stride) for side in window.pixels())
-        return self._levels[row][number][:, ys, xs]
+        return self._levels[number][row, :, ys, xs]
 
 
 class WindowRefiner(MaskRefiner):
@@ -146,6 +168,14 @@ def mask_losses(logits: Tensor, truth: Tensor, balance: float) -> Tensor:
     return losses
 
 
+def point_loss(prompts: Prompts, logits: Tensor) -> Tensor:
+    """Cross-entropy of every mask at the points that are given: an answer that leaves out a positive point or holds a
+    negative one is wrong there, however little that is of the whole mask."""
+    agreed = functional.softplus(-prompts.point_logits(logits)).mean(dim=1)
+    present = prompts.present.float()  # a copy: the prompts are changed in place before gradients are taken
+    return (agreed * present).sum() / present.sum().clamp_min(1.0)
+
+
 def mask_iou(logits: Tensor, truth: Tensor) -> Tensor:
     """IoU of logits above zero with a truth above one half: (B, m, h, w), (B, h, w) -> (B, m)."""
     found, wanted = logits > 0, (truth > 0.5).unsqueeze(1)
@@ -174,7 +204,7 @@ def train_sam(
     CLIP sees nothing; in whole frames every third target takes them.
     """
     torch.manual_seed(schedule.seed)
-    features = TrunkFeatures(sam, pictures, say)
+    features = TrunkFeatures(sam, pictures, folder, say)
     sam.requires_grad_(False)
     weights = sam_parameters(sam)
     for weight in weights:
@@ -305,7 +335,8 @@ def step_gradients(
 def sam_step(
     refiner: MaskRefiner, embedding: Tensor, targets: list[Target], rng: Rng, rounds: int, balance: float
 ) -> tuple[Tensor, list[float]]:
-    """The prompt; then with the last logits; then with a point where it was wrong; then with the box of the mask."""
+    """The prompt; then with the last logits; then with points where it was wrong (some already earlier); then with the
+    box of the mask."""
     edge = 4 * embedding.shape[-1]
     masks = torch.from_numpy(np.stack([target.mask for target in targets])).float()
     truth = functional.interpolate(masks.unsqueeze(1), (edge, edge), mode="area").squeeze(1)
@@ -320,6 +351,7 @@ def sam_step(
         losses, real = mask_losses(logits, truth, balance), mask_iou(logits, truth)
         best = losses[:, 1:].min(dim=1).values
         total = total + best.mean() + 0.5 * losses[:, 0].mean() + functional.mse_loss(scores, real.float())
+        total = total + POINT_SHARE * point_loss(prompts, logits)
         rows, chosen = torch.arange(len(targets)), scores[:, 1:].argmax(dim=1) + 1
         ious.append(float(real[rows, chosen].float().mean()))
         picked = logits[rows, chosen].detach()
@@ -327,8 +359,9 @@ def sam_step(
             for row in range(len(targets)):
                 if rng.random() < 0.2:  # a mask given from outside counts too
                     picked[row] = worn(rng, truth[row])
+            prompts.correct(rng, picked, truth, 0.4)
         elif number == 1:
-            prompts.correct(rng, picked, truth)
+            prompts.correct(rng, picked, truth, 0.8)
         elif number == 2:
             prompts.box_in(picked)
         previous = picked.unsqueeze(1)

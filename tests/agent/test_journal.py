@@ -162,6 +162,26 @@ def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*corrupt*"))
 
 
+def test_a_journal_keeps_to_its_size(tmp_path: Path) -> None:
+    """The oldest verdicts go, the newest stay, and the file stops growing although verdicts go on."""
+    journal = Journal(tmp_path)
+    sizes = []
+    for _ in range(12):
+        for _ in range(10):
+            headers = [verdict(journal) | {"detail": "x" * 400} for _ in range(50)]
+            journal.commit([(header, None) for header in headers])
+        while journal.drop_old(keep_days=1e9, keep_verdicts=10**9, keep_mb=1.0):
+            pass
+        journal.checkpoint()
+        sizes.append((tmp_path / "journal.sqlite").stat().st_size)
+    kept = [header["seq"] for header in journal.replay(1, None, 10_000)[0]]
+    journal.close()
+    assert kept == list(range(kept[0], 6001)), "a gap, or the newest are gone"
+    assert 500 < len(kept) < 2500
+    assert max(sizes) < 1.6e6
+    assert sizes[-1] <= sizes[6] * 1.02, sizes
+
+
 def test_feedback_needs_its_verdict_and_old_verdicts_go(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.commit([(verdict(journal, "side"), None)])
@@ -169,7 +189,7 @@ def test_feedback_needs_its_verdict_and_old_verdicts_go(tmp_path: Path) -> None:
     journal.feedback(2, "good", "anna", "only dust")
     with pytest.raises(JournalError, match="no verdict 99"):
         journal.feedback(99, "good", "anna", "")
-    assert journal.drop_old(keep_days=1, keep_verdicts=1000) == 5  # t_publish is 1 ns after the epoch
+    assert journal.drop_old(keep_days=1, keep_verdicts=1000, keep_mb=100) == 5  # t_publish is 1 ns after the epoch
     assert [header["seq"] for header in journal.replay(1, None, 10)[0]] == [6]
     journal.checkpoint()
     journal.close()

@@ -13,10 +13,10 @@ from flawline.models.sam import build_sam
 from flawline.models.training.augment import augment
 from flawline.models.training.build import SAM_SETTINGS, build_demo, small_plan
 from flawline.models.training.losses import balanced_loss, dice_loss, focal_loss, segmentation_loss
-from flawline.models.training.pictures import CHUNK, PictureSet, draw_set
+from flawline.models.training.pictures import CHUNK, PictureSet, draw_chunk, draw_set
 from flawline.models.training.sam_prompts import Prompts, Window, draw_shape, draw_target
 from flawline.models.training.token_table import embed_texts
-from flawline.models.training.train_sam import WindowRefiner
+from flawline.models.training.train_sam import WindowRefiner, point_loss
 from flawline.models.training.validate import auroc, figures
 
 
@@ -59,10 +59,12 @@ def test_labels_go_where_the_picture_goes() -> None:
 def test_an_interrupted_drawing_goes_on_and_gives_the_same_pictures(tmp_path: Path) -> None:
     wanted = PictureSet("few", CHUNK + 5, 96, 9, 0.4)
     first = draw_set(wanted, tmp_path / "a", processes=2)
-    folder = next((tmp_path / "a").iterdir())
-    (folder / "words-0001.json").unlink()
+    folder = tmp_path / "b" / next((tmp_path / "a").iterdir()).name
+    folder.mkdir(parents=True)
+    draw_chunk(wanted, folder, 0)
     (folder / "image-0001.npy").write_bytes(b"torn")
-    again = draw_set(wanted, tmp_path / "a", processes=1)
+    again = draw_set(wanted, tmp_path / "b", processes=1)
+    assert not list(folder.glob("image-*")), "the chunks' files are kept beside the whole"
     assert np.array_equal(first.image, again.image)
     assert first.words == again.words
     bad = [bool(entry["defects"]) for entry in again.words]
@@ -112,7 +114,9 @@ def test_further_prompts_say_where_the_mask_was_wrong() -> None:
     truth, logits = torch.zeros(1, 32, 32), torch.full((1, 32, 32), -5.0)
     truth[0, 4, 7] = 1.0  # missing: the only pixel that is wrong
     before = int(prompts.present.sum())
-    prompts.correct(rng, logits, truth)
+    prompts.correct(rng, logits, truth, 0.0)
+    assert int(prompts.present.sum()) == before
+    prompts.correct(rng, logits, truth, 1.0)
     assert int(prompts.present.sum()) == before + 1
     place = next(k for k in range(prompts.points.shape[1]) if prompts.present[0, k] and not target.present[k])
     assert prompts.points[0, place].tolist() == [target.window.x * 16 + 29.5, target.window.y * 16 + 17.5]
@@ -122,6 +126,21 @@ def test_further_prompts_say_where_the_mask_was_wrong() -> None:
     x, y = target.window.x * 16, target.window.y * 16
     assert prompts.boxes[0].tolist() == [x + 81.5, y + 41.5, x + 97.5, y + 49.5]
     assert bool(prompts.boxed[0])
+
+
+def test_an_answer_that_disagrees_with_a_point_is_wrong_there() -> None:
+    rng = np.random.default_rng(6)
+    target = draw_shape(rng, 16, 8)
+    prompts = Prompts.of([target])
+    truth, logits = torch.zeros(1, 32, 32), torch.full((1, 2, 32, 32), -4.0)
+    logits[0, :, 8, 9] = 4.0  # too large by one pixel, for which there is now a negative point
+    prompts.present[:] = False
+    prompts.correct(rng, logits[:, 0], truth, 1.0)
+    assert prompts.labels[prompts.present].tolist() == [0]
+    wrong = float(point_loss(prompts, logits))
+    assert wrong == pytest.approx(np.log1p(np.exp(4.0)), abs=1e-5)
+    logits[0, :, 8, 9] = -4.0
+    assert float(point_loss(prompts, logits)) == pytest.approx(np.log1p(np.exp(-4.0)), abs=1e-5)
 
 
 def test_a_window_that_is_the_whole_frame_is_decoded_like_it() -> None:
