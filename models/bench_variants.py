@@ -36,8 +36,7 @@ def guard(
 
 
 def _ways(precisions: Sequence[str]) -> list[tuple[str, Switches]]:
-    alone = [Switches(attention="mask", graphs="off"), Switches(attention="extended", graphs="off")]
-    alone.append(Switches(attention="plain", graphs="on"))
+    alone = [Switches(attention="mask"), Switches(attention="extended")]
     return [("fp32", switches) for switches in alone] + [(precision, Switches()) for precision in precisions]
 
 
