@@ -37,7 +37,7 @@ def _size(_context: click.Context, _option: click.Parameter, value: str) -> tupl
 @click.option("--size", default="1280x960", callback=_size, show_default=True, help="of the drawn picture")
 @click.option("--runs", type=click.IntRange(min=1), default=20, show_default=True, help="rounds; the median counts")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of torch [default: its own choice]")
-@click.option("--switch", "switches", multiple=True, metavar="NAME=VALUE", help="attention=plain, mask or extended")
+@click.option("--switch", "switches", multiple=True, metavar="NAME=VALUE", help="as in attention=plain or graphs=on")
 @click.option("--variants", is_flag=True, help="instead: a table of SAM's sizes and inputs; see --pictures")
 @click.option("--guard", is_flag=True, help="instead: do precisions and switches change verdicts on --pictures")
 @click.option(
@@ -86,7 +86,7 @@ def bench(
             rows: list[dict[str, Any]]
             if guard:
                 precisions = ["fp32", "bf16", "fp16"] if precision == "auto" else [precision]
-                progress.start(2 + len(precisions))
+                progress.start(3 + len(precisions))
                 rows = bench_variants.guard(source, given, precisions, lambda: progress.step("a way"))
             else:
                 sources = _variants(random_sam is not None, device)

@@ -111,16 +111,17 @@ def _frames_per_second(
     mean = {name: statistics.fmean(timing.whole for timing in times[name]) for name in ("clean", "suspicious")}
     day = (1.0 - DAY_SHARE) * mean["clean"] + DAY_SHARE * mean["suspicious"]
     figures = {name: 1000.0 / ms for name, ms in (mean | {"day": day}).items()}
+    warm_up = WARM_UP if inspector.towers.device.type == "cuda" else 1
     pictures = [np.ascontiguousarray(np.roll(picture, 37 * camera, axis=1)) for camera in range(CAMERAS)]
     with _all_at_once(inspector):
         tops = [inspector.trace(one, _cut_at(1.0)).clip_map for one in pictures]
         cuts = {"clean": 1.0, "suspicious": min(float(np.quantile(top, 1.0 - SUSPICIOUS_SHARE)) for top in tops)}
         for name, cut in cuts.items():
             recipe, laps = _cut_at(cut), []
-            for number in range(1 + rounds):
+            for number in range(warm_up + rounds):
                 started = time.perf_counter()
                 results = inspector.inspect_batch(pictures, recipe)
-                if number:
+                if number >= warm_up:
                     laps.append(time.perf_counter() - started)
             assert all(result.refined == (name == "suspicious") for result in results)
             figures[f"batch_{name}"] = CAMERAS / statistics.median(laps)

@@ -23,9 +23,10 @@ def guard(
     source: Source, pictures: Sequence[Picture], precisions: Sequence[str], on_row: Callable[[], None] = lambda: None
 ) -> list[dict[str, Any]]:
     """Each precision, and each switch alone at fp32, against fp32 with everything plain: the models' own verdicts."""
-    exact = _judge(Inspector(source("fp32", PLAIN)), pictures, Recipe())
+    inspector = Inspector(source("fp32", PLAIN))
+    exact = _judge(inspector, pictures, Recipe())
     rows = []
-    for precision, switches in _ways(precisions):
+    for precision, switches in _ways(precisions, inspector.towers.device):
         inspector = Inspector(source(precision, switches))
         say = agreement(exact, _judge(inspector, pictures, Recipe()))
         dtype = str(inspector.towers.dtype).removeprefix("torch.")
@@ -35,8 +36,10 @@ def guard(
     return rows
 
 
-def _ways(precisions: Sequence[str]) -> list[tuple[str, Switches]]:
-    alone = [Switches(attention="mask"), Switches(attention="extended")]
+def _ways(precisions: Sequence[str], device: torch.device) -> list[tuple[str, Switches]]:
+    alone = [Switches(attention="mask", graphs="off"), Switches(attention="extended", graphs="off")]
+    if device.type == "cuda":
+        alone.append(Switches(attention="plain", graphs="on"))
     return [("fp32", switches) for switches in alone] + [(precision, Switches()) for precision in precisions]
 
 
