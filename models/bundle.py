@@ -9,7 +9,7 @@ import hashlib
 import os
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal, Self
 
@@ -162,6 +162,11 @@ class Bundle:
     @property
     def name(self) -> str:
         return self.manifest.name
+
+    def with_sam_input(self, size: int) -> Self:
+        """The same files with another input of SAM, px; position embeddings are brought to it while loading."""
+        sam = self.manifest.sam.model_copy(update={"input_size": size})
+        return replace(self, manifest=self.manifest.model_copy(update={"sam": sam}))
 
     def path(self, name: str) -> Path:
         """The file `name` of this bundle. Raises BundleError if it isn't there."""

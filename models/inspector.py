@@ -17,14 +17,14 @@ from torch import Tensor
 
 from flawline.config.errors import ConfigError, ImageError
 from flawline.config.recipe import Recipe
-from flawline.models.bundle import user_folder
+from flawline.models.bundle import Bundle, user_folder
 from flawline.models.decide import as_float32, blank_ignored, components, counted_region, decide
 from flawline.models.features import FeatureEncoder
 from flawline.models.frames import FrameGeometry, as_rgb, fit, squash, upload
 from flawline.models.fuse import fuse, map_in_frame, region_in_frame
 from flawline.models.memory import Memory, Remembered
 from flawline.models.memory_file import fitting_memory
-from flawline.models.prompt import PointPrompts, point_prompts, region
+from flawline.models.prompt import PointPrompts, region
 from flawline.models.refine import Cascade
 from flawline.models.results import CascadeStage, InspectionResult, InspectionTrace
 from flawline.models.stages import StageClock
@@ -110,7 +110,7 @@ class Inspector:
     @classmethod
     def load(
         cls,
-        bundle: str | os.PathLike[str] = "demo",
+        bundle: str | os.PathLike[str] | Bundle = "demo",
         device: str = "auto",
         precision: str = "auto",
         recipe: Recipe | None = None,
@@ -229,7 +229,7 @@ class Inspector:
     def levels(self, encoded: Encoded) -> list[Tensor]:
         """What a memory compares: features of the image tower, (B, C_i, h_i, w_i), finest first."""
         if encoded.levels is None:
-            dense = self.towers.clip.dense
+            dense = self.towers.dense
             parts = [dense(encoded.clip_input[part]) for part in self._passes(len(encoded.clip_input))]
             encoded.taps = [torch.cat(tap) for tap in zip(*(part.taps for part in parts), strict=True)]
             if parts[0].levels is parts[0].taps:
@@ -340,9 +340,9 @@ class Inspector:
             features = torch.cat([encoder(self._fitted(encoded, rows[part])) for part in self._passes(len(rows))])
         most = recipe.cascade.max_regions if recipe.cascade.per_region else None
         maps, regions = pick(located.maps, rows), pick(located.regions, rows)
-        prompts = point_prompts(maps, regions, features, encoded.geometry, recipe.prompt, most)
+        prompts = self.towers.prompts(maps, regions, features, encoded.geometry, recipe.prompt, most)
         clock.lap("prompt")
-        cascade = self.towers.refiner.cascade(embedding, prompts, encoded.geometry, recipe.cascade)
+        cascade = self.towers.refine(embedding, prompts, encoded.geometry, recipe.cascade)
         clock.lap("cascade")
         return Refined(rows, prompts, cascade)
 

@@ -145,7 +145,7 @@ def point_prompts(
     clip = torch.cat([places.points for places in chosen], dim=1)
     points = geometry.clip_to_image(clip.float()).masked_fill(~present.unsqueeze(2), 0.0)
     labels = torch.zeros_like(present, dtype=torch.long)
-    labels[:, : settings.positive_points] = 1
+    labels[:, : settings.positive_points].fill_(1)  # assigning would send the number from the host
     return PointPrompts(points, labels, present, frame)
 
 
@@ -201,7 +201,7 @@ def _overlap(extent: int, cells: int, size: int, padded: int, device: torch.devi
     """
     pixel = torch.arange(size, device=device) * extent
     edge = torch.arange(cells + 1, device=device) * (size * padded)
-    edge[-1] = extent * size
+    edge[-1:].fill_(extent * size)
     overlap = torch.minimum(pixel + extent, edge[1:, None]) - torch.maximum(pixel, edge[:-1, None])
     return overlap.clamp_min(0).float() / extent
 

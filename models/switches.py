@@ -8,9 +8,10 @@ from typing import Literal, Self, get_args
 from flawline.config.errors import ConfigError
 
 VARIABLE = "FLAWLINE_SWITCHES"
-"""Of the environment, as in `attention=plain`; the running agent's worker takes it over."""
+"""Of the environment, as in `attention=plain,graphs=on`; the running agent's worker takes it over."""
 
 Attention = Literal["auto", "plain", "mask", "extended"]
+Switch = Literal["on", "off"]
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,12 @@ class Switches:
     """The defaults are what the agent runs with; `PLAIN` is everything as the libraries have it."""
 
     attention: Attention = "auto"  # of SAM's ViT; see models/sam_attention.py
+    graphs: Switch = "off"  # CUDA graphs; see models/graphs.py. Off until they have been run on a GPU
 
     @classmethod
     def parse(cls, items: Iterable[str], where: str) -> Self:
         """From `name=value` items. Raises ConfigError that begins with `where`."""
-        allowed = {"attention": get_args(Attention)}
+        allowed = {"attention": get_args(Attention), "graphs": get_args(Switch)}
         chosen = {}
         for item in items:
             name, _, value = item.strip().partition("=")

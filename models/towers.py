@@ -12,13 +12,16 @@ from torch import Tensor
 
 import flawline.models.pyramid  # noqa: F401  registers the embedded trunk with timm
 from flawline.config.errors import BundleError, ConfigError
-from flawline.config.recipe import Recipe
+from flawline.config.recipe import CascadeSettings, PromptSettings, Recipe
 from flawline.config.settings import DEVICES
 from flawline.models.bundle import Bundle, open_bundle
 from flawline.models.checkpoints import Undrawn, load_weights, read_state_dict
-from flawline.models.clip import DenseClip
+from flawline.models.clip import DenseClip, DenseFeatures
+from flawline.models.frames import FrameGeometry
+from flawline.models.graphs import Graphs
 from flawline.models.localise import AdapterLocaliser, WindowLocaliser
-from flawline.models.refine import MaskRefiner
+from flawline.models.prompt import PointPrompts, point_prompts
+from flawline.models.refine import Cascade, Level, MaskRefiner
 from flawline.models.sam import build_sam, load_sam
 from flawline.models.sam_attention import fuse_attention
 from flawline.models.switches import Switches
@@ -42,6 +45,18 @@ class Towers:
     sam: Any
     refiner: MaskRefiner
     switches: Switches
+    graphs: Graphs  # of `dense`, `embed`, `prompts` and `refine`, which read nothing on the host
+
+    def dense(self, clip_input: Tensor) -> DenseFeatures:
+        """(B, 3, S, S) normalised -> the image tower's features at its taps and at a memory's levels."""
+
+        def part(given: Tensor) -> list[Tensor]:
+            features = self.clip.dense(given)
+            return [*features.taps, *(features.levels if features.levels is not features.taps else ())]
+
+        made = self.graphs.run("clip", part, clip_input)
+        taps = made[: len(self.clip.indices)]
+        return DenseFeatures(taps, made[len(taps) :] or taps)
 
     def map(self, taps: list[Tensor] | None, clip_input: Tensor, text: Tensor, localiser: str) -> Tensor:
         """(B, S, S) float32: P(abnormal), by the adapter from `taps` or by windows from `clip_input`."""
@@ -67,9 +82,50 @@ class Towers:
 
     def embed(self, fitted: Tensor) -> Tensor:
         """(B, 3, h, w) RGB in [0, 255], long side P -> SAM's image embedding (B, C, P/16, P/16) float32."""
-        prepared: Tensor = self.sam.preprocess(fitted.float())
-        embedding: Tensor = self.sam.image_encoder(prepared.to(self.dtype))
-        return embedding.float()
+
+        def part(given: Tensor) -> list[Tensor]:
+            prepared: Tensor = self.sam.preprocess(given.float())
+            return [self.sam.image_encoder(prepared.to(self.dtype)).float()]
+
+        return self.graphs.run("encode", part, fitted)[0]
+
+    def prompts(
+        self,
+        maps: Tensor,
+        regions: Tensor,
+        features: Tensor,
+        geometry: FrameGeometry,
+        settings: PromptSettings,
+        most: int | None,
+    ) -> PointPrompts:
+        """See `point_prompts`."""
+        if most is not None:  # the split into regions reads on the host
+            return point_prompts(maps, regions, features, geometry, settings, most)
+
+        def part(maps: Tensor, regions: Tensor, features: Tensor) -> list[Tensor]:
+            made = point_prompts(maps, regions, features, geometry, settings)
+            return [made.points, made.labels, made.present]
+
+        return PointPrompts(*self.graphs.run(("prompt", geometry, settings), part, maps, regions, features))
+
+    def refine(
+        self, embedding: Tensor, prompts: PointPrompts, geometry: FrameGeometry, settings: CascadeSettings
+    ) -> Cascade:
+        """See `MaskRefiner.cascade`."""
+        if prompts.frame is not None:
+            return self.refiner.cascade(embedding, prompts, geometry, settings)
+
+        def part(embedding: Tensor, *given: Tensor) -> list[Tensor]:
+            made = self.refiner.cascade(embedding, PointPrompts(*given), geometry, settings)
+            levels = [one for level in made.levels for one in (level.logits, level.score, level.index)]
+            return levels if made.box is None or made.box_present is None else [*levels, made.box, made.box_present]
+
+        given = (embedding, prompts.points, prompts.labels, prompts.present)
+        made = self.graphs.run(("cascade", geometry, settings), part, *given)
+        whole = 3 * settings.levels
+        levels = [Level(made[at], made[at + 1], made[at + 2], geometry) for at in range(0, whole, 3)]
+        box, box_present = made[whole:] or (None, None)
+        return Cascade(levels, box, box_present)
 
 
 def choose_device(device: str) -> torch.device:
@@ -126,14 +182,28 @@ def load_towers(
     clip.load(opened.path(manifest.clip.checkpoint))
     load_sam(sam, manifest.sam, opened.path(manifest.sam.checkpoint))
     adapter = _load_adapter(opened, clip) if manifest.adapter is not None else None
-    layout = torch.channels_last if trunk is not None else torch.contiguous_format
-    clip.to(chosen)
+    return assemble(opened, clip, sam, adapter, chosen, dtype, switches)
+
+
+def assemble(
+    bundle: Bundle,
+    clip: DenseClip,
+    sam: Any,
+    adapter: AdapterLocaliser | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    switches: Switches,
+) -> Towers:
+    """Models with their weights, brought to the device and the precision."""
+    layout = torch.channels_last if hasattr(clip.model.visual, "trunk") else torch.contiguous_format
+    clip.to(device)
     clip.model.visual.to(dtype).to(memory_format=layout)
-    sam.to(chosen)
+    sam.to(device)
     sam.image_encoder.to(dtype)
     fuse_attention(sam.image_encoder, switches.attention)
-    localiser = adapter.to(chosen) if adapter else None
-    return Towers(opened, chosen, dtype, clip, localiser, sam, MaskRefiner(sam), switches)
+    localiser = adapter.to(device) if adapter else None
+    graphs = Graphs(device, switches.graphs == "on")
+    return Towers(bundle, device, dtype, clip, localiser, sam, MaskRefiner(sam), switches, graphs)
 
 
 def _load_adapter(bundle: Bundle, clip: DenseClip) -> AdapterLocaliser:

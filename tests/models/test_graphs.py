@@ -1,0 +1,245 @@
+"""CUDA graphs of the static parts: what may be captured, and that a graph which says something else is not used.
+
+A CUDA graph launches again what was launched while it was captured, whatever the tensors hold by then. A trace of the
+operations does the same on any device, so it stands in for the graph here: what a part decided by looking into a
+tensor, or computed on the host, is baked into both.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import structlog
+import torch
+from numpy.typing import NDArray
+from tiny_bundle import picture, write_tiny_bundle
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from flawline.config.recipe import Recipe
+from flawline.models import graphs
+from flawline.models.graphs import Graphs, Part
+from flawline.models.inspector import Inspector
+from flawline.models.random_towers import random_bundle, random_towers
+from flawline.models.switches import Switches
+from flawline.models.towers import load_towers
+
+CPU = torch.device("cpu")
+SUSPICIOUS = Recipe.model_validate({"prompt": {"region": "top_percent"}})
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+class Traced:
+    """Captures by recording every operation; counts captures and replays, and keeps the recordings."""
+
+    def __init__(self) -> None:
+        self.captures = self.replays = 0
+        self.operations: list[set[str]] = []
+
+    def __call__(self, part: Part, own: list[Tensor]) -> tuple[Callable[[], None], list[Tensor]]:
+        self.captures += 1
+        recorded = make_fx(lambda *given: list(part(*given)))(*own)
+        self.operations.append({str(node.target) for node in recorded.graph.nodes})
+        made = [tensor.clone() for tensor in recorded(*own)]
+
+        def replay() -> None:
+            self.replays += 1
+            for kept, new in zip(made, recorded(*own), strict=True):
+                kept.copy_(new)
+
+        return replay, made
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _a_cache_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def with_graphs(inspector: Inspector, capture: Any) -> Inspector:
+    """The same models, their static parts captured by `capture`."""
+    object.__setattr__(inspector.towers, "graphs", Graphs(CPU, True, capture))
+    return inspector
+
+
+def pictures(count: int, size: tuple[int, int] = (130, 180)) -> list[NDArray[np.uint8]]:
+    return [picture(*size, seed) for seed in range(count)]
+
+
+def recipes() -> list[Any]:
+    """Every setting of prompts and cascade that keeps to the device."""
+    settings: list[dict[str, Any]] = [
+        {},
+        {"prompt": {"similarity": "max"}},
+        {"prompt": {"similarity": "weighted", "kernel": "rect", "kernel_size": 9}},
+        {"prompt": {"spacing_metric": "rank_stride"}},
+        {"prompt": {"preset": "literal", "negative_points": 0}},
+        {"cascade": {"levels": 2}},
+        {"cascade": {"multimask": [False, True, True]}},
+        {"tiling": {"enabled": True, "size": 128, "overlap": 16}},
+    ]
+    made = []
+    for given in settings:
+        prompt = {"region": "top_percent", **given.get("prompt", {})}
+        made.append(Recipe.model_validate(given | {"prompt": prompt}))
+    return made
+
+
+@pytest.mark.parametrize("recipe", recipes(), ids=str)
+def test_replayed_frames_are_judged_as_others(tmp_path: Path, recipe: Recipe) -> None:
+    """Also those that were not there when the graphs were captured: nothing of a frame is baked in."""
+    folder = write_tiny_bundle(tmp_path / "tiny")
+    traced = Traced()
+    plain, replayed = Inspector.load(folder, "cpu"), with_graphs(Inspector.load(folder, "cpu"), traced)
+    with structlog.testing.capture_logs() as logs:
+        for image in pictures(5):
+            one, other = plain.inspect(image, recipe), replayed.inspect(image, recipe)
+            assert other.refined
+            np.testing.assert_allclose(other.anomaly_map, one.anomaly_map, atol=1e-5)
+            assert other.score == pytest.approx(one.score, abs=1e-5)
+    assert not logs
+    assert traced.captures >= 4  # CLIP, SAM's encoder, prompts, cascade
+    assert traced.replays >= 4 * 3
+
+
+@pytest.mark.parametrize("sam", ["vit_b", "vit_t"])
+def test_published_architectures_can_be_captured(sam: str) -> None:
+    """ViT towers as published, small inputs."""
+    plain = Inspector(random_towers(random_bundle(sam, 256, "ViT-S-32", 224), "cpu"))
+    traced = Traced()
+    replayed = with_graphs(Inspector(plain.towers), traced)
+    results = [replayed.inspect(image, SUSPICIOUS) for image in pictures(4)]
+    assert traced.captures == 4
+    object.__setattr__(plain.towers, "graphs", Graphs(CPU, False))
+    for image, result in zip(pictures(4), results, strict=True):
+        np.testing.assert_allclose(result.anomaly_map, plain.inspect(image, SUSPICIOUS).anomaly_map, atol=1e-4)
+    forbidden = {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.lift_fresh_copy.default"}
+    assert not forbidden & set().union(*traced.operations)  # values read on the host, or sent from it
+
+
+def test_regions_of_their_own_are_not_captured(tmp_path: Path) -> None:
+    """Their number is read on the host."""
+    traced = Traced()
+    inspector = with_graphs(Inspector.load(write_tiny_bundle(tmp_path / "tiny"), "cpu"), traced)
+    recipe = Recipe.model_validate({"prompt": {"region": "top_percent"}, "cascade": {"per_region": True}})
+    for image in pictures(4):
+        assert inspector.inspect(image, recipe).refined
+    assert traced.captures == 2  # the two encoders
+
+
+def test_a_shape_is_captured_when_it_comes_again() -> None:
+    traced = Traced()
+    kept = Graphs(CPU, True, traced)
+    with torch.inference_mode():
+        for count, captures in ((2, 0), (3, 0), (2, 1), (2, 1), (3, 2)):
+            given = torch.full((count,), float(count))
+            assert kept.run("a", lambda x: [x + 1], given)[0].tolist() == [count + 1.0] * count
+            assert traced.captures == captures
+        kept.run("b", lambda x: [x - 1], torch.ones(2))
+        assert kept.run("b", lambda x: [x - 1], torch.ones(2))[0].tolist() == [0.0, 0.0]  # another part
+    assert kept.run("a", lambda x: [x + 1], torch.ones(2).requires_grad_())[0].requires_grad  # training is left alone
+
+
+def test_results_are_not_overwritten_by_the_next_frame() -> None:
+    kept = Graphs(CPU, True, Traced())
+    with torch.no_grad():
+        results = [kept.run("a", lambda x: [2 * x], torch.full((3,), float(n)))[0] for n in range(5)]
+    assert [result.tolist() for result in results] == [[2.0 * n] * 3 for n in range(5)]
+
+
+def looks_into_the_tensor(x: Tensor) -> list[Tensor]:
+    return [x + 1 if float(x[0]) > 0 else x - 1]
+
+
+def raises_while_captured(_part: Part, _own: list[Tensor]) -> Any:
+    raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nand more")
+
+
+def bakes_in(part: Part, own: list[Tensor]) -> Any:
+    """What a graph does whose part decided on the host: it says the same again for everything."""
+    made = list(part(*own))
+    return lambda: None, made
+
+
+@pytest.mark.parametrize(
+    ("part", "capture", "reason"),
+    [
+        (lambda x: [x * 3], raises_while_captured, "not permitted when stream is capturing"),
+        (lambda x: [x * 3], bakes_in, "it says something else"),
+        (looks_into_the_tensor, bakes_in, "it says something else"),
+    ],
+)
+def test_what_cannot_be_captured_goes_on_as_it_is_and_is_told_once(part: Any, capture: Any, reason: str) -> None:
+    kept = Graphs(CPU, True, capture)
+    with torch.no_grad(), structlog.testing.capture_logs() as logs:
+        for n in (1.0, 2.0, -3.0, 4.0):
+            given = torch.tensor([n, -n, 0.5])
+            assert torch.equal(kept.run(("part", 7), part, given)[0], part(given)[0])
+    assert [(entry["event"], entry["part"]) for entry in logs] == [("graph_left_out", "part")]
+    assert reason in logs[0]["error"]
+    assert "\n" not in logs[0]["error"]
+
+
+def test_the_number_of_graphs_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "MOST_GRAPHS", 2)
+    traced = Traced()
+    kept = Graphs(CPU, True, traced)
+
+    def use(*sizes: int) -> None:
+        for size in sizes:
+            kept.run("a", lambda x: [x + 1], torch.zeros(size))
+
+    with torch.no_grad():
+        use(1, 1, 2, 2, 1, 3, 3)  # 2 was unused for longest
+        assert (traced.captures, len(kept._captured)) == (3, 2)
+        use(1, 3)
+        assert traced.captures == 3
+        use(2)
+        assert traced.captures == 4
+        for size in range(4, 4 + 2 * graphs.MOST_SHAPES):
+            use(size)
+        assert len(kept._promising) <= graphs.MOST_SHAPES
+
+
+@pytest.mark.parametrize(("enabled", "device"), [(True, "cpu"), (False, "cpu"), (False, "cuda")])
+def test_without_cuda_or_switched_off_everything_runs_as_it_is(enabled: bool, device: str) -> None:
+    kept = Graphs(torch.device(device), enabled)
+    calls: list[int] = []
+    with torch.no_grad():
+        for _ in range(3):
+            kept.run("a", lambda x: [calls.append(1), x][1:], torch.zeros(2))
+    assert len(calls) == 3
+
+
+@needs_cuda
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_on_a_gpu_replayed_frames_are_judged_as_others(tmp_path: Path, precision: str) -> None:
+    folder = write_tiny_bundle(tmp_path / "tiny")
+    plain = Inspector.load(folder, "cuda", precision)
+    replayed = Inspector(load_towers(folder, "cuda", precision, Switches(graphs="on")))
+    with structlog.testing.capture_logs() as logs:
+        for image in pictures(6):
+            for recipe in (Recipe(), SUSPICIOUS):
+                one, other = plain.inspect(image, recipe), replayed.inspect(image, recipe)
+                np.testing.assert_allclose(other.anomaly_map, one.anomaly_map, atol=2e-3)
+    assert not logs
+    assert len(replayed.towers.graphs._captured) == 4
+
+
+@needs_cuda
+def test_on_a_gpu_replaying_waits_for_nothing(tmp_path: Path) -> None:
+    kept = Graphs(torch.device("cuda"), True)
+    with torch.inference_mode():
+        given = torch.rand(64, 64, device="cuda")
+        for _ in range(3):
+            kept.run("a", lambda x: [x @ x], given)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            made = kept.run("a", lambda x: [x @ x], given + 1)[0]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        torch.testing.assert_close(made, (given + 1) @ (given + 1))
