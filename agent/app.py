@@ -105,6 +105,7 @@ class Agent:
             on_ready=self._on_models,
             on_lost=self.pipeline.on_worker_lost,
             on_unhealthy=self.pipeline.on_worker_unhealthy,
+            maps=settings.preview.enabled,  # no one else looks at them
         )
         self.pipeline.worker = self.worker
         self.commands = Commands(self.intake, self.recipes, self.outbox, self.journal, self.worker, self.status)

@@ -27,7 +27,8 @@ _PATIENCE_S = 15.0
 
 class WorkerClient:
     """One worker process at a time. `on_message` gets what it says of jobs, `on_ready` what it says of its models,
-    `on_lost` is called when it is gone, `on_unhealthy` when it was not replaced in time."""
+    `on_lost` is called when it is gone, `on_unhealthy` when it was not replaced in time. Without `maps` it leaves the
+    anomaly maps out of the ring."""
 
     def __init__(
         self,
@@ -39,6 +40,8 @@ class WorkerClient:
         on_ready: Callable[[dict[str, Any]], None],
         on_lost: Callable[[], None],
         on_unhealthy: Callable[[], None],
+        *,
+        maps: bool = True,
     ) -> None:
         self._ring = ring
         self._model = model
@@ -48,6 +51,7 @@ class WorkerClient:
         self._on_ready = on_ready
         self._on_lost = on_lost
         self._on_unhealthy = on_unhealthy
+        self._maps = maps
         self._recipe_replies: dict[str, asyncio.Future[float]] = {}
         self._learn_replies: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._learn_number = 0
@@ -88,7 +92,8 @@ class WorkerClient:
             theirs.close()
         self._channel = ours
         model = self._model
-        self.send(protocol.load(model.bundle, model.device, model.precision, model.threads, self._recipes))
+        how = (model.bundle, model.device, model.precision, model.threads)
+        self.send(protocol.load(*how, self._recipes, maps=self._maps))
         try:
             async with asyncio.timeout(self._settings.start_limit_s):
                 message = await self._receive()

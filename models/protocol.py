@@ -34,8 +34,19 @@ def unpack(data: bytes) -> Message:
     return message
 
 
-def load(bundle: str, device: str, precision: str, threads: int | None, recipes: dict[str, dict[str, Any]]) -> Message:
-    """Load and warm the models. `recipes` maps names to `Recipe.model_dump(mode="json")`."""
+def load(
+    bundle: str,
+    device: str,
+    precision: str,
+    threads: int | None,
+    recipes: dict[str, dict[str, Any]],
+    *,
+    maps: bool = True,
+) -> Message:
+    """Load and warm the models. `recipes` maps names to `Recipe.model_dump(mode="json")`.
+
+    `maps`: whether anybody looks at the anomaly maps in the ring.
+    """
     return {
         "op": "load",
         "bundle": bundle,
@@ -43,6 +54,7 @@ def load(bundle: str, device: str, precision: str, threads: int | None, recipes:
         "precision": precision,
         "threads": threads,
         "recipes": recipes,
+        "maps": maps,
     }
 
 

@@ -53,6 +53,7 @@ class Worker:
         self._channel = channel
         self._slots = slots
         self._engine = engine
+        self._maps = True
         self._work: queue.Queue[Message] = queue.Queue(maxsize=1024)
         self._sending = threading.Lock()
 
@@ -98,6 +99,7 @@ class Worker:
 
     def _load(self, message: Message) -> bool:
         started = time.monotonic()
+        self._maps = message["maps"]
         gc.disable()
         try:
             recipes = {key: Recipe.model_validate(table) for key, table in message["recipes"].items()}
@@ -130,7 +132,8 @@ class Worker:
             result = judgement.result
             mask = self._slots.mask(slot, height, width, refined=op == "refined")
             np.multiply(result.mask.view(np.uint8), np.uint8(255), out=mask)
-            cv2.convertScaleAbs(result.anomaly_map, dst=self._slots.anomaly_map(slot, height, width), alpha=255.0)
+            if self._maps:
+                cv2.convertScaleAbs(result.anomaly_map, dst=self._slots.anomaly_map(slot, height, width), alpha=255.0)
             largest = sorted(result.defects, key=lambda defect: -defect.area_px)[: protocol.MAX_DEFECTS]
             self._send(
                 op,

@@ -1,6 +1,6 @@
 """What the agent itself costs: from grab to publish without inference, verdicts a second, and how deadlines are kept.
 
-    python tests/bench/overhead.py [--frames 500] [--json]
+    python tests/bench/overhead.py [--frames 500] [--no-preview] [--json]
 
 The no-op engine finds the same square in every picture; the journal is on and every verdict carries its mask.
 Times are a subscriber's: its own clock on the same machine, against the frame's `t_grab`.
@@ -44,13 +44,15 @@ def line_of(folder: Path, width: int, height: int, fps: float | None) -> Station
     return station
 
 
-def grab_to_publish(folder: Path, width: int, height: int, fps: float, frames: int) -> dict[str, Any]:
+def grab_to_publish(
+    folder: Path, width: int, height: int, fps: float, frames: int, more: tuple[str, ...]
+) -> dict[str, Any]:
     """Milliseconds from the frame's arrival to its verdict: at the subscriber, and by the header's own times."""
     station = line_of(folder, width, height, fps)
     seen: list[float] = []
     own: list[float] = []
     parts: dict[str, list[float]] = {"to_worker": [], "worker": [], "to_journal": []}
-    station.start(*NOOP)
+    station.start(*NOOP, *more)
     while len(seen) < frames + 20:
         station.messages.clear()
         if station.receive(1.0) and station.messages[0][0].startswith("verdict/"):
@@ -122,15 +124,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=500)
     parser.add_argument("--only", choices=["latency", "rate", "deadlines"])
+    parser.add_argument("--no-preview", action="store_true", help="measure the latency of an agent without one")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    more = ("--set", "preview.enabled=false") if options.no_preview else ()
     with tempfile.TemporaryDirectory() as name:
         folders = iter([Path(name) / part for part in "abc"])
         results: dict[str, Any] = {
             "machine": {"cores": os.cpu_count(), "load": os.getloadavg(), "python": platform.python_version()}
         }
         work = {
-            "latency": lambda folder: grab_to_publish(folder, 1920, 1200, 10.0, options.frames),
+            "latency": lambda folder: grab_to_publish(folder, 1920, 1200, 10.0, options.frames, more),
             "rate": lambda folder: verdicts_a_second(folder, 640, 480, 4 * options.frames),
             "deadlines": lambda folder: deadlines(folder, options.frames),
         }
