@@ -61,7 +61,14 @@ def _split(_context: click.Context, _option: click.Parameter, values: tuple[str,
     is_flag=False,
     flag_value="all",
     callback=_split,
-    help="other methods beside: all, or windows, clip, boxes, contrast, blur",
+    help="other methods beside: all, or windows, clip, sdp, sdp_plus, anomalyclip, boxes, contrast, blur",
+)
+@click.option(
+    "--peer",
+    "peers",
+    multiple=True,
+    metavar="METHOD=BUNDLE[,FILE]",
+    help="run sdp, sdp_plus or anomalyclip with this bundle's CLIP and their released checkpoint",
 )
 @click.option(
     "--shots",
@@ -101,6 +108,7 @@ def evaluate(
     words: str | None,
     ablations: list[str],
     methods: list[str],
+    peers: tuple[str, ...],
     shots: list[int],
     draws: int,
     size: int | None,
@@ -124,7 +132,8 @@ def evaluate(
     categories = datasets.read_dataset(kind, root, [*named, *more], tolerate=tolerate)
     if limit is not None:
         categories = [evaluation.subset(category, limit) for category in categories]
-    rows = study.rows_of(ablations, methods)
+    with_models = [name.partition("=")[0] for name in peers]
+    rows = study.rows_of(ablations, [*methods, *with_models])
     base = recipe_named(file, recipe) if file is not None else Recipe()
     recipes = {
         category.name: base.model_copy(
@@ -136,15 +145,21 @@ def evaluate(
     with console.status("loading the models") if console.is_terminal else nullcontext():
         from flawline.models.adapter_file import with_adapter
         from flawline.models.inspector import Inspector
+        from flawline.models.peers import PeerSpec, load_peers
         from flawline.models.row_maps import RowMaps
 
+        specs = [PeerSpec.parse(text) for text in peers]
         inspector = Inspector.load(bundle, device=device, precision=precision)
         if adapter is not None:
             inspector = Inspector(with_adapter(inspector.towers, adapter))
+        loaded = load_peers(specs, inspector.towers.device, kind)
     towers = inspector.towers
     running, left_out = [], {}
     for row in rows:
         if row.source is None:
+            continue
+        if row.source == "peer" and row.key not in loaded:
+            left_out[row.key] = f"its models are its own; give them by --peer {row.key}=..."
             continue
         try:
             inspector.prepare(row.recipe(base))
@@ -154,20 +169,21 @@ def evaluate(
             left_out[row.key] = str(error)
         else:
             running.append(row)
-    identity = json.dumps([towers.bundle.sha256, _digest(adapter), str(towers.dtype), towers.device.type, __version__])
+    own = [towers.bundle.sha256, _digest(adapter), str(towers.dtype), towers.device.type, __version__]
+    identity = json.dumps([*own, *(spec.identity() for spec in specs)])
     plan = evaluation.Plan(categories, running, recipes, size, out, identity, seed)
 
     cluster: Any = None
     if engine == "ray":
         from flawline.models.ray_engine import RayCluster
 
-        cluster = RayCluster(towers.bundle.folder, adapter, device, precision, shards)
+        cluster = RayCluster(towers.bundle.folder, adapter, device, precision, shards, specs, kind)
 
     def judge_for(category: datasets.Category) -> Any:
         recipe = recipes[category.name]
         if cluster is not None:
             return cluster.judge(running, recipe, size)
-        maps = RowMaps(inspector, running, recipe, size)
+        maps = RowMaps(inspector, running, recipe, size, loaded)
         return lambda samples: evaluation.judge_locally(maps, samples, recipe.min_defect_area_px)
 
     started = datetime.now(UTC)
@@ -189,6 +205,7 @@ def evaluate(
             "bundle": towers.bundle.name,
             "bundle_sha256": towers.bundle.sha256,
             "adapter": str(adapter) if adapter else None,
+            "peers": list(peers),
             "device": str(towers.device),
             "precision": str(towers.dtype).removeprefix("torch."),
             "recipe": base.model_dump(mode="json"),
@@ -206,8 +223,8 @@ def evaluate(
             content["shots"] = few
         with evaluation.writing(out):
             results_report.write_results(out, content)
-            own = {name: report[study.AGENT.key] for name, report in reports.items()}
-            _plots(out, own, few if shots else None, progress)
+            agents = {name: report[study.AGENT.key] for name, report in reports.items()}
+            _plots(out, agents, few if shots else None, progress)
         for problem in settings["problems"]:
             progress.say(f"problem: {problem}")
         for name in settings["without_masks"]:

@@ -52,7 +52,7 @@ def _is_torchscript(path: Path) -> bool:
 
 def _tensors(content: object, path: Path) -> StateDict:
     if isinstance(content, Mapping):
-        for key in ("state_dict", "model", "trainable_linearlayer", "linear_layers"):
+        for key in ("state_dict", "model", "trainable_linearlayer", "linear_layers", "prompt_learner"):
             if isinstance(content.get(key), Mapping):
                 return _tensors(content[key], path)
         tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}

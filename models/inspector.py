@@ -195,7 +195,7 @@ class Inspector:
                 distances = self._remember(encoded, memory).distances
                 encoded.maps[key] = memory.fuse(maps, distances, min(thresholds.region, thresholds.decision))
             maps = encoded.maps[key]
-        return self._without_ignored(encoded, maps, prepared.recipe)
+        return self.without_ignored(encoded, maps, prepared.recipe)
 
     def _zero_shot(self, encoded: Encoded, prepared: Prepared) -> Tensor:
         key = (prepared.localiser, prepared.words, None)
@@ -218,13 +218,13 @@ class Inspector:
     def zero_shot(self, encoded: Encoded, recipe: Recipe | None = None) -> Tensor:
         """(B, S, S) P(abnormal) by words alone, in CLIP's frame; ignored boxes are zero."""
         prepared = self.prepare(self.recipe if recipe is None else recipe)
-        return self._without_ignored(encoded, self._zero_shot(encoded, prepared), prepared.recipe)
+        return self.without_ignored(encoded, self._zero_shot(encoded, prepared), prepared.recipe)
 
     def counted(self, encoded: Encoded, recipe: Recipe) -> Tensor:
         """(B, S, S) bool in CLIP's frame: what does not lie in an ignored box."""
         size = self.towers.clip.input_size
         everything = torch.ones(len(encoded.pixels), size, size, device=self.towers.device)
-        return self._without_ignored(encoded, everything, recipe) > 0
+        return self.without_ignored(encoded, everything, recipe) > 0
 
     def levels(self, encoded: Encoded) -> list[Tensor]:
         """What a memory compares: features of the image tower, (B, C_i, h_i, w_i), finest first."""
@@ -256,7 +256,8 @@ class Inspector:
         strange = prepared.memory.warnings(self._remember(encoded, prepared.memory))
         return ["; ".join(filter(None, (prepared.warning, one))) or None for one in strange]
 
-    def _without_ignored(self, encoded: Encoded, maps: Tensor, recipe: Recipe) -> Tensor:
+    def without_ignored(self, encoded: Encoded, maps: Tensor, recipe: Recipe) -> Tensor:
+        """(B, S, S) -> the same with zeros inside the recipe's ignored boxes."""
         if not recipe.ignore:
             return maps
         size = maps.shape[-1]

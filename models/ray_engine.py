@@ -21,6 +21,7 @@ from flawline.models.evaluate import score
 from flawline.models.ground_truth import read_rgb
 from flawline.models.inspector import Inspector
 from flawline.models.map_store import Judged
+from flawline.models.peers import PeerSpec, load_peers
 from flawline.models.ray_head import LocalHead
 from flawline.models.row_maps import RowMaps
 from flawline.models.study import Row
@@ -32,23 +33,35 @@ PICTURE_LIMIT_S = 1800.0  # so long one picture may take, the start of its actor
 class Shard:
     """One actor: a bundle of its own, judging the pictures it is given."""
 
-    def __init__(self, bundle: str, adapter: str | None, device: str, precision: str) -> None:
+    def __init__(
+        self, bundle: str, adapter: str | None, device: str, precision: str, peers: Sequence[PeerSpec], dataset: str
+    ) -> None:
         self._inspector = Inspector.load(bundle, device=device, precision=precision)
         if adapter is not None:
             self._inspector = Inspector(with_adapter(self._inspector.towers, Path(adapter)))
+        self._peers = load_peers(peers, self._inspector.towers.device, dataset)
         self._maps: tuple[Recipe, RowMaps] | None = None
 
     def judge(self, sample: Sample, rows: Sequence[Row], recipe: Recipe, size: int | None) -> Judged:
         """The maps and scores of one picture."""
         if self._maps is None or self._maps[0] != recipe:
-            self._maps = (recipe, RowMaps(self._inspector, rows, recipe, size))
+            self._maps = (recipe, RowMaps(self._inspector, rows, recipe, size, self._peers))
         return score(self._maps[1](read_rgb(sample.image)), recipe.min_defect_area_px)
 
 
 class RayCluster:
     """The actors, for as long as the `with` block lasts; Ray is left as it was found."""
 
-    def __init__(self, bundle: Path, adapter: Path | None, device: str, precision: str, shards: int) -> None:
+    def __init__(
+        self,
+        bundle: Path,
+        adapter: Path | None,
+        device: str,
+        precision: str,
+        shards: int,
+        peers: Sequence[PeerSpec] = (),
+        dataset: str = "folder",
+    ) -> None:
         """Joins the cluster that RAY_ADDRESS names, else starts one on this machine. Raises FlawlineError."""
         if find_spec("ray") is None:  # an optional extra
             raise ConfigError("--engine ray needs Ray: pip install 'flawline[ray]'")
@@ -72,7 +85,7 @@ class RayCluster:
         gpus = 1 / math.ceil(shards / each) if device != "cpu" and each else 0
         actor = ray.remote(num_cpus=1, num_gpus=gpus)(Shard)
         where = (str(bundle.resolve()), None if adapter is None else str(adapter.resolve()), device, precision)
-        self._shards = [actor.remote(*where) for _ in range(shards)]
+        self._shards = [actor.remote(*where, list(peers), dataset) for _ in range(shards)]
 
     def __enter__(self) -> "RayCluster":
         return self

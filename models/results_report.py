@@ -24,13 +24,14 @@ def results(
     """
     by_row: dict[str, Any] = {}
     for row in rows:
-        if row.source is None and _printed(row, settings) is None:
+        not_here = row.source is None or (row.source == "peer" and row.key in left_out)
+        if not_here and _printed(row, settings) is None:
             continue  # nothing is known of it on this data set
         entry: dict[str, Any] = {"title": row.title, "note": row.note, "printed": _printed(row, settings)}
         if row.source is None:
             entry["note"] = "printed numbers only: this method cannot be rebuilt exactly here"
         elif row.key in left_out:
-            entry["note"] = f"not run: {left_out[row.key]}"
+            entry["note"] = f"{'printed numbers only' if row.source == 'peer' else 'not run'}: {left_out[row.key]}"
         else:
             sets = {name: _without(report[row.key]) for name, report in reports.items()}
             entry |= {"sets": sets, "mean": mean_report(sets)}

@@ -1,6 +1,6 @@
 """The anomaly maps of a study's rows for one picture: encoded once, then judged by every row."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -13,6 +13,7 @@ from torch.nn import functional
 from flawline.config.recipe import Recipe
 from flawline.models.fuse import fuse
 from flawline.models.inspector import Encoded, Evidence, Inspector
+from flawline.models.peers import Peer
 from flawline.models.study import AGENT, Row
 
 Size = tuple[int, int]  # height, width
@@ -32,10 +33,18 @@ class RowMap:
 class RowMaps:
     """Judges pictures by all rows that can run with this bundle."""
 
-    def __init__(self, inspector: Inspector, rows: Sequence[Row], base: Recipe, size: int | None) -> None:
-        """`size`: edge of the square frame of the metrics; None: the captured frame. Raises BundleError where the
-        bundle cannot serve a row."""
+    def __init__(
+        self,
+        inspector: Inspector,
+        rows: Sequence[Row],
+        base: Recipe,
+        size: int | None,
+        peers: Mapping[str, Peer] | None = None,
+    ) -> None:
+        """`size`: edge of the square frame of the metrics; None: the captured frame. `peers`: the models of rows that
+        have their own, by key. Raises BundleError where the bundle cannot serve a row."""
         self._inspector = inspector
+        self._peers = peers or {}
         self._size = size
         # the agent's own row first: its stage times are then those of one inspection
         ordered = sorted((row for row in rows if row.source is not None), key=lambda row: row.key != AGENT.key)
@@ -55,12 +64,19 @@ class RowMaps:
                 frame = cv2.resize(plane, picture.shape[1::-1], interpolation=cv2.INTER_LINEAR)
                 result[row.key] = RowMap(plane, np.asarray(frame, np.float32), {})
                 continue
-            evidence = self._inspector.evidence(encoded, recipe, clip_only=row.source in ("clip", "blur"))
+            if row.source == "peer":
+                evidence = self._of_peer(self._peers[row.key], encoded, recipe)
+            else:
+                evidence = self._inspector.evidence(encoded, recipe, clip_only=row.source in ("clip", "blur"))
             stages = encoded.clock.stages() if row.key == AGENT.key else {}
             planes = [self._plane(row, recipe, encoded, evidence, frame) for frame in (size, picture.shape[:2])]
             at_size, in_frame = (plane.float().cpu().numpy() for plane in planes)
             result[row.key] = RowMap(at_size, in_frame, stages)
         return result
+
+    def _of_peer(self, peer: Peer, encoded: Encoded, recipe: Recipe) -> Evidence:
+        maps = self._inspector.without_ignored(encoded, peer(encoded.pixels, recipe.object), recipe)
+        return Evidence(maps, torch.zeros_like(maps, dtype=torch.bool))
 
     def _plane(self, row: Row, recipe: Recipe, encoded: Encoded, evidence: Evidence, size: Size) -> Tensor:
         """The row's map at `size`, (h, w) in [0, 1]."""
@@ -81,7 +97,7 @@ class RowMaps:
     def _tile_planes(self, row: Row, recipe: Recipe, encoded: Encoded, evidence: Evidence, size: Size) -> Tensor:
         """(T, h, w): the maps of all tiles, each at `size`."""
         located = resize(evidence.maps, size)
-        if row.source == "clip":
+        if row.source in ("clip", "peer"):
             return located
         if row.source == "blur":
             return fuse(located, _logit(resize(blurred(evidence.regions), size)), recipe.fusion)
