@@ -20,6 +20,7 @@ from flawline.config.sources import load_settings
 from flawline.models import inspect_report, overlay
 
 THUMBNAIL_EDGE = 480  # px, of the pictures in the HTML page
+REPORT = "report.html"
 STAGES = ("queue", "clip", "encode", "prompt", "cascade", "total")
 
 
@@ -32,7 +33,14 @@ STAGES = ("queue", "clip", "encode", "prompt", "cascade", "total")
     help="NAME.overlay.png, NAME.mask.png and NAME.json go here, folders mirrored; left out: nothing is written",
 )
 @click.option("--json", "as_json", is_flag=True, help="one JSON object a line, for every picture")
-@click.option("--html", "page", type=click.Path(path_type=Path, dir_okay=False), help="a report page, all in one file")
+@click.option(
+    "--html",
+    "page",
+    type=click.Path(path_type=Path, dir_okay=False),
+    is_flag=False,
+    flag_value=REPORT,
+    help=f"a report page, all in one file [without FILE: {REPORT} in --out, or here]",
+)
 @click.option("--config", "file", type=click.Path(path_type=Path), help="take recipe and model from this TOML file")
 @click.option("--recipe", "name", default="default", show_default=True, help="which recipe")
 @click.option("--threshold", type=click.FloatRange(0.0, 1.0), help="instead of the recipe's, or the bundle's")
@@ -61,6 +69,8 @@ def inspect(
     recipe = Recipe.model_validate(
         recipe.model_dump() | {key: value for key, value in given.items() if value is not None}
     )
+    if page == Path(REPORT) and out is not None:
+        page = out / page
     for target in (out, page.parent if page else None):
         _make_folder(target)
 

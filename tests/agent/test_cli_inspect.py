@@ -60,7 +60,7 @@ def test_a_folder_is_judged_file_by_file_and_mirrored(flawline: Run, bundle: str
     write(root / "deep.tif", (40, 50), "uint16", seed=3)
     (root / "b" / "cut.png").write_bytes((root / "a" / "000.png").read_bytes()[:200])
     (root / "note.txt").write_text("no picture")
-    page = tmp_path / "report.html"
+    page = tmp_path / "shift" / "page.html"
     code, lines, err = flawline(
         "inspect", root, "--bundle", bundle, "--out", out, "--json", "--threshold", "0.2", "--html", page
     )
@@ -99,6 +99,13 @@ def test_a_folder_is_judged_file_by_file_and_mirrored(flawline: Run, bundle: str
     assert text.count("data:image/jpeg;base64,") == 4
     assert "cut.png" in text
     assert not re.search(r"<script|<link|src=\"(?!data:)|href=", text)
+
+
+def test_a_report_without_a_name_lies_with_the_results(flawline: Run, bundle: str, tmp_path: Path) -> None:
+    picture = write(tmp_path / "a.png")
+    code, _, _ = flawline("inspect", picture, "--bundle", bundle, "--out", tmp_path / "out", "--html")
+    assert code == 0
+    assert "data:image/jpeg;base64," in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_what_the_agent_sees_is_what_is_judged(flawline: Run, bundle: str, tmp_path: Path) -> None:
