@@ -44,6 +44,7 @@ class Commands:
         self._table: dict[str, Command] = {
             "status": self._do_status,
             "trigger": self._trigger,
+            "announce": self._trigger,
             "pause": self._pause,
             "resume": self._pause,
             "recipe.list": self._recipe_list,
@@ -71,7 +72,8 @@ class Commands:
     async def _trigger(self, request: Header) -> Header:
         camera = text(request, "camera", 64)
         trigger_id, part_id = (optional_text(request, key, 200) for key in ("trigger_id", "part_id"))
-        journalled = await self._intake.trigger(camera, trigger_id, part_id)
+        accept = self._intake.trigger if request["cmd"] == "trigger" else self._intake.announce
+        journalled = await accept(camera, trigger_id, part_id)
         return {"camera": camera, "trigger_id": trigger_id, "part_id": part_id, "journalled": journalled}
 
     async def _pause(self, request: Header) -> Header:

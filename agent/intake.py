@@ -1,6 +1,7 @@
 """The way in: cameras, triggers, and which frame belongs to which trigger. From here on each is owed a verdict.
 
-Free-running cameras: every frame is accepted as it comes. Hardware-triggered: the same, and journalled as a trigger.
+Free-running cameras: every frame is accepted as it comes. Hardware-triggered: the same, and journalled as a trigger; a
+part that was announced is owed a verdict from then on, and gives its names to the next frame exposed.
 Software-triggered: a trigger is accepted by command and its exposure made at once; frames answer triggers in order.
 When a frame stays away, nobody can say which trigger the next one belongs to: then all that wait at that camera are
 answered `camera_fault`, and the camera is closed and opened again, so that no late frame is taken for another part.
@@ -18,7 +19,7 @@ from flawline.agent.line import GRAB_S, LONGEST_PAUSE_S, Line, Shot
 from flawline.agent.outbox import BACKLOG, Outbox
 from flawline.agent.pipeline import Pipeline
 from flawline.agent.recipes import RecipeBook
-from flawline.agent.verdict import ActiveRecipe, Job, Trigger
+from flawline.agent.verdict import ActiveRecipe, Job, Reason, Trigger
 from flawline.agent.wire import Header
 from flawline.camera.camera import Camera, EndOfFrames
 from flawline.camera.ring import FrameRing
@@ -77,15 +78,7 @@ class Intake:
         Raises ConfigError where no verdict could follow: an unknown camera, one that is not triggered by command.
         """
         t_trigger, mono = time.time_ns(), time.monotonic()
-        line = self.lines.get(camera)
-        if line is None:
-            raise ConfigError(f"camera: there is no {camera!r} (there are: {', '.join(self.lines)})")
-        if line.settings.trigger != "software":
-            raise ConfigError(f"camera: {camera!r} has trigger = {line.settings.trigger!r}; commands need 'software'")
-        if not self.running or self.stopping.is_set():
-            raise ConfigError(f"the agent is {'stopping' if self.stopping.is_set() else 'starting'}")
-        if self._limit is not None and self._outbox.accepted >= self._limit:
-            raise ConfigError("the agent has taken as many triggers as --frames allows")
+        line = self._line_for_command(camera, "software")
         recipe = self._recipes.of(camera)
         trigger = Trigger(camera, trigger_id, part_id, t_trigger, recipe.id, recipe.version)
         job = Job(camera, recipe, t_trigger, mono, trigger=trigger)
@@ -102,6 +95,70 @@ class Intake:
             line.pending.append(job)
             await self._expose(line, job)
         return await journalled
+
+    async def announce(self, camera: str, trigger_id: str | None, part_id: str | None) -> bool:
+        """Name the part that a hardware-triggered camera exposes next: it is owed a verdict from now on.
+
+        The next frame exposed after this is its frame. It is answered `camera_fault` where none comes within
+        `trigger_timeout_ms`, or where another part is announced before one does. Returns whether it is journalled.
+        Raises ConfigError as `trigger` does.
+        """
+        line = self._line_for_command(camera, "hardware")
+        recipe = self._recipes.of(camera)
+        trigger = Trigger(camera, trigger_id, part_id, time.time_ns(), recipe.id, recipe.version)
+        journalled = self._outbox.accept(trigger)
+        if self.paused:
+            self._fail_announced(line, trigger, "paused", "the agent is paused")
+        elif not line.up:
+            self._fail_announced(line, trigger, "camera_fault", line.error or f"camera {camera!r} is {line.state}")
+        elif len(line.announced) >= self._depth:
+            self._pipeline.dropped["trigger", "full"] += 1
+            self._fail_announced(line, trigger, "overrun", "worker.queue_depth announced parts are waiting")
+        else:
+            line.announced.append(trigger)
+            limit_s = line.settings.trigger_timeout_ms / 1000
+            asyncio.get_running_loop().call_later(limit_s, self._no_part, line, trigger)
+        return await journalled
+
+    def _line_for_command(self, camera: str, kind: str) -> Line:
+        """The camera, where a command may trigger it (`software`) or announce a part (`hardware`)."""
+        line = self.lines.get(camera)
+        if line is None:
+            raise ConfigError(f"camera: there is no {camera!r} (there are: {', '.join(self.lines)})")
+        if line.settings.trigger != kind:
+            what = "commands need" if kind == "software" else "parts are announced to"
+            raise ConfigError(f"camera: {camera!r} has trigger = {line.settings.trigger!r}; {what} {kind!r}")
+        if not self.running or self.stopping.is_set():
+            raise ConfigError(f"the agent is {'stopping' if self.stopping.is_set() else 'starting'}")
+        if self._limit is not None and self._outbox.accepted >= self._limit:
+            raise ConfigError("the agent has taken as many triggers as --frames allows")
+        return line
+
+    def _no_part(self, line: Line, trigger: Trigger) -> None:
+        if any(trigger is one for one in line.announced):
+            line.announced.remove(trigger)
+            limit = line.settings.trigger_timeout_ms
+            why = f"no frame from {line.name!r} within trigger_timeout_ms = {limit} of its announcement"
+            self._fail_announced(line, trigger, "camera_fault", why)
+
+    def _fail_announced(self, line: Line, trigger: Trigger, reason: Reason, why: str) -> None:
+        recipe = self._recipes.of(line.name)
+        job = Job(line.name, recipe, trigger.t_trigger, time.monotonic(), trigger=trigger)
+        self._accept(line, job)
+        self._pipeline.fail(job, reason, why)
+
+    def _announced_for(self, line: Line, t_grab: int) -> Trigger | None:
+        """The part last announced before this exposure; those announced before it have got no frame.
+
+        What is announced after an exposure is never that frame's, however late the frame arrives.
+        """
+        found: Trigger | None = None
+        while line.announced and line.announced[0].t_trigger <= t_grab:
+            if found is not None:
+                why = f"no frame from {line.name!r} before the next part was announced"
+                self._fail_announced(line, found, "camera_fault", why)
+            found = line.announced.popleft()
+        return found
 
     async def _expose(self, line: Line, job: Job) -> None:
         loop = asyncio.get_running_loop()
@@ -131,6 +188,8 @@ class Intake:
     def _fail_pending(self, line: Line, why: str) -> None:
         while line.pending:
             self._pipeline.fail(line.pending.popleft(), "camera_fault", why)
+        while line.announced:
+            self._fail_announced(line, line.announced.popleft(), "camera_fault", why)
 
     def _accept(self, line: Line | None, job: Job) -> None:
         if line is not None:
@@ -190,7 +249,7 @@ class Intake:
         """Until the agent stops (and no trigger waits for its frame), or the camera is out of step."""
         loop = asyncio.get_running_loop()
         free = line.settings.trigger == "free"
-        while not line.out_of_step and (line.pending or not self.stopping.is_set()):
+        while not line.out_of_step and (line.pending or line.announced or not self.stopping.is_set()):
             line.seen_mono = time.monotonic()
             await self._wait_for_room(line, free and line.camera.patient)
             if free and self.paused:
@@ -247,8 +306,10 @@ class Intake:
         recipe = self._recipes.of(line.name)
         job = Job(line.name, recipe, shot.frame.t_grab, _as_monotonic(shot.frame.t_grab))
         if line.settings.trigger == "hardware":
-            job.trigger = Trigger(line.name, None, None, shot.frame.t_grab, recipe.id, recipe.version)
-            self._outbox.accept(job.trigger)
+            job.trigger = self._announced_for(line, shot.frame.t_grab)
+            if job.trigger is None:
+                job.trigger = Trigger(line.name, None, None, shot.frame.t_grab, recipe.id, recipe.version)
+                self._outbox.accept(job.trigger)
             if self.paused:
                 shot.trouble = ("paused", "the agent is paused")
         self._accept(line, job)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from flawline.agent.verdict import Job, Reason
+from flawline.agent.verdict import Job, Reason, Trigger
 from flawline.agent.wire import Header
 from flawline.camera.camera import Camera
 from flawline.camera.frame import Frame
@@ -48,6 +48,7 @@ class Line:
     out_of_step_said: bool = False  # in the log, until a trigger has got its frame
     pause_s: float = FIRST_PAUSE_S  # before the next try to open it, while it is lost
     pending: deque[Job] = field(default_factory=deque)  # triggers whose frame has not come, oldest first
+    announced: deque[Trigger] = field(default_factory=deque)  # parts whose hardware trigger is to come, oldest first
     on_their_way: int = 0
     frames: int = 0
     seen_mono: float = field(default_factory=time.monotonic)  # its task came round: nothing hangs in the driver
@@ -139,6 +140,6 @@ class Line:
             "trigger": self.settings.trigger,
             "backend": self.settings.backend,
             "frames": self.frames,
-            "pending": len(self.pending),
+            "pending": len(self.pending) + len(self.announced),
             "error": self.error,
         }

@@ -197,6 +197,56 @@ def test_hardware_triggered_frames_are_owed_a_verdict_even_after_kill_9(make_sta
     station.stop()
 
 
+def test_an_announced_part_names_the_next_hardware_triggered_frame(make_station: Make) -> None:
+    more = {"trigger": "hardware", "fps": 0.4, "loop": True, "trigger_timeout_ms": 1200}
+    station = make_station({"top": [("good", 0)]}, **more).start()
+
+    def next_verdict() -> dict[str, Any]:
+        station.messages.clear()
+        (verdict,) = station.until("verdict", 1)
+        return verdict
+
+    def after_a_frame() -> None:
+        """Then the next frame is 2.5 s away."""
+        while next_verdict()["result"] == "error":
+            pass
+
+    with pytest.raises(ValueError, match="'hardware'; commands need 'software'"):
+        station.ask("trigger", camera="top")
+    after_a_frame()
+    time.sleep(1.7)
+    assert station.ask("announce", camera="top", trigger_id="T1", part_id="P1")["journalled"]
+    verdict = next_verdict()
+    assert (verdict["result"], verdict["trigger_id"], verdict["part_id"]) == ("pass", "T1", "P1")
+    assert verdict["t_trigger"] == verdict["t_grab"]
+
+    # No frame in time: the part gets its verdict all the same, and the frame that comes later is not its.
+    station.ask("announce", camera="top", part_id="P2")
+    fault, later = next_verdict(), next_verdict()
+    assert (fault["reason"], fault["part_id"], fault["frame_id"]) == ("camera_fault", "P2", None)
+    assert "trigger_timeout_ms = 1200" in fault["detail"]
+    assert (later["result"], later["part_id"]) == ("pass", None)
+
+    # Two before one frame: the first one's frame did not come, and the second one keeps its own.
+    time.sleep(1.7)
+    station.ask("announce", camera="top", part_id="P3")
+    station.ask("announce", camera="top", part_id="P4")
+    fault, verdict = next_verdict(), next_verdict()
+    assert (fault["reason"], fault["part_id"]) == ("camera_fault", "P3")
+    assert (verdict["result"], verdict["part_id"]) == ("pass", "P4")
+
+    # What was accepted is owed a verdict, over a crash as well.
+    time.sleep(0.2)
+    station.ask("announce", camera="top", part_id="P5")
+    station.kill()
+    station.start("--set", "cameras.top.trigger=software")
+    last = station.ask("replay", from_seq=1)["verdicts"][-1]
+    assert (last["reason"], last["part_id"]) == ("agent_restart", "P5")
+    with pytest.raises(ValueError, match="parts are announced to 'hardware'"):
+        station.ask("announce", camera="top")
+    station.stop()
+
+
 def test_recipes_switch_between_two_frames_and_bad_ones_are_refused(make_station: Make) -> None:
     station = make_station(
         {"top": [("good", 0)], "side": [("good", 0)]}, "[recipes.default]\n[recipes.other]\nthreshold = 0.7\n"
