@@ -3,8 +3,9 @@
 Free-running cameras: every frame is accepted as it comes. Hardware-triggered: the same, and journalled as a trigger; a
 part that was announced is owed a verdict from then on, and gives its names to the next frame exposed.
 Software-triggered: a trigger is accepted by command and its exposure made at once; frames answer triggers in order.
-When a frame stays away, nobody can say which trigger the next one belongs to: then all that wait at that camera are
-answered `camera_fault`, and the camera is closed and opened again, so that no late frame is taken for another part.
+When a frame stays away, or one comes that fits the trigger after it, nobody can say which trigger the next one is for:
+then all that wait at that camera are answered `camera_fault`, and the camera is closed and opened again, so that no late
+frame is taken for another part.
 """
 
 import asyncio
@@ -168,7 +169,7 @@ class Intake:
         loop.call_later(limit_s, self._no_frame, line, job, limit)
         try:
             async with asyncio.timeout(limit_s):
-                await loop.run_in_executor(line.trigger_thread, line.camera.trigger)
+                await loop.run_in_executor(line.trigger_thread, _send, line.camera, job)
         except TimeoutError:
             pass  # `_no_frame` says it
         except (CameraError, NotImplementedError) as error:
@@ -298,8 +299,11 @@ class Intake:
         if line.out_of_step or not line.pending:
             self._pipeline.dropped["intake", "no_trigger"] += 1
             self._throw_away(shot)
+        elif line.has_ignored_one(shot.frame):
+            self._throw_away(shot)
+            self._lose_step(line, f"camera {line.name!r} has ignored a trigger: a frame came that fits the next one")
         else:
-            self._attach(line.answer(), shot)
+            self._attach(line.answer(shot.frame), shot)
 
     def _for_frame(self, line: Line, shot: Shot) -> Job:
         """A free-running or hardware-triggered frame is its own trigger."""
@@ -375,6 +379,12 @@ class Intake:
             }
             for line in self.lines.values()
         }
+
+
+def _send(camera: Camera, job: Job) -> None:
+    """On the line's trigger thread."""
+    camera.trigger()
+    job.t_sent = time.time_ns()
 
 
 def _as_monotonic(t_grab: int) -> float:

@@ -24,6 +24,9 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0  # between two tries to open a lost c
 GRAB_S = 0.25
 """A camera's thread looks up so often to see whether it should go on."""
 
+_LAGS, _ENOUGH_LAGS = 64, 8
+_SLACK_NS = 1_000_000
+
 
 @dataclass(slots=True)
 class Shot:
@@ -49,6 +52,7 @@ class Line:
     pause_s: float = FIRST_PAUSE_S  # before the next try to open it, while it is lost
     pending: deque[Job] = field(default_factory=deque)  # triggers whose frame has not come, oldest first
     announced: deque[Trigger] = field(default_factory=deque)  # parts whose hardware trigger is to come, oldest first
+    lags: deque[int] = field(default_factory=lambda: deque(maxlen=_LAGS))  # ns from a trigger sent to its exposure
     on_their_way: int = 0
     frames: int = 0
     seen_mono: float = field(default_factory=time.monotonic)  # its task came round: nothing hangs in the driver
@@ -83,6 +87,7 @@ class Line:
         if self.state != "lost":
             log.error("camera_lost", camera=self.name, error=why)
         self.state, self.error = "lost", why
+        self.lags.clear()  # it may come back with another clock
 
     def lose_step(self, why: str) -> None:
         """A frame stayed away: the camera is to be opened anew. Said once, until a trigger has got its frame."""
@@ -90,12 +95,25 @@ class Line:
             log.error("camera_out_of_step", camera=self.name, waiting=len(self.pending), error=why)
         self.out_of_step, self.out_of_step_said, self.error = True, True, why
 
-    def answer(self) -> Job:
+    def answer(self, frame: Frame) -> Job:
         """The trigger that a frame which has come belongs to: the oldest that waits."""
         if self.out_of_step_said:
             log.info("camera_in_step", camera=self.name)
         self.out_of_step_said, self.error = False, None
-        return self.pending.popleft()
+        job = self.pending.popleft()
+        if frame.clocked and job.t_sent is not None:
+            self.lags.append(frame.t_grab - job.t_sent)
+        return job
+
+    def has_ignored_one(self, frame: Frame) -> bool:
+        """The frame was exposed as long after the second oldest trigger as exposures are: the oldest was ignored.
+
+        Told by the camera's own clock, once some lags are known. Triggers closer than those lags vary look the same.
+        """
+        if len(self.pending) < 2 or not frame.clocked or len(self.lags) < _ENOUGH_LAGS:
+            return False
+        sent = self.pending[1].t_sent
+        return sent is not None and frame.t_grab - sent >= min(self.lags) - _SLACK_NS
 
     def grab(self, ring: FrameRing) -> Shot | None:
         """On the camera's thread: the next frame, copied once, from the driver's buffer into its slot."""

@@ -62,6 +62,7 @@ class Job:
     mono: float  # the same moment on the monotonic clock, s
     number: int = 0
     trigger: Trigger | None = None
+    t_sent: int | None = None  # UTC, ns: the camera has taken the software trigger
     frame_id: int | None = None
     t_grab: int | None = None
     t_start: int | None = None

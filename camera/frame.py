@@ -26,6 +26,7 @@ class Frame:
     fault_reason: Literal["bad_frame", "camera_fault", "overrun"] = "bad_frame"  # the wire's word
     source: str | None = None  # where it came from, when that has a name (a file)
     truth: dict[str, Any] = field(default_factory=dict)  # simulated line only: what is really on the part
+    clocked: bool = False  # `t_grab` is the camera's own clock, mapped
     lost: bool = False  # known only by the gap in the numbers: no part of it is here
     extent: tuple[int, int] | None = None  # height and width in pixels where `pixels` is packed bytes
 
