@@ -4,8 +4,8 @@ Free-running cameras: every frame is accepted as it comes. Hardware-triggered: t
 part that was announced is owed a verdict from then on, and gives its names to the next frame exposed.
 Software-triggered: a trigger is accepted by command and its exposure made at once; frames answer triggers in order.
 When a frame stays away, or one comes that fits the trigger after it, nobody can say which trigger the next one is for:
-then all that wait at that camera are answered `camera_fault`, and the camera is closed and opened again, so that no late
-frame is taken for another part.
+then all that wait at that camera are answered `camera_fault`, and the camera is closed and opened again, so that no
+late frame is taken for another part.
 """
 
 import asyncio
