@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from flawline.camera.synthetic import UNSEEN_FAMILIES, choose_product, draw_part
+from flawline.camera.synthetic import DEFECT_KINDS, UNSEEN_FAMILIES, choose_product, draw_part
 from flawline.config.recipe import Recipe
 from flawline.models.bundle import find, open_bundle
 from flawline.models.inspector import Inspector
@@ -72,6 +72,30 @@ def test_good_words_and_bad_words_are_opposites(inspector: Inspector) -> None:
         )
         assert np.allclose(inspector.trace(part.image, turned).clip_map, 1 - ours.clip_map, atol=1e-4)
         assert ours.clip_map[part.mask > 0].mean() > ours.clip_map[part.mask == 0].mean() + 0.2
+
+
+def test_words_for_a_kind_of_defect_move_the_map_towards_it(inspector: Inspector) -> None:
+    """On parts with rust and scratches, "rust" says more on the rust, "scratch" more on the scratches."""
+    recipes = [
+        Recipe.model_validate({"object": "part", "states_abnormal": words})
+        for words in (["rusty {}", "{} with rust"], ["scratched {}", "{} with a scratch"])
+    ]
+    right = []
+    for seed in range(120):
+        rng = np.random.default_rng((9, seed))
+        product = choose_product(rng, ("plate", "brushed_metal", "paint", "plastic", "tile", "gear")[seed % 6])
+        part = draw_part(rng, product, 384, 384, defects=4, kinds=("rust", "scratch"))
+        rust, scratch = (part.kinds == 1 + DEFECT_KINDS.index(kind) for kind in ("rust", "scratch"))
+        if min(rust.sum(), scratch.sum()) <= 80:
+            continue
+        encoded = inspector.encode([part.image], recipes[0])
+        maps = [inspector.zero_shot(encoded, recipe)[0].numpy() for recipe in recipes]
+        difference = maps[0] - maps[1]
+        right.append(bool(difference[rust].mean() > difference[scratch].mean()))
+        if len(right) == 40:
+            break
+    assert len(right) == 40
+    assert sum(right) >= 26, f"{sum(right)} of {len(right)}"
 
 
 def test_normal_words_are_not_abnormal_words(inspector: Inspector) -> None:
