@@ -70,12 +70,14 @@ def bench(
 
     from flawline.models.bench import bench as measure
     from flawline.models.bench import from_bundle, machine, texture, versions
+    from flawline.models.heap import keep_blocks
     from flawline.models.switches import Switches
     from flawline.models.towers import choose_device
 
     if threads is not None:
         torch.set_num_threads(threads)
     chosen = Switches.parse(switches, "--switch") if switches else Switches.from_environment()
+    keep_blocks(chosen)
     source = from_bundle(bundle, device) if random_sam is None else _random(random_sam, 1024, device)
     picture = texture(size[1], size[0]) if image is None else _read(image)
     given = [_read(path) for path, _ in find_pictures(pictures)]

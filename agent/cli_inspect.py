@@ -74,8 +74,11 @@ def inspect(
     for target in (out, page.parent if page else None):
         _make_folder(target)
 
+    from flawline.models.heap import keep_blocks
     from flawline.models.inspector import Inspector
+    from flawline.models.switches import Switches
 
+    keep_blocks(Switches.from_environment())
     model = settings.model
     inspector = Inspector.load(bundle or model.bundle, device or model.device, model.precision, recipe)
     judge = _Judge(inspector, recipe, out, thumbnails=page is not None)

@@ -144,10 +144,13 @@ def evaluate(
     console = rich.console.Console(stderr=True)
     with console.status("loading the models") if console.is_terminal else nullcontext():
         from flawline.models.adapter_file import with_adapter
+        from flawline.models.heap import keep_blocks
         from flawline.models.inspector import Inspector
         from flawline.models.peers import PeerSpec, load_peers
         from flawline.models.row_maps import RowMaps
+        from flawline.models.switches import Switches
 
+        keep_blocks(Switches.from_environment())
         specs = [PeerSpec.parse(text) for text in peers]
         inspector = Inspector.load(bundle, device=device, precision=precision)
         if adapter is not None:
