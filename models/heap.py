@@ -1,8 +1,8 @@
 """How glibc's malloc is set for a process that runs models on the CPU.
 
 Left alone it maps every large block of a layer anew and gives it back after the layer: the kernel zeroes the same
-pages again and again, which is about a tenth to a fifth of a suspicious frame's time, and more in training. Kept, memory stays at
-its peak, which a worker comes back to with every frame. See mallopt(3).
+pages again and again, which is a tenth to a fifth of a suspicious frame's time, and more in training. Kept, memory
+stays at its peak, which a worker comes back to with every frame. See mallopt(3).
 """
 
 import ctypes
