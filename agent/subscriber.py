@@ -8,6 +8,7 @@ ZeroMQ connects again by itself, but what was published meanwhile is gone for a 
 show it: each verdict carries the next one, and the status message, once a second, the last one that is out.
 """
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -79,7 +80,7 @@ class Subscriber:
         self._ready: deque[Received] = deque()
         self._seq: int | None = None
         self._not_before = 0.0
-        self._heard = time.monotonic()
+        self._heard = self._connected = time.monotonic()
         self.lost: list[tuple[int, int]] = []
         """Numbers that not even the journal has: dropped by its limits, or jumped over after it was damaged."""
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -120,8 +121,22 @@ class Subscriber:
                 received = self._take(*self._socket.recv_multipart())
                 if received is not None:
                     return self._deliver(received)
-            elif time.monotonic() >= end:
-                return None
+            else:
+                self._connect_anew_if_silent()
+                if time.monotonic() >= end:
+                    return None
+
+    def _connect_anew_if_silent(self) -> None:
+        """ZeroMQ connects again after a fault of the network, but not after what it takes for one of the protocol.
+
+        A message that is too large is such a one. What is missed meanwhile, replay brings.
+        """
+        now = time.monotonic()
+        if now - max(self._heard, self._connected) > self._silence_s:
+            self._connected = now
+            with contextlib.suppress(zmq.ZMQError):  # it has let go of the connection already
+                self._socket.disconnect(self._endpoint)
+            self._socket.connect(self._endpoint)
 
     def verdicts(self) -> Iterator[Header]:
         """Verdicts without end, in order."""
