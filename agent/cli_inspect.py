@@ -38,7 +38,7 @@ STAGES = ("queue", "clip", "encode", "prompt", "cascade", "total")
     "page",
     type=click.Path(path_type=Path, dir_okay=False),
     is_flag=False,
-    flag_value=REPORT,
+    flag_value="",
     help=f"a report page, all in one file [without FILE: {REPORT} in --out, or here]",
 )
 @click.option("--config", "file", type=click.Path(path_type=Path), help="take recipe and model from this TOML file")
@@ -69,16 +69,15 @@ def inspect(
     recipe = Recipe.model_validate(
         recipe.model_dump() | {key: value for key, value in given.items() if value is not None}
     )
-    if page == Path(REPORT) and out is not None:
-        page = out / page
+    if page == Path():
+        page = (out or page) / REPORT
     for target in (out, page.parent if page else None):
         _make_folder(target)
 
     from flawline.models.heap import keep_blocks
     from flawline.models.inspector import Inspector
-    from flawline.models.switches import Switches
 
-    keep_blocks(Switches.from_environment())
+    keep_blocks()
     model = settings.model
     inspector = Inspector.load(bundle or model.bundle, device or model.device, model.precision, recipe)
     judge = _Judge(inspector, recipe, out, thumbnails=page is not None)

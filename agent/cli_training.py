@@ -13,8 +13,7 @@ import click
 def train_demo(work: Path, out: Path, processes: int, small: bool) -> None:
     """Train the embedded bundle from drawn parts; an interrupted run goes on where it stopped."""
     from flawline.models.heap import keep_blocks
-    from flawline.models.switches import Switches
     from flawline.models.training.build import DemoPlan, build_demo, small_plan
 
-    keep_blocks(Switches.from_environment())
+    keep_blocks()
     build_demo(small_plan() if small else DemoPlan(), work, out, click.echo, processes)

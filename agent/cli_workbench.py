@@ -132,8 +132,8 @@ def evaluate(
     categories = datasets.read_dataset(kind, root, [*named, *more], tolerate=tolerate)
     if limit is not None:
         categories = [evaluation.subset(category, limit) for category in categories]
-    with_models = [name.partition("=")[0] for name in peers]
-    rows = study.rows_of(ablations, [*methods, *with_models])
+    specs = _peer_specs(peers)
+    rows = study.rows_of(ablations, [*methods, *(spec.method for spec in specs)])
     base = recipe_named(file, recipe) if file is not None else Recipe()
     recipes = {
         category.name: base.model_copy(
@@ -146,12 +146,10 @@ def evaluate(
         from flawline.models.adapter_file import with_adapter
         from flawline.models.heap import keep_blocks
         from flawline.models.inspector import Inspector
-        from flawline.models.peers import PeerSpec, load_peers
+        from flawline.models.peers import load_peers
         from flawline.models.row_maps import RowMaps
-        from flawline.models.switches import Switches
 
-        keep_blocks(Switches.from_environment())
-        specs = [PeerSpec.parse(text) for text in peers]
+        keep_blocks()
         inspector = Inspector.load(bundle, device=device, precision=precision)
         if adapter is not None:
             inspector = Inspector(with_adapter(inspector.towers, adapter))
@@ -242,6 +240,14 @@ def evaluate(
     if shots:
         _show(results_report.SHOT_HEADINGS, results_report.shot_lines(few))
     click.echo(f"{out / 'results.json'}, {out / 'results.md'}, {out / 'plots'}")
+
+
+def _peer_specs(texts: Sequence[str]) -> list[Any]:
+    if not texts:
+        return []  # torch is not imported only to see that there is nothing to read
+    from flawline.models.peers import PeerSpec
+
+    return [PeerSpec.parse(text) for text in texts]
 
 
 def _plots(out: Path, reports: dict[str, Any], shots: dict[str, Any] | None, progress: WorkProgress) -> None:

@@ -13,8 +13,12 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _NEVER = 2**31 - 1  # bytes of free room at the heap's end
 
 
-def keep_blocks(switches: Switches) -> bool:
-    """Call at the start of a process of our own. False with `heap=plain`, or where the C library is another one."""
+def keep_blocks(switches: Switches | None = None) -> bool:
+    """Call at the start of a process of our own; `switches` as the environment has them, unless given.
+
+    False with `heap=plain`, or where the C library is another one.
+    """
+    switches = Switches.from_environment() if switches is None else switches
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if switches.heap == "plain" or mallopt is None:
         return False

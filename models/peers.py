@@ -69,6 +69,11 @@ class PeerSpec:
             raise ConfigError(f"--peer {text}: {method} {'needs its checkpoint' if not file else 'has no checkpoint'}")
         return cls(method, bundle, Path(file) if file else None)
 
+    def resolved(self) -> "PeerSpec":
+        """The same with paths that hold in another working folder. Raises BundleError."""
+        file = None if self.file is None else self.file.resolve()
+        return PeerSpec(self.method, str(open_bundle(self.bundle).folder.resolve()), file)
+
     def identity(self) -> list[str | None]:
         """Changes with the models. Raises BundleError."""
         checksum = None if self.file is None else file_sha256(self.file)

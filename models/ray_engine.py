@@ -85,7 +85,8 @@ class RayCluster:
         gpus = 1 / math.ceil(shards / each) if device != "cpu" and each else 0
         actor = ray.remote(num_cpus=1, num_gpus=gpus)(Shard)
         where = (str(bundle.resolve()), None if adapter is None else str(adapter.resolve()), device, precision)
-        self._shards = [actor.remote(*where, list(peers), dataset) for _ in range(shards)]
+        methods = [spec.resolved() for spec in peers]
+        self._shards = [actor.remote(*where, methods, dataset) for _ in range(shards)]
 
     def __enter__(self) -> "RayCluster":
         return self

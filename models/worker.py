@@ -31,7 +31,6 @@ from flawline.models.engine import Engine, Judgement
 from flawline.models.heap import keep_blocks
 from flawline.models.lean_imports import lean_imports
 from flawline.models.protocol import Message
-from flawline.models.switches import Switches
 
 log = structlog.get_logger()
 _PR_SET_PDEATHSIG = 1
@@ -237,7 +236,7 @@ def main(arguments: list[str]) -> int:
     channel = socket.socket(fileno=socket_fd)
     set_up_logging(LogSettings(), process="worker")
     try:
-        keep_blocks(Switches.from_environment())
+        keep_blocks()
         engine = make_engine(arguments[4])
     except ConfigError as error:
         # Closing with the load message unread would reset the connection, and our answer would be lost with it.

@@ -108,6 +108,16 @@ def test_a_report_without_a_name_lies_with_the_results(flawline: Run, bundle: st
     assert "data:image/jpeg;base64," in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_a_report_with_that_name_lies_where_it_was_asked_for(
+    flawline: Run, bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = write(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    flawline("inspect", picture, "--bundle", bundle, "--out", tmp_path / "out", "--html", "report.html")
+    assert (tmp_path / "report.html").is_file()
+    assert not (tmp_path / "out" / "report.html").exists()
+
+
 def test_what_the_agent_sees_is_what_is_judged(flawline: Run, bundle: str, tmp_path: Path) -> None:
     """A deep picture is scaled by its depth, and colours are not swapped."""
     eight = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)

@@ -223,14 +223,18 @@ def ray_processes() -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # a cluster of a dozen processes, two of them with torch
-def test_shards_over_ray_give_the_same_numbers(place: Path, tmp_path: Path) -> None:
+def test_shards_over_ray_give_the_same_numbers(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if find_spec("ray") is None:  # not imported here: that is the command's part
         pytest.skip("Ray is not installed")
     more = ["--size", "64", "--category", "plate", "--methods", "clip", "--device", "cpu", "--limit", "3"]
+    monkeypatch.chdir(place)  # the shards have another working folder
+    more += ["--peer", "sdp=./bundle"]
     assert command(place, tmp_path / "one", *more).exit_code == 0
     assert command(place, tmp_path / "two", *more, "--engine", "ray", "--shards", "2").exit_code == 0
     one, two = content(tmp_path / "one")["rows"], content(tmp_path / "two")["rows"]
-    for row in ("clip", "flawline"):
+    for row in ("clip", "sdp", "flawline"):
         for metric in METRICS:
             assert two[row]["mean"][metric] == pytest.approx(one[row]["mean"][metric], abs=1e-9)
     assert content(tmp_path / "two")["settings"]["engine"] == "ray"
