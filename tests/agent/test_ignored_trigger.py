@@ -1,15 +1,24 @@
 """A camera that ignores a software trigger without a word must not shift the following frames onto other parts."""
 
+import asyncio
+import queue
 import time
 from collections import deque
+from pathlib import Path
 
 import numpy as np
+from test_times import Way
+from test_worker_client import until
 
+from flawline.agent.intake import Intake
 from flawline.agent.line import Line
+from flawline.agent.recipes import RecipeBook
 from flawline.agent.verdict import ActiveRecipe, Job
+from flawline.camera.camera import Camera
 from flawline.camera.frame import Frame
 from flawline.camera.simulated import SimulatedCamera
 from flawline.config.recipe import Recipe
+from flawline.config.settings import Settings
 from flawline.config.settings_camera import CameraSettings
 
 MS = 1_000_000
@@ -70,3 +79,59 @@ def test_it_is_told_only_by_the_cameras_clock_and_when_enough_is_known() -> None
     assert not belt.line.has_ignored_one(belt.frame(454, clocked=False)), "by its arrival nothing can be told"
     belt.line.is_lost("gone")
     assert not belt.line.has_ignored_one(belt.frame(454)), "another clock may have begun"
+
+
+class Forgetful(Camera):
+    """Stamps its frames with a clock of its own, and ignores the trigger number `ignores`."""
+
+    name = "top"
+
+    def __init__(self, ignores: int) -> None:
+        self._ignores = ignores
+        self._triggers = 0
+        self._exposed: queue.Queue[int] = queue.Queue()
+        self.opened = 0
+
+    def open(self) -> None:
+        self.opened += 1
+
+    def trigger(self) -> None:
+        self._triggers += 1
+        if self._triggers != self._ignores:
+            self._exposed.put(time.time_ns() + 3 * MS)
+
+    def grab(self, timeout_s: float) -> Frame | None:
+        try:
+            exposed = self._exposed.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+        return Frame(self._triggers, exposed, PICTURE, clocked=True)
+
+    def close(self) -> None:
+        pass
+
+
+async def test_all_that_wait_are_answered_and_the_camera_is_opened_again(tmp_path: Path) -> None:
+    way = Way(tmp_path)
+    camera = Forgetful(ignores=9)
+    settings = CameraSettings(name="top", trigger="software", guard={"enabled": False})
+    recipes = RecipeBook(Settings(cameras=[settings], recipes={"default": Recipe()}), way.journal)  # no deadline
+    intake = Intake([(camera, settings)], way.ring, recipes, way.pipeline, way.outbox, 20, None)
+    line = intake.lines["top"]
+    grabbing = asyncio.create_task(intake.run_camera(line))
+    await intake.until_open(30)
+
+    for number in range(8):
+        await intake.trigger("top", str(number), None)
+        await until(lambda: not line.pending)
+    assert len(line.lags) == 8
+    await asyncio.gather(*(intake.trigger("top", name, None) for name in ("ignored", "next")))
+    await until(lambda: {"ignored", "next"} <= {header["trigger_id"] for header in way.seen} and camera.opened == 2)
+    last = {header["trigger_id"]: header for header in way.seen}
+    for name in ("ignored", "next"):
+        assert (last[name]["reason"], last[name]["frame_id"]) == ("camera_fault", None)
+    assert "has ignored a trigger" in last["ignored"]["detail"]
+    intake.stop()
+    await asyncio.wait_for(grabbing, 30)
+    intake.close()
+    await way.close()

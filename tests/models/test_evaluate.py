@@ -223,9 +223,7 @@ def ray_processes() -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # a cluster of a dozen processes, two of them with torch
-def test_shards_over_ray_give_the_same_numbers(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shards_over_ray_give_the_same_numbers(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if find_spec("ray") is None:  # not imported here: that is the command's part
         pytest.skip("Ray is not installed")
     more = ["--size", "64", "--category", "plate", "--methods", "clip", "--device", "cpu", "--limit", "3"]

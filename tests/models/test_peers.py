@@ -243,13 +243,10 @@ def test_what_does_not_fit_is_refused_by_name(bundle: Path, tmp_path: Path) -> N
     ):
         with pytest.raises(ConfigError, match=reason):
             PeerSpec.parse(text)
-    with pytest.raises(ConfigError, match="--peer winclip=x: 'winclip' is not known"):
-        CliRunner().invoke(
-            evaluate,
-            ["--dataset", "folder", "--root", str(write_parts(tmp_path / "data")), "--peer", "winclip=x"]
-            + ["--out", str(tmp_path / "out")],
-            catch_exceptions=False,
-        )
+    root = write_parts(tmp_path / "data")
+    arguments = ["--dataset", "folder", "--root", str(root), "--peer", "winclip=x", "--out", str(tmp_path / "out")]
+    with pytest.raises(ConfigError, match=r"--peer winclip=x: 'winclip' is not known"):
+        CliRunner().invoke(evaluate, arguments, catch_exceptions=False)
     with pytest.raises(BundleError, match="ctx_pos is missing"):
         load_peers([PeerSpec.parse(f"anomalyclip={bundle},{layers_file(tmp_path / 'l.pth')}")], CPU, "mvtec")
     with pytest.raises(BundleError, match="ViT image tower"):

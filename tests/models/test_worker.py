@@ -44,11 +44,12 @@ def receive(channel: socket.socket) -> protocol.Message:
     return protocol.unpack(channel.recv(protocol.PACKET_BYTES))
 
 
+@pytest.mark.parametrize("maps", [True, False])
 def test_one_inspection_from_load_to_result(
-    ring: FrameRing, worker: tuple[socket.socket, subprocess.Popen[bytes]]
+    ring: FrameRing, worker: tuple[socket.socket, subprocess.Popen[bytes]], maps: bool
 ) -> None:
     channel, process = worker
-    channel.send(protocol.pack(protocol.load("noop", "cpu", "fp32", None, {"default@1": {}})))
+    channel.send(protocol.pack(protocol.load("noop", "cpu", "fp32", None, {"default@1": {}}, maps=maps)))
     ready = receive(channel)
     assert (ready["op"], ready["pid"]) == ("ready", process.pid)
     channel.send(protocol.pack({"op": "ping", "n": 7}))
@@ -62,6 +63,7 @@ def test_one_inspection_from_load_to_result(
     mask = ring.mask(1, 480, 640)
     assert (mask[y : y + h, x : x + w] == 255).all()
     assert int((mask == 255).sum()) == result["defects"][0]["area_px"] == w * h
+    assert ring.anomaly_map(1, 480, 640).any() == maps
 
 
 def test_worker_ends_when_the_agent_is_gone(worker: tuple[socket.socket, subprocess.Popen[bytes]]) -> None:
