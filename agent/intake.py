@@ -310,7 +310,8 @@ class Intake:
         recipe = self._recipes.of(line.name)
         job = Job(line.name, recipe, shot.frame.t_grab, _as_monotonic(shot.frame.t_grab))
         if line.settings.trigger == "hardware":
-            job.trigger = self._announced_for(line, shot.frame.t_grab)
+            # Of a frame known only by the gap in the numbers nobody knows when it was exposed.
+            job.trigger = None if shot.frame.lost else self._announced_for(line, shot.frame.t_grab)
             if job.trigger is None:
                 job.trigger = Trigger(line.name, None, None, shot.frame.t_grab, recipe.id, recipe.version)
                 self._outbox.accept(job.trigger)
