@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from flawline.config.errors import BundleError, ConfigError
 from flawline.config.recipe import Recipe
 from flawline.models.engine import Judgement
-from flawline.models.inspector import Encoded, Evidence, Inspector, points_in_frame
+from flawline.models.evidence import Encoded, Evidence, points_in_frame
+from flawline.models.inspector import Inspector
 from flawline.models.memory_session import MemorySession
 from flawline.models.towers import load_towers
 

@@ -6,8 +6,6 @@ once, point prompts, cascade, fusion, decision). What has been encoded can be ju
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -18,15 +16,15 @@ from torch import Tensor
 from flawline.config.errors import ConfigError, ImageError
 from flawline.config.recipe import Recipe
 from flawline.models.bundle import Bundle, user_folder
-from flawline.models.decide import as_float32, blank_ignored, components, counted_region, decide
+from flawline.models.conclude import conclude, conclude_by_clip, trace_of_sam
+from flawline.models.decide import counted_region
+from flawline.models.evidence import Encoded, Evidence, Prepared, Refined, pick
 from flawline.models.features import FeatureEncoder
 from flawline.models.frames import FrameGeometry, as_rgb, fit, squash, upload
-from flawline.models.fuse import fuse, map_in_frame, region_in_frame
 from flawline.models.memory import Memory, Remembered
 from flawline.models.memory_file import fitting_memory
-from flawline.models.prompt import PointPrompts, region
-from flawline.models.refine import Cascade
-from flawline.models.results import CascadeStage, InspectionResult, InspectionTrace
+from flawline.models.prompt import region
+from flawline.models.results import InspectionResult, InspectionTrace
 from flawline.models.stages import StageClock
 from flawline.models.text import text_features
 from flawline.models.tiles import Tile, cut_tiles
@@ -35,62 +33,6 @@ from flawline.models.words import Words
 
 KEPT_MASKS = 64
 """Masks of ignored boxes that are kept on the device, one per recipe and size of the frames."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A recipe made ready: its text features and the thresholds that hold."""
-
-    recipe: Recipe
-    localiser: str
-    words: Words
-    text: Tensor  # (D, 2)
-    region_threshold: float
-    threshold: float
-    memory: Memory | None = None  # of good parts
-    warning: str | None = None  # the threshold is another bundle's
-
-
-@dataclass
-class Encoded:
-    """Pictures of one size and what the towers have said of them so far: N pictures of T tiles, B = N T."""
-
-    count: int
-    height: int
-    width: int
-    tiles: list[Tile]
-    pixels: Tensor  # (B, 3, h, w) uint8, picture by picture
-    geometry: FrameGeometry  # of one tile
-    clip_input: Tensor  # (B, 3, S, S) normalised
-    clock: StageClock
-    taps: list[Tensor] | None = None
-    levels: list[Tensor] | None = None  # what a memory compares
-    maps: dict[tuple[str, Words, str | None], Tensor] = field(default_factory=dict)  # the last: a memory's hash
-    remembered: dict[str, Remembered] = field(default_factory=dict)  # by the memory's hash
-    embeddings: dict[int, Tensor] = field(default_factory=dict)  # tile number -> (C, h, w)
-
-
-@dataclass
-class Refined:
-    """What PPG and CPS said of the suspicious tiles, numbered by `rows`."""
-
-    rows: list[int]
-    prompts: PointPrompts
-    cascade: Cascade
-
-
-@dataclass
-class Evidence:
-    """What CLIP, PPG and CPS say of encoded tiles under one recipe, before fusion and decision."""
-
-    maps: Tensor  # (B, S, S) float32, P(abnormal) in CLIP's frame
-    regions: Tensor  # (B, S, S) bool, S_a
-    refined: Refined | None = None  # None where every S_a is empty, or SAM was left out
-
-    @cached_property
-    def suspicious(self) -> list[int]:
-        """Numbers of the tiles whose S_a is not empty: the gate, the one value that the host reads before the end."""
-        return [row for row, any_pixel in enumerate(self.regions.flatten(1).any(dim=1).tolist()) if any_pixel]
 
 
 class Inspector:
@@ -327,9 +269,8 @@ class Inspector:
     ) -> list[InspectionResult]:
         """The result of every picture from its evidence; see `judge` for `clip_only`."""
         prepared = self.prepare(self.recipe if recipe is None else recipe)
-        if clip_only:
-            return self._decide_by_clip(encoded, prepared, evidence.maps, evidence.regions)
-        return self._decide(encoded, prepared, evidence.maps, evidence.refined)
+        warnings = self._warnings(encoded, prepared)
+        return (conclude_by_clip if clip_only else conclude)(encoded, prepared, evidence, warnings)
 
     def _refine(self, encoded: Encoded, prepared: Prepared, located: Evidence) -> Refined:
         recipe, clock, rows = prepared.recipe, encoded.clock, located.suspicious
@@ -347,90 +288,6 @@ class Inspector:
         clock.lap("cascade")
         return Refined(rows, prompts, cascade)
 
-    def _decide(
-        self, encoded: Encoded, prepared: Prepared, maps: Tensor, refined: Refined | None
-    ) -> list[InspectionResult]:
-        recipe = prepared.recipe
-        planes = self._final(encoded, recipe, maps, refined).cpu().numpy()
-        ran = set(refined.rows) if refined is not None else set()
-        warnings = self._warnings(encoded, prepared)
-        stage_ms = encoded.clock.stages()
-        results = []
-        for picture in range(encoded.count):
-            whole = self._stitch(encoded, recipe, planes, picture)
-            mask, defects, score = decide(whole, recipe, prepared.threshold)
-            here = range(picture * len(encoded.tiles), (picture + 1) * len(encoded.tiles))
-            results.append(
-                InspectionResult(
-                    whole,
-                    mask,
-                    score,
-                    prepared.threshold,
-                    defects,
-                    stage_ms,
-                    refined=any(row in ran for row in here),
-                    warning=warnings[picture],
-                )
-            )
-        return results
-
-    def _final(self, encoded: Encoded, recipe: Recipe, maps: Tensor, refined: Refined | None) -> Tensor:
-        """(B, h, w) float32, A of every tile, still on the device and not waited for."""
-        geometry = encoded.geometry
-        if refined is None:
-            return fuse(map_in_frame(maps, geometry), None, recipe.fusion)
-        located = map_in_frame(pick(maps, refined.rows), geometry)
-        fused = fuse(located, refined.cascade.levels[-1].frame_logits, recipe.fusion)
-        if len(refined.rows) == len(maps):
-            return fused
-        final = fuse(map_in_frame(maps, geometry), None, recipe.fusion)
-        for place, row in enumerate(refined.rows):
-            final[row] = fused[place]
-        return final
-
-    def _decide_by_clip(
-        self, encoded: Encoded, prepared: Prepared, maps: Tensor, regions: Tensor
-    ) -> list[InspectionResult]:
-        recipe, geometry = prepared.recipe, encoded.geometry
-        located = map_in_frame(maps, geometry).cpu().numpy()
-        marked = region_in_frame(regions, geometry).float().cpu().numpy()
-        warnings = self._warnings(encoded, prepared)
-        stage_ms = encoded.clock.stages()
-        results = []
-        for picture in range(encoded.count):
-            own = slice(picture * len(encoded.tiles), (picture + 1) * len(encoded.tiles))
-            threshold = prepared.region_threshold
-            if recipe.prompt.region != "absolute" and bool(regions[own].any()):
-                threshold = float(maps[own][regions[own]].min())
-            whole = self._stitch(encoded, recipe, located, picture)
-            inside = self._stitch(encoded, recipe, marked, picture)
-            # Enlarging may lower a peak a little: inside S_a the map says at least what S_a was cut at.
-            cut = as_float32(threshold)
-            whole = np.where(inside > 0, np.maximum(whole, cut), np.minimum(whole, np.nextafter(cut, np.float32(-1))))
-            mask, defects = components(whole, threshold, 1, recipe.mm_per_px)
-            score = float(whole.max(initial=0.0))
-            results.append(
-                InspectionResult(
-                    whole, mask, score, threshold, defects, stage_ms, degraded=True, warning=warnings[picture]
-                )
-            )
-        return results
-
-    def _stitch(
-        self, encoded: Encoded, recipe: Recipe, planes: NDArray[np.float32], picture: int
-    ) -> NDArray[np.float32]:
-        """(B, h, w) of tiles -> (H, W) of the frame: the larger value where tiles overlap, zero outside them."""
-        tiles = encoded.tiles
-        if len(tiles) == 1 and (tiles[0].height, tiles[0].width) == (encoded.height, encoded.width):
-            whole = np.ascontiguousarray(planes[picture])
-        else:
-            whole = np.zeros((encoded.height, encoded.width), np.float32)
-            for number, tile in enumerate(tiles):
-                target = whole[tile.rows, tile.columns]
-                np.maximum(target, planes[picture * len(tiles) + number], out=target)
-        blank_ignored(recipe, whole)
-        return whole
-
     @torch.inference_mode()
     def trace(self, image: NDArray[np.uint8], recipe: Recipe | None = None) -> InspectionTrace:
         """Judge one picture and keep every intermediate. Raises ConfigError for a recipe that cuts tiles."""
@@ -443,48 +300,5 @@ class Inspector:
             self.decide(encoded, evidence, recipe)[0],
             clip_map=evidence.maps[0].cpu().numpy(),
             region=evidence.regions[0].cpu().numpy(),
-            **self._trace_of_sam(encoded, evidence.refined),
+            **trace_of_sam(encoded, evidence.refined),
         )
-
-    def _trace_of_sam(self, encoded: Encoded, refined: Refined | None) -> dict[str, Any]:
-        if refined is None:
-            empty = np.zeros((0, 2), np.float32)
-            return {
-                "sam_embedding": None,
-                "points": empty,
-                "labels": np.zeros(0, np.int64),
-                "box": None,
-                "stages": [],
-            }
-        tile = encoded.tiles[0]
-        points, labels = points_in_frame(encoded, refined, 0)
-        offset = np.array([tile.columns.start, tile.rows.start], np.float32)
-        stages = []
-        for level in refined.cascade.levels:
-            mask = np.zeros((encoded.height, encoded.width), bool)
-            mask[tile.rows, tile.columns] = (level.frame_logits[0] > 0).cpu().numpy()
-            logits = level.logits[0].float().cpu().numpy()
-            stages.append(CascadeStage(logits, mask, float(level.score[0]), int(level.index[0])))
-        box, box_present = None, refined.cascade.box_present
-        if refined.cascade.box is not None and box_present is not None and bool(box_present[0]):
-            box = refined.cascade.box[0].float().cpu().numpy() + np.tile(offset, 2)
-        return {
-            "sam_embedding": encoded.embeddings[0].cpu().numpy(),
-            "points": points,
-            "labels": labels,
-            "box": box,
-            "stages": stages,
-        }
-
-
-def points_in_frame(encoded: Encoded, refined: Refined, place: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The point prompts of the refined tile number `place`: (n, 2) x, y in the captured frame, and (n,) labels."""
-    tile = encoded.tiles[refined.rows[place] % len(encoded.tiles)]
-    points, labels = refined.prompts.of_frame(place)
-    offset = np.array([tile.columns.start, tile.rows.start], np.float32)
-    return points.cpu().numpy() + offset, labels.cpu().numpy()
-
-
-def pick(tensor: Tensor, rows: Sequence[int]) -> Tensor:
-    """These rows, rising: by views, for a list used as an index would be copied to the device, and waited for."""
-    return tensor if len(rows) == len(tensor) else torch.stack([tensor[row] for row in rows])

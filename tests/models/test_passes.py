@@ -16,8 +16,10 @@ from torch.overrides import TorchFunctionMode
 
 from flawline.config.recipe import Recipe
 from flawline.models.collaboration import CollaborationEngine
+from flawline.models.conclude import final_maps
 from flawline.models.engine import Judgement
-from flawline.models.inspector import Evidence, Inspector
+from flawline.models.evidence import Evidence
+from flawline.models.inspector import Inspector
 
 Picture = NDArray[np.uint8]
 CLEAN = Recipe.model_validate({"prompt": {"region_threshold": 1.0}})
@@ -186,7 +188,7 @@ def test_from_the_upload_to_the_final_map_only_the_gate_is_read(inspector: Inspe
     with HostReads() as reads, torch.inference_mode():
         encoded = inspector.encode(pictures, recipe)
         evidence = inspector.evidence(encoded, recipe)
-        final = inspector._final(encoded, recipe, evidence.maps, evidence.refined)
+        final = final_maps(encoded.geometry, recipe, evidence)
     assert reads.seen == ["tolist"]
     assert evidence.refined is not None
     assert (len(evidence.refined.rows) == 3) == all_of_them
@@ -241,7 +243,7 @@ def test_on_a_gpu_only_the_gate_is_waited_for_and_all_is_as_on_the_cpu(
         with torch.inference_mode():
             encoded = on_gpu.encode(pictures, recipe)
             evidence = on_gpu.evidence(encoded, recipe)
-            final = on_gpu._final(encoded, recipe, evidence.maps, evidence.refined)
+            final = final_maps(encoded.geometry, recipe, evidence)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert final.device.type == "cuda"
