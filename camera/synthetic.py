@@ -32,8 +32,12 @@ Rng = np.random.Generator
 Window = tuple[slice, slice]
 FORM_KINDS = ("missing", "bent", "misplaced")  # drawn by the part's own painter
 SMALLEST, LARGEST = 0.0002, 0.25  # area of a defect against the picture
-VISIBLE = 6.0  # grey levels: less than that is not labelled
-_TRIES = 16
+VISIBLE = 3.0  # colour difference (CIE 1976): less than that is not labelled
+STRIKING = 8.0  # colour difference of a defect's stronger quarter from which on a person sees it; 12 for the smallest
+SMALL = 0.001  # area of a defect against the picture, below which it counts as one of the smallest
+LOST_IN_NOISE = 0.3  # colour difference per grey level of noise
+_TRIES = 10  # of one kind: faint kinds shall not be rare because they are often drawn too faintly
+_KINDS_TRIED = 3
 
 
 @dataclass
@@ -84,8 +88,9 @@ def draw_part(
     work = _Work(product, seed, scene, light, allowed)
     alike = bool(defect_rng.random() < 0.4)  # a fault of the process leaves its mark more than once
     for _ in range(defects):
-        for _ in range(_TRIES):
-            if work.add(defect_rng, alike):
+        for _ in range(_KINDS_TRIED):
+            kind = work.choose(defect_rng, alike)
+            if any(work.add(defect_rng, kind) for _ in range(_TRIES)):
                 break
     image = record(noise_rng, expose(work.picture, light, product.optics, np.s_[:, :]), product.optics)
     family = FAMILIES[product.family]
@@ -114,11 +119,13 @@ class _Work:
         self._whole = bool((scene.body > 0.5).all())
         self._formless = set() if has_elements(product.family) else set(FORM_KINDS)
 
-    def add(self, rng: Rng, alike: bool) -> bool:
-        """Try one more defect, of the kind of the last one if they shall be `alike`. True if it can be seen."""
+    def choose(self, rng: Rng, alike: bool) -> str:
+        """The kind of one more defect: that of the last one if they shall be `alike`."""
         kind = self._allowed[int(rng.choice(len(self._allowed), p=self._chance))]
-        if alike and self.defects and self.defects[-1][0] in KINDS:
-            kind = self.defects[-1][0]
+        return self.defects[-1][0] if alike and self.defects and self.defects[-1][0] in KINDS else kind
+
+    def add(self, rng: Rng, kind: str) -> bool:
+        """Try one more defect of this kind. True if it can be seen."""
         if kind in FORM_KINDS:
             return self._change_form(rng, kind)
         recipe = KINDS[kind]
@@ -185,18 +192,21 @@ class _Work:
         return False
 
     def _accept(self, kind: str, before: Picture, after: Picture, window: Window) -> bool:
-        """Keep the change if the camera sees it: the label covers exactly where it does."""
+        """Keep the change if a person would see it: the label covers exactly where it is."""
         optics = self.product.optics
-        plain = expose(before, self.light, optics, window)
-        seen = np.abs(expose(after, self.light, optics, window) - plain).max(2)
-        changed = (seen > VISIBLE + 0.6 * optics.noise).astype(np.uint8)
+        plain = colours(expose(before, self.light, optics, window))
+        seen = np.linalg.norm(colours(expose(after, self.light, optics, window)) - plain, axis=2)
+        changed = (seen > least_difference(seen, optics.noise)).astype(np.uint8)
         size = 3 + 2 * round(self._unit)
         changed = cv2.morphologyEx(changed, cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size)))
         h, w = self._h, self._w
         area = int(changed.sum())
-        if not area or not _stands_out(plain, seen, changed, self.scene.body[window]):
-            return False
         if not max(8, 0.5 * SMALLEST * h * w) <= area <= 1.6 * LARGEST * h * w:
+            return False
+        wanted = STRIKING if area >= SMALL * h * w else 1.5 * STRIKING
+        if kind not in FORM_KINDS:  # a form is seen by what is around it: its own edges are no texture to be lost in
+            wanted += _texture(plain, changed, self.scene.body[window]) + LOST_IN_NOISE * optics.noise
+        if float(np.percentile(seen[changed > 0], 75)) < wanted:
             return False
         if self.picture is self.scene.picture:
             self.picture = self.picture.copy()
@@ -219,11 +229,26 @@ def _fade(span: slice, n: int, width: float) -> NDArray[np.float32]:
     return ramp
 
 
-def _stands_out(
-    plain: Picture, seen: NDArray[np.float32], changed: NDArray[np.uint8], body: NDArray[np.float32]
-) -> bool:
-    """True if the change is not lost in the surface's own texture. All arguments are those of one window."""
-    around = plain[:, :, 1][(changed == 0) & (body > 0.5)]
-    if around.size < 30:
-        return True
-    return float(seen[changed > 0].mean()) >= 0.4 * float(around[:: 1 + around.size // 4000].std())
+def colours(exposed: Picture) -> Picture:
+    """(H, W, 3) RGB, 0 to 255 -> CIE L*a*b*, in which equal distances look about equally far apart."""
+    lab: Picture = cv2.cvtColor(exposed * np.float32(1 / 255), cv2.COLOR_RGB2LAB)
+    return lab
+
+
+def least_difference(seen: NDArray[np.float32], noise: float) -> float:
+    """The colour difference from which on a pixel belongs to a defect, whose differences are `seen`, (h, w).
+
+    More than the noise of the sensor (standard deviation in grey levels), and a quarter of the defect's own strength:
+    nobody would draw the outline of a burn around its faintest haze.
+    """
+    least = VISIBLE + LOST_IN_NOISE * noise
+    clear = seen[seen > least]
+    return max(least, 0.25 * float(np.percentile(clear, 95))) if clear.size else least
+
+
+def _texture(plain: Picture, changed: NDArray[np.uint8], body: NDArray[np.float32]) -> float:
+    """How much the colours around a defect differ among themselves: the standard deviation in a ring about it."""
+    reach = 2 * int(np.clip(0.5 * float(changed.sum()) ** 0.5, 4, 40)) + 1
+    ring = (cv2.dilate(changed, np.ones((reach, reach), np.uint8)) > changed) & (body > 0.5)
+    around = plain[ring]
+    return float(np.sqrt(around.var(axis=0).sum())) if len(around) >= 30 else 0.0
