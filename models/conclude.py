@@ -42,6 +42,7 @@ def conclude(
         )
     return results
 
+
 def final_maps(geometry: FrameGeometry, recipe: Recipe, evidence: Evidence) -> Tensor:
     """(B, h, w) float32, A of every tile, still on the device and not waited for."""
     maps, refined = evidence.maps, evidence.refined
@@ -79,11 +80,10 @@ def conclude_by_clip(
         mask, defects = components(whole, threshold, 1, recipe.mm_per_px)
         score = float(whole.max(initial=0.0))
         results.append(
-            InspectionResult(
-                whole, mask, score, threshold, defects, stage_ms, degraded=True, warning=warnings[picture]
-            )
+            InspectionResult(whole, mask, score, threshold, defects, stage_ms, degraded=True, warning=warnings[picture])
         )
     return results
+
 
 def stitch(encoded: Encoded, recipe: Recipe, planes: NDArray[np.float32], picture: int) -> NDArray[np.float32]:
     """(B, h, w) of tiles -> (H, W) of the frame: the larger value where tiles overlap, zero outside them."""

@@ -4,7 +4,8 @@ A cell's distance is that to the nearest descriptor of the memory, all cells by 
 section 3.3). The memory also keeps what the words said of that descriptor's place, so that the words count only
 beyond what they say of good parts that look the same: an edge that they always take for a crack is none. Distance
 and what the words say beyond are each put on a scale on which 0 is an ordinary place of a good part and 1 the most
-striking one; how good parts score is taken once, while learning, never from the picture that is judged. `memory_file.py` reads and writes it, `memory_learn.py` makes it.
+striking one; how good parts score is taken once, while learning, never from the picture that is judged.
+`memory_file.py` reads and writes it, `memory_learn.py` makes it.
 """
 
 from collections.abc import Sequence
@@ -85,7 +86,7 @@ class Memory:
         return descriptors(levels, self.projection)
 
     def recall(self, cells: Tensor, tiles: Sequence[Tile]) -> tuple[Tensor, Tensor]:
-        """(B, D, h, w) -> how far the nearest remembered descriptor is, and what the words said of it: (B, h, w) each."""
+        """(B, D, h, w) -> distance of the nearest descriptor, and what the words said of that: (B, h, w) each."""
         queries = placed(cells, tiles, self.about.frame, self.about.place)
         distances, index = nearest(queries.flatten(0, 1), self.bank)
         shape = (len(cells), *cells.shape[-2:])

@@ -22,7 +22,7 @@ SCHEMA = "flawline.memory/2"
 
 
 def make_memory(about: About, tensors: dict[str, Tensor], device: torch.device | str = "cpu") -> Memory:
-    """From half precision tensors as they are stored: `bank`, `told`, `layouts`, and `projection` where there is one."""
+    """From half precision tensors as they are stored: `bank`, `told`, `layouts`, and `projection` where it is used."""
     ready = {name: tensor.to(device, torch.float32) for name, tensor in tensors.items()}
     digest = content_sha256(about, tensors)
     return Memory(about, digest, ready["bank"], ready["told"], ready["layouts"], ready.get("projection"))

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from flawline.config.recipe import Recipe
-from flawline.models.fuse import fuse
 from flawline.models.evidence import Encoded, Evidence
+from flawline.models.fuse import fuse
 from flawline.models.inspector import Inspector
 from flawline.models.peers import Peer
 from flawline.models.study import AGENT, Row
