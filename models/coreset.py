@@ -25,10 +25,8 @@ class Scale:
     """The bundle's own scale: how far two good parts are from one another. Of drawn products, the median of what is
     ordinary and the upper quartile of what is striking."""
 
-    ordinary: float = 0.35
-    striking: float = 0.86
-    beyond_ordinary: float = 0.0
-    beyond_striking: float = 7.6
+    ordinary: float = 0.3
+    striking: float = 0.69
     layout: float = 0.3
 
 
@@ -40,71 +38,50 @@ class Scores:
     """How good parts look to one another, and the core of them all."""
 
     core: Tensor  # (K, D + 2) of the rows given
-    told: Tensor  # (K,) what the words say of them, logits
     ordinary: float
     striking: float
-    beyond_ordinary: float
-    beyond_striking: float
     largest: NDArray[np.float64]  # of every picture
 
 
-def leave_one_out(rows: Sequence[Tensor], told: Sequence[Tensor], budget: int) -> Scores:
-    """How each picture's cells look to a memory of the others: (n, D + 2) descriptors with their places, and (n,) what
-    the words say of them.
+def leave_one_out(rows: Sequence[Tensor], budget: int) -> Scores:
+    """How each picture's cells, (n, D + 2) descriptors with their places, look to a memory of the others.
 
     The core without one picture: what came from it is replaced by the nearest that others have. The bundle's
     own scale counts as one more picture, so that two or three do not say alone how much good parts differ.
     """
-    candidates = Candidates.of(rows, told)
-    chosen = coreset(candidates.rows, budget)
-    core, core_told, core_source = candidates.rows[chosen], candidates.told[chosen], candidates.source[chosen]
-    own = OWN_SCALE
+    candidates, source, core, core_source = core_of(rows, budget)
     if len(rows) < 2:
-        return Scores(
-            core, core_told, own.ordinary, own.striking, own.beyond_ordinary, own.beyond_striking, np.zeros(len(rows))
-        )
-    substitutes, substitutes_told = torch.empty_like(core), torch.empty_like(core_told)
+        return Scores(core, OWN_SCALE.ordinary, OWN_SCALE.striking, np.zeros(len(rows)))
+    substitutes = torch.empty_like(core)
     for number in range(len(rows)):
-        mine, others = core_source == number, candidates.source != number
-        if bool(mine.any()):
-            _, index = nearest(core[mine], candidates.rows[others])
-            substitutes[mine], substitutes_told[mine] = candidates.rows[others][index], candidates.told[others][index]
-    of_picture = []
-    for number, (queries, said) in enumerate(zip(rows, told, strict=True)):
-        mine = core_source == number
-        distances, index = nearest(queries, torch.cat([core[~mine], substitutes[mine]]))
-        beyond = said - torch.cat([core_told[~mine], substitutes_told[mine]])[index]
-        of_picture.append([float(one) for one in (distances.median(), distances.max(), beyond.median(), beyond.max())])
-    ordinary, striking, beyond_ordinary, beyond_striking = np.median(
-        [*of_picture, [own.ordinary, own.striking, own.beyond_ordinary, own.beyond_striking]], axis=0
-    ).tolist()
-    largest = np.array([figures[1] for figures in of_picture])
-    return Scores(core, core_told, ordinary, striking, beyond_ordinary, beyond_striking, largest)
+        own = core_source == number
+        if bool(own.any()):
+            others = candidates[source != number]
+            alike = core[own] @ others.T - 0.5 * others.square().sum(dim=1)
+            substitutes[own] = others[alike.argmax(dim=1)]
+    medians, largest = [], []
+    for number, queries in enumerate(rows):
+        own = core_source == number
+        distances = nearest(queries, torch.cat([core[~own], substitutes[own]]))
+        medians.append(float(distances.median()))
+        largest.append(float(distances.max()))
+    ordinary, striking = np.median([*medians, OWN_SCALE.ordinary]), np.median([*largest, OWN_SCALE.striking])
+    return Scores(core, float(ordinary), float(striking), np.array(largest))
 
 
-@dataclass(frozen=True)
-class Candidates:
-    """Descriptors that the core is chosen from, evenly of every picture."""
-
-    rows: Tensor  # (n, D + 2)
-    told: Tensor  # (n,)
-    source: Tensor  # (n,) the picture that each is from
-
-    @classmethod
-    def of(cls, rows: Sequence[Tensor], told: Sequence[Tensor]) -> "Candidates":
-        """At most CANDIDATES of all pictures' rows, always the same ones."""
-        most = max(CANDIDATES // len(rows), 1)
-        generator = torch.Generator().manual_seed(len(rows))
-        parts, said = [], []
-        for part, words in zip(rows, told, strict=True):
-            if len(part) > most:
-                kept = torch.randperm(len(part), generator=generator)[:most].to(part.device)
-                part, words = part[kept], words[kept]
-            parts.append(part)
-            said.append(words)
-        counts = torch.tensor([len(part) for part in parts])
-        source = torch.arange(len(parts)).repeat_interleave(counts).to(parts[0].device)
-        return cls(torch.cat(parts), torch.cat(said), source)
+def core_of(rows: Sequence[Tensor], budget: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Candidates and the picture each is from, the core's rows and the picture each is from."""
+    most = max(CANDIDATES // len(rows), 1)
+    generator = torch.Generator().manual_seed(len(rows))
+    parts = [
+        part if len(part) <= most else part[torch.randperm(len(part), generator=generator)[:most].to(part.device)]
+        for part in rows
+    ]
+    candidates = torch.cat(parts)
+    counts = torch.tensor([len(part) for part in parts])
+    source = torch.arange(len(parts)).repeat_interleave(counts).to(candidates.device)
+    chosen = coreset(candidates, budget)
+    return candidates, source, candidates[chosen], source[chosen]
 
 
 def outliers(largest: NDArray[np.float64]) -> NDArray[np.bool_]:

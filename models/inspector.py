@@ -134,9 +134,8 @@ class Inspector:
             key = (prepared.localiser, prepared.words, memory.sha256)
             if key not in encoded.maps:
                 thresholds = self.towers.bundle.manifest.thresholds
-                known = self._remember(encoded, memory)
-                threshold = min(thresholds.region, thresholds.decision)
-                encoded.maps[key] = memory.fuse(maps, known.distances, known.told, threshold)
+                distances = self._remember(encoded, memory).distances
+                encoded.maps[key] = memory.fuse(maps, distances, min(thresholds.region, thresholds.decision))
             maps = encoded.maps[key]
         return self.without_ignored(encoded, maps, prepared.recipe)
 

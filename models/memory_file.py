@@ -18,14 +18,13 @@ from flawline.models.bundle import Bundle
 from flawline.models.memory import About, Memory
 from flawline.models.words import Words
 
-SCHEMA = "flawline.memory/2"
+SCHEMA = "flawline.memory/1"
 
 
 def make_memory(about: About, tensors: dict[str, Tensor], device: torch.device | str = "cpu") -> Memory:
-    """From half precision tensors as they are stored: `bank`, `told`, `layouts`, and `projection` where it is used."""
+    """From half precision tensors as they are stored: `bank`, `layouts`, and `projection` where there is one."""
     ready = {name: tensor.to(device, torch.float32) for name, tensor in tensors.items()}
-    digest = content_sha256(about, tensors)
-    return Memory(about, digest, ready["bank"], ready["told"], ready["layouts"], ready.get("projection"))
+    return Memory(about, content_sha256(about, tensors), ready["bank"], ready["layouts"], ready.get("projection"))
 
 
 def content_sha256(about: About, tensors: dict[str, Tensor]) -> str:
@@ -45,7 +44,7 @@ def words_sha256(words: Words) -> str:
 
 def write_memory(path: Path, memory: Memory) -> None:
     """Write the file as a whole or not at all. Raises ConfigError naming it."""
-    tensors = {"bank": memory.bank, "told": memory.told, "layouts": memory.layouts}
+    tensors = {"bank": memory.bank, "layouts": memory.layouts}
     if memory.projection is not None:
         tensors["projection"] = memory.projection
     stored = {name: tensor.to("cpu", torch.float16).contiguous() for name, tensor in tensors.items()}

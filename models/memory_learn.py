@@ -60,7 +60,7 @@ class Described:
     cells: Tensor  # (P T, D, h, w) float16 on the CPU
     counted: Tensor  # (P T h w,) bool: cells that do not lie in an ignored box, nor outside the picture as given
     layouts: Tensor  # (P, T, L) float16 on the CPU
-    told: Tensor  # (P T h w,) float16: largest logit by words in every cell
+    zero_shot: tuple[float, float]  # median and largest logit of the map by words
 
 
 class Learner:
@@ -113,7 +113,6 @@ class Learner:
             cells=torch.cat([view.cells for view in views]),
             counted=torch.cat([view.counted for view in views]),
             layouts=torch.cat([view.layouts for view in views]),
-            told=torch.cat([view.told for view in views]),
         )
 
     @torch.inference_mode()
@@ -127,9 +126,8 @@ class Learner:
             self._projection = None if wanted is None else wanted.to(inspector.towers.device)
         cells = descriptors(levels, self._projection)
         keep = inspector.counted(encoded, self._recipe)
+        logits = inspector.zero_shot(encoded, self._recipe)[keep].logit(1e-6)
         grid = (int(cells.shape[-2]), int(cells.shape[-1]))
-        logits = inspector.zero_shot(encoded, self._recipe).logit(1e-6)
-        told = functional.adaptive_max_pool2d(logits[:, None], grid)
         counted = functional.adaptive_avg_pool2d(keep[:, None].float(), grid) > 0.5
         if not bool(counted.any()):
             raise ConfigError(f"{name}: nothing is left to learn from: the recipe's `ignore` covers all of it")
@@ -141,7 +139,7 @@ class Learner:
             cells.to("cpu", torch.float16),
             counted.flatten().cpu(),
             layout(cells)[None].to("cpu", torch.float16),
-            told.flatten().to("cpu", torch.float16),
+            (float(logits.median()), float(logits.max())),
         )
 
     def take(self, part: Described) -> bool:
@@ -169,7 +167,7 @@ class Learner:
         largest = scores.largest
         kept = [picture for picture, out in zip(given, outliers(largest), strict=True) if keep_all or not out]
         if len(kept) < len(given):
-            scores = leave_one_out(self._rows(kept, place), self._told(kept), self._budget)
+            scores = leave_one_out(self._rows(kept, place), self._budget)
         memory = self._memory(kept, place, scores, len(given) - len(kept))
         typical = float(np.median(largest)) if len(given) > 1 else None
         distance = {picture.name: float(far) for picture, far in zip(given, largest, strict=True)}
@@ -191,18 +189,12 @@ class Learner:
             for one in pictures
         ]
 
-    def _told(self, pictures: Sequence[Described]) -> list[Tensor]:
-        """What the words say of every picture's counted cells, (n,) float32 on the device."""
-        device = self._inspector.towers.device
-        return [one.told[one.counted].to(device).float() for one in pictures]
-
     def _at_best_place(self, pictures: Sequence[Described]) -> tuple[float, Scores]:
         """With PLACE where the parts always lie alike, so that it costs good parts little; else without."""
-        told = self._told(pictures)
-        free = leave_one_out(self._rows(pictures, 0.0), told, self._budget)
+        free = leave_one_out(self._rows(pictures, 0.0), self._budget)
         if len(pictures) < 2:
             return 0.0, free
-        bound = leave_one_out(self._rows(pictures, PLACE), told, self._budget)
+        bound = leave_one_out(self._rows(pictures, PLACE), self._budget)
         return (PLACE, bound) if bound.ordinary <= FIXTURED * free.ordinary else (0.0, free)
 
     def _memory(self, kept: Sequence[Described], place: float, scores: Scores, left_out: int) -> Memory:
@@ -226,17 +218,13 @@ class Learner:
             place=place,
             ordinary=round(scores.ordinary, 5),
             striking=round(scores.striking, 5),
-            beyond_ordinary=round(scores.beyond_ordinary, 5),
-            beyond_striking=round(scores.beyond_striking, 5),
+            zero_shot_ordinary=round(float(np.median([one.zero_shot[0] for one in kept])), 5),
+            zero_shot_striking=round(float(np.median([one.zero_shot[1] for one in kept])), 5),
             layout_limit=round(
                 LAYOUT_FACTOR * farthest_layout(torch.stack([one.layouts[0] for one in kept]).float()), 5
             ),
         )
-        tensors = {
-            "bank": scores.core.to("cpu", torch.float16),
-            "told": scores.told.to("cpu", torch.float16),
-            "layouts": layouts,
-        }
+        tensors = {"bank": scores.core.to("cpu", torch.float16), "layouts": layouts}
         if self._projection is not None:
             tensors["projection"] = self._projection.to("cpu", torch.float16)
         return make_memory(about, tensors, towers.device)

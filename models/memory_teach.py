@@ -2,8 +2,7 @@
 
 The core goes on where it ended (greedy k-centre): of the new parts, always the cell that is farthest from all that is
 remembered is added, until none is farther than half way from a good part's ordinary cell to its most striking one. The
-scales stay as they were learnt. What was known stays known, so no cell of any picture becomes more distant. The words
-said of an added cell are at least those of the cell that was nearest to it, so it excuses no less than that one did.
+scales stay as they were learnt. What was known stays known, so no cell of any picture becomes more striking.
 """
 
 from collections.abc import Sequence
@@ -37,8 +36,7 @@ def teach(memory: Memory, parts: Sequence[Described], *, keep_all: bool = False)
         first.setdefault(part.digest, part)
     given = sorted(first.values(), key=lambda part: part.digest)
     cells = [_rows(memory, part) for part in given]
-    compared = [nearest(rows, memory.bank) for rows in cells]
-    gaps = [distances for distances, _ in compared]
+    gaps = [nearest(rows, memory.bank) for rows in cells]
     enough = 0.5 * (memory.about.ordinary + memory.about.striking)
     largest = np.array([float(gap.max()) for gap in gaps])
     use = {}
@@ -56,10 +54,7 @@ def teach(memory: Memory, parts: Sequence[Described], *, keep_all: bool = False)
     ]
     if not new:
         return Learnt(memory, shown)
-    rows, said = torch.cat([cells[n] for n in new]), torch.cat([_told(memory, given[n]) for n in new])
-    said = torch.maximum(said, memory.told[torch.cat([compared[n][1] for n in new])])
-    taken = _cover(rows, torch.cat([gaps[n] for n in new]), enough)
-    added = rows[taken]
+    added = _cover(torch.cat([cells[n] for n in new]), torch.cat([gaps[n] for n in new]), enough)
     if len(memory.bank) + len(added) > MOST_ROWS:
         raise ConfigError(
             f"the memory would hold {len(memory.bank) + len(added)} features, more than {MOST_ROWS}: learn it anew "
@@ -67,11 +62,7 @@ def teach(memory: Memory, parts: Sequence[Described], *, keep_all: bool = False)
         )
     about = memory.about.model_copy(update={"pictures": memory.about.pictures + len(new)})
     layouts = torch.cat([given[n].layouts for n in new]).to(memory.layouts)
-    tensors = {
-        "bank": torch.cat([memory.bank, added]),
-        "told": torch.cat([memory.told, said[taken]]),
-        "layouts": torch.cat([memory.layouts, layouts]),
-    }
+    tensors = {"bank": torch.cat([memory.bank, added]), "layouts": torch.cat([memory.layouts, layouts])}
     if memory.projection is not None:
         tensors["projection"] = memory.projection
     stored = {name: tensor.to("cpu", torch.float16) for name, tensor in tensors.items()}
@@ -85,16 +76,9 @@ def _rows(memory: Memory, part: Described) -> Tensor:
     return placed(cells, part.tiles, part.frame, memory.about.place).flatten(0, 1)[part.counted.to(device)]
 
 
-def _told(memory: Memory, part: Described) -> Tensor:
-    """(n,): what the words say of the part's counted cells."""
-    return part.told[part.counted].to(memory.bank.device).float()
-
-
 def _cover(rows: Tensor, gap: Tensor, enough: float) -> Tensor:
-    """Of (n, D + 2) rows whose distance to the bank is `gap`, the numbers of those to add so that none is farther than
-    `enough`."""
-    far = torch.nonzero(gap > enough).flatten()
-    rows, gap = rows[far], gap[far].clone()
+    """Of (n, D + 2) rows whose distance to the bank is `gap`, those to add so that none is farther than `enough`."""
+    rows, gap = rows[gap > enough], gap[gap > enough].clone()
     squares = rows.square().sum(dim=1)
     chosen: list[int] = []
     while len(chosen) < MOST_ROWS and len(rows) and float(gap.max()) > enough:
@@ -103,4 +87,4 @@ def _cover(rows: Tensor, gap: Tensor, enough: float) -> Tensor:
         squared = squares + squares[newest] - 2.0 * (rows @ rows[newest])
         torch.minimum(gap, squared.clamp_min(0.0).sqrt(), out=gap)
         gap[newest] = 0.0  # whatever rounding left
-    return far[chosen]
+    return rows[chosen]

@@ -160,9 +160,9 @@ class ShotStudy:
         device, thresholds = memory.bank.device, self._inspector.towers.bundle.manifest.thresholds
         alone, both = [], []
         for cells, words in zip(known.cells, known.words, strict=True):
-            distances, told = memory.recall(cells[None].to(device).float(), known.tiles)
+            distances = memory.distances(cells[None].to(device).float(), known.tiles)
             threshold = min(thresholds.region, thresholds.decision)
-            both.append(memory.fuse(words[None].to(device).float(), distances, told, threshold).cpu())
+            both.append(memory.fuse(words[None].to(device).float(), distances, threshold).cpu())
             alone.append(distances.cpu())
         return {"memory": measure(known, alone), "both": measure(known, both)}
 
@@ -177,7 +177,7 @@ class ShotStudy:
             encoded = inspector.encode([picture], recipe)
             middle = _now(inspector)
             cells = memory.cells(inspector.levels(encoded))
-            memory.fuse(inspector.zero_shot(encoded, recipe), *memory.recall(cells, encoded.tiles), 0.5)
+            memory.fuse(inspector.zero_shot(encoded, recipe), memory.distances(cells, encoded.tiles), 0.5)
             memory.strangeness(cells)
             added.append(_now(inspector) - middle)
             clip.append(middle - began)

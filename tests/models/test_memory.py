@@ -165,7 +165,7 @@ def test_the_scale_is_that_of_each_good_part_against_the_others(inspector: Inspe
         others = learnt(inspector, pictures[:number] + pictures[number + 1 :]).memory
         others = replace(others, about=others.about.model_copy(update={"place": result.memory.about.place}))
         encoded = inspector.encode([picture])
-        largest.append(float(others.recall(others.cells(inspector.levels(encoded)), encoded.tiles)[0].max()))
+        largest.append(float(others.distances(others.cells(inspector.levels(encoded)), encoded.tiles).max()))
     assert result.memory.about.place == others.about.place
     expected = float(np.median([*largest, OWN_SCALE.striking]))
     assert result.memory.about.striking == pytest.approx(expected, rel=0.02)
@@ -195,38 +195,13 @@ def test_the_fused_map_rises_with_either_part(inspector: Inspector) -> None:
     memory = learnt(inspector, [good_part(number) for number in range(3)]).memory
     words = torch.linspace(0.0, 1.0, 8).view(8, 1, 1).expand(8, 8, 8)
     far = torch.linspace(0.0, 2.0, 8).view(8, 1, 1).expand(8, 8, 8)
-    told = torch.zeros(8, 8, 8)
-    by_words = memory.fuse(words, torch.full((8, 8, 8), memory.about.striking), told, 0.5)[:, 4, 4]
-    by_memory = memory.fuse(torch.full((8, 8, 8), 0.5), far, told, 0.5)[:, 4, 4]
+    by_words = memory.fuse(words, torch.full((8, 8, 8), memory.about.striking), 0.5)[:, 4, 4]
+    by_memory = memory.fuse(torch.full((8, 8, 8), 0.5), far, 0.5)[:, 4, 4]
     assert bool((by_words.diff() >= 0).all())
     assert bool((by_memory.diff() >= 0).all())
     assert by_words[-1] > by_words[0]
     assert by_memory[-1] > by_memory[0]
     assert 0.0 <= float(by_memory.min()) <= float(by_memory.max()) <= 1.0
-
-
-def test_words_count_only_beyond_what_they_say_of_good_parts_that_look_the_same(inspector: Inspector) -> None:
-    memory = learnt(inspector, [good_part(number) for number in range(3)]).memory
-    words, usual = torch.full((1, 8, 8), 0.9), torch.full((1, 8, 8), memory.about.ordinary)
-    always = memory.fuse(words, usual, words.logit(), 0.5)
-    never = memory.fuse(words, usual, (1 - words).logit(), 0.5)
-    assert bool((always < never).all())
-    calm = memory.fuse(torch.full((1, 8, 8), 0.1), usual, torch.full((1, 8, 8), 0.1).logit(), 0.5)
-    assert torch.allclose(always, calm, atol=1e-5), "an edge that words always cry at is as good as any other place"
-
-
-def test_the_memory_knows_what_the_words_say_of_what_it_remembers(inspector: Inspector) -> None:
-    pictures = [good_part(number) for number in range(3)]
-    memory = learnt(inspector, pictures).memory
-    for picture in pictures:
-        encoded = inspector.encode([picture])
-        logits = inspector.zero_shot(encoded).logit(1e-6)[0]
-        distances, told = memory.recall(memory.cells(inspector.levels(encoded)), encoded.tiles)
-        grid = tuple(distances.shape[-2:])
-        largest = torch.nn.functional.adaptive_max_pool2d(logits[None, None], grid)[0, 0]
-        known = distances[0] < 1e-2  # all cells of three small pictures are kept
-        assert bool(known.all())
-        assert torch.allclose(told[0], largest, atol=2e-2)
 
 
 def test_the_core_covers_and_is_the_same_each_time() -> None:
@@ -239,7 +214,7 @@ def test_the_core_covers_and_is_the_same_each_time() -> None:
     assert 600 in chosen.tolist()
     assert torch.equal(chosen, coreset(rows, 20))
     random = torch.randperm(len(rows), generator=generator)[:20]
-    assert nearest(rows, rows[chosen])[0].max() < 0.5 * nearest(rows, rows[random])[0].max()
+    assert nearest(rows, rows[chosen]).max() < 0.5 * nearest(rows, rows[random]).max()
     assert torch.equal(coreset(rows[:10], 20), torch.arange(10))
 
 
@@ -306,7 +281,7 @@ def test_turning_keeps_the_part_and_knows_what_was_not_in_the_picture() -> None:
     assert inside[:, 8:56].min() > 0.99
 
 
-def test_what_is_taught_is_remembered_and_nothing_becomes_more_distant(inspector: Inspector) -> None:
+def test_what_is_taught_is_remembered_and_nothing_becomes_more_striking(inspector: Inspector) -> None:
     memory = learnt(inspector, [good_part(number) for number in range(6)]).memory
     learner = Learner(inspector, "plates", Recipe())
     marked = [learner.describe(bad_part(number), str(number)) for number in (20, 21)]
@@ -318,7 +293,7 @@ def test_what_is_taught_is_remembered_and_nothing_becomes_more_distant(inspector
     for number, picture in enumerate([good_part(40), bad_part(20), bad_part(41)]):
         described = learner.describe(picture, "")
         before, after = (
-            one.recall(described.cells.float(), described.tiles)[0].max() for one in (memory, taught.memory)
+            one.distances(described.cells.float(), described.tiles).max() for one in (memory, taught.memory)
         )
         assert after <= before + 1e-4
         if number == 1:
