@@ -35,6 +35,7 @@ SMALLEST, LARGEST = 0.0002, 0.25  # area of a defect against the picture
 VISIBLE = 3.0  # colour difference (CIE 1976): less than that is not labelled
 STRIKING = 8.0  # colour difference of a defect's stronger quarter from which on a person sees it; 12 for the smallest
 SMALL = 0.001  # area of a defect against the picture, below which it counts as one of the smallest
+FAINT = 0.35  # so much of that is enough for a faint defect
 LOST_IN_NOISE = 0.3  # colour difference per grey level of noise
 _TRIES = 10  # of one kind: faint kinds shall not be rare because they are often drawn too faintly
 _KINDS_TRIED = 3
@@ -70,13 +71,15 @@ def draw_part(
     *,
     defects: int | None = None,
     kinds: tuple[str, ...] | None = None,
+    faint: bool = False,
 ) -> Sample:
     """One part of the product, (height, width).
 
     `defects` is how many it shall have (left out: none in half of the parts, else one to four); a defect that
-    nobody could see is drawn anew, and given up after some tries, so there can be fewer. `kinds` limits
-    them; left out, all but the unseen kinds are drawn. The light, the noise and the part itself depend only
-    on the first number drawn from `rng`: with the same `rng`, the part is the same with and without defects.
+    nobody would see is drawn anew, and given up after some tries, so there can be fewer. `faint` keeps what a person
+    sees only by looking closely too: who judges by such labels is misled, but who learns from them looks closely.
+    `kinds` limits them; left out, all but the unseen kinds are drawn. The light, the noise and the part itself depend
+    only on the first number drawn from `rng`: with the same `rng`, the part is the same with and without defects.
     """
     seed = int(rng.integers(2**62))
     light_rng, noise_rng, defect_rng, word_rng = (np.random.default_rng([seed, k]) for k in range(4))
@@ -85,7 +88,7 @@ def draw_part(
     allowed = kinds if kinds is not None else tuple(k for k in DEFECT_KINDS if k not in UNSEEN_DEFECT_KINDS)
     scene = draw_scene(product, seed, height, width)
     light = shine(light_rng, product.optics, height, width, float(scene.picture[::8, ::8].mean()))
-    work = _Work(product, seed, scene, light, allowed)
+    work = _Work(product, seed, scene, light, allowed, FAINT if faint else 1.0)
     alike = bool(defect_rng.random() < 0.4)  # a fault of the process leaves its mark more than once
     for _ in range(defects):
         for _ in range(_KINDS_TRIED):
@@ -102,7 +105,9 @@ def draw_part(
 class _Work:
     """A scene while defects are added to it."""
 
-    def __init__(self, product: Product, seed: int, scene: Scene, light: Light, allowed: tuple[str, ...]) -> None:
+    def __init__(
+        self, product: Product, seed: int, scene: Scene, light: Light, allowed: tuple[str, ...], clear: float
+    ) -> None:
         self.product = product
         self.seed = seed
         self.scene = scene
@@ -113,6 +118,7 @@ class _Work:
         self._h, self._w = scene.picture.shape[0], scene.picture.shape[1]
         self._unit = min(self._h, self._w) / 512
         self._allowed = allowed
+        self._clear = clear
         material = product.materials[0].kind
         weights = np.array([KINDS[k].chance(material) if k in KINDS else 1.2 for k in self._allowed])
         self._chance = weights / weights.sum()
@@ -206,7 +212,7 @@ class _Work:
         wanted = STRIKING if area >= SMALL * h * w else 1.5 * STRIKING
         if kind not in FORM_KINDS:  # a form is seen by what is around it: its own edges are no texture to be lost in
             wanted += _texture(plain, changed, self.scene.body[window]) + LOST_IN_NOISE * optics.noise
-        if float(np.percentile(seen[changed > 0], 75)) < wanted:
+        if float(np.percentile(seen[changed > 0], 75)) < self._clear * wanted:
             return False
         if self.picture is self.scene.picture:
             self.picture = self.picture.copy()

@@ -57,7 +57,7 @@ SAM_SETTINGS = SamSettings(
     decoder=DecoderSettings(dim=128, depth=2, heads=8, mlp_dim=512, mask_channels=16, iou_depth=3, iou_hidden=128),
 )
 
-CLIP_PICTURES = PictureSet("train", 8000, 384, 1, 0.3)
+CLIP_PICTURES = PictureSet("train", 8000, 384, 1, 0.3, faint=True)
 UNSEEN_PICTURES = PictureSet("unseen", 300, 384, 2, 0.5, unseen=True)
 SAM_PICTURES = PictureSet("sam", 3000, 512, 3, 0.1)
 SAM_UNSEEN_PICTURES = PictureSet("sam-unseen", 200, 512, 4, 0.1, unseen=True)

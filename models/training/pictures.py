@@ -36,6 +36,7 @@ class PictureSet:
         float  # drawn without a defect; of the others a few stay good, where every defect drawn would be invisible
     )
     unseen: bool = False
+    faint: bool = False  # defects that a person would hardly see too
 
 
 @dataclass
@@ -101,7 +102,7 @@ def draw_chunk(wanted: PictureSet, target: Path, number: int) -> None:
         product = choose_product(rng, families=families)
         defects = 0 if rng.random() < wanted.good_share else int(rng.choice([1, 1, 1, 2, 2, 3, 4]))
         kinds = tuple(kind for kind in DEFECT_KINDS if wanted.unseen or kind not in UNSEEN_DEFECT_KINDS)
-        sample = draw_part(rng, product, size, size, defects=defects, kinds=kinds)
+        sample = draw_part(rng, product, size, size, defects=defects, kinds=kinds, faint=wanted.faint)
         planes["image"][place], planes["kinds"][place], planes["parts"][place] = (
             sample.image,
             sample.kinds,

@@ -12,6 +12,7 @@ Rng = np.random.Generator
 POINTS = 6  # places for points in a training prompt
 STRIDE = 16  # px of SAM's frame per cell of its embedding
 SMALLEST_PX = 12  # a smaller target is not asked for
+FRAGMENTS = 0.02  # of the frame: marks of one kind that lie this close are one defect
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def draw_target(rng: Rng, kinds: NDArray[np.uint8], parts: NDArray[np.uint8], ce
     if choice < 0.25 and defects.any():
         mask = defects
     elif choice < 0.6 and defects.any():
-        count, labels = cv2.connectedComponents(defects.astype(np.uint8), connectivity=8)
+        count, labels = single_defects(kinds)
         mask = labels == int(rng.integers(1, count))
     else:
         names = np.unique(parts)
@@ -71,6 +72,22 @@ def draw_target(rng: Rng, kinds: NDArray[np.uint8], parts: NDArray[np.uint8], ce
     positives = int(rng.integers(1, 4)) if kind >= 0.2 else 0
     negatives = int(rng.integers(0, 4)) if positives and rng.random() < 0.5 else 0
     return Target(window, shown[window.pixels()], *draw_points(rng, shown, positives, negatives), box)
+
+
+def single_defects(kinds: NDArray[np.uint8]) -> tuple[int, NDArray[np.int32]]:
+    """Each defect by itself: labels from 1 on (0: none), and one more than the last.
+
+    The marks of a scuff or of pitting are one defect, as they are to whoever points at one of them.
+    """
+    reach = 2 * round(0.5 * FRAGMENTS * len(kinds)) + 1
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))
+    labels, count = np.zeros(kinds.shape, np.int32), 1
+    for kind in np.unique(kinds[kinds > 0]):
+        here = (kinds == kind).astype(np.uint8)
+        found, parts = cv2.connectedComponents(cv2.morphologyEx(here, cv2.MORPH_CLOSE, kernel), connectivity=8)
+        labels = np.where(here > 0, parts + (count - 1), labels).astype(np.int32)
+        count += found - 1
+    return count, labels
 
 
 def draw_shape(rng: Rng, frame_cells: int, cells: int) -> Target:

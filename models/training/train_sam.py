@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -35,6 +34,7 @@ from flawline.models.training.sam_prompts import (
     draw_points,
     draw_shape,
     draw_target,
+    single_defects,
     worn,
 )
 
@@ -372,10 +372,7 @@ def held_out_prompts(pictures: Pictures, seed: int) -> Iterator[tuple[int, NDArr
     """One defect of every bad picture, always the same ones."""
     for row in range(len(pictures)):
         rng = np.random.default_rng((seed, row))
-        defects = np.asarray(pictures.kinds[row]) > 0
-        if not defects.any():
-            continue
-        count, labels = cv2.connectedComponents(defects.astype(np.uint8), connectivity=8)
+        count, labels = single_defects(np.asarray(pictures.kinds[row]))
         areas = np.bincount(labels.ravel())[1:count]
         large = np.flatnonzero(areas >= SMALLEST_PX) + 1
         if len(large):

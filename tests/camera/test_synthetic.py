@@ -88,6 +88,22 @@ def test_what_is_lost_in_the_texture_is_no_defect() -> None:
     assert min(contrast) > 0.8
 
 
+def test_faint_defects_are_drawn_only_where_they_are_asked_for() -> None:
+    """Training pictures hold what is hard to see; a station's pictures do not."""
+    weakest = {False: 100.0, True: 100.0}
+    for faint in weakest:
+        for seed in range(40):
+            product = choose_product(np.random.default_rng(seed), "paint")
+            product = replace(product, optics=replace(product.optics, jpeg=0, noise=0.0))
+            good = draw_part(np.random.default_rng(seed), product, 128, 128, defects=0)
+            bad = draw_part(np.random.default_rng(seed), product, 128, 128, defects=1, kinds=("stain",), faint=faint)
+            if bad.defects:
+                before, after = (synthetic.colours(one.image.astype(np.float32)) for one in (good, bad))
+                change = np.linalg.norm(after - before, axis=2)[bad.mask > 0]
+                weakest[faint] = min(weakest[faint], float(np.percentile(change, 75)))
+    assert weakest[True] < synthetic.STRIKING - 1 < weakest[False]
+
+
 def test_a_good_part_has_no_label() -> None:
     for seed, family in enumerate(("plate", "component", "weave")):
         sample = part(seed, family, defects=0)

@@ -14,7 +14,7 @@ from flawline.models.training.augment import augment
 from flawline.models.training.build import SAM_SETTINGS, build_demo, small_plan
 from flawline.models.training.losses import balanced_loss, dice_loss, focal_loss, segmentation_loss
 from flawline.models.training.pictures import CHUNK, PictureSet, draw_chunk, draw_set
-from flawline.models.training.sam_prompts import Prompts, Window, draw_shape, draw_target
+from flawline.models.training.sam_prompts import Prompts, Window, draw_shape, draw_target, single_defects
 from flawline.models.training.token_table import embed_texts
 from flawline.models.training.train_sam import WindowRefiner, point_loss
 from flawline.models.training.validate import auroc, figures
@@ -95,6 +95,19 @@ def test_prompts_are_true_of_their_target_in_its_window() -> None:
             tight = np.concatenate([inside.min(0)[::-1], inside.max(0)[::-1]])
             assert np.abs(target.box - tight).max() < 0.1 * 60 * 3
     assert len(windows) > 10
+
+
+def test_marks_of_one_kind_that_lie_close_are_one_defect() -> None:
+    kinds = np.zeros((256, 256), np.uint8)
+    kinds[20:24, 20:40], kinds[27:30, 22:38] = 4, 4  # two marks of a scuff, three pixels apart
+    kinds[100:110, 100:110] = 4  # far away
+    kinds[30:36, 40:46] = 9  # of another kind, close
+    count, labels = single_defects(kinds)
+    assert count == 4
+    assert ((labels > 0) == (kinds > 0)).all()
+    assert labels[21, 25] == labels[28, 25]
+    assert len({labels[21, 25], labels[105, 105], labels[32, 42]}) == 3
+    assert single_defects(np.zeros_like(kinds))[0] == 1
 
 
 def test_a_shape_is_asked_for_by_its_own_box() -> None:
