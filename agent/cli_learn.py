@@ -109,6 +109,11 @@ def learn(
         notes.append("one picture cannot say how good parts differ: the bundle's own scale is used; give a few more")
     elif len(learnt.pictures) < FEW:
         notes.append(f"fewer than {FEW} pictures: a defective one among them cannot be told")
+    if learnt.by_words and rules.memory_share < 1.0:
+        notes.append(
+            f"by words alone {learnt.by_words} of these good parts would be rejected: if good parts still are, give "
+            f"the words less say (recipes.{recipe}.memory_share, now {rules.memory_share:g}; 1 is the memory alone)"
+        )
     if rules.calibration is not None:
         notes.append("the recipe's threshold was calibrated without this memory: run `flawline calibrate` again")
     if as_json:

@@ -148,6 +148,9 @@ class Recipe(Strict):
         max_length=35,
         description="degrees by which parts may lie turned, as [90, 180, 270]: `flawline learn` learns them turned too",
     )
+    memory_share: float = Field(
+        0.6, ge=0.0, le=1.0, description="weight of the memory, the words have the rest; 1: the memory alone"
+    )
     calibration: Calibration | None = Field(None, description="where the threshold came from")
 
     def calibration_warning(self, bundle: str, bundle_sha256: str | None) -> str | None:

@@ -47,7 +47,8 @@ class Encoded:
     clock: StageClock
     taps: list[Tensor] | None = None
     levels: list[Tensor] | None = None  # what a memory compares
-    maps: dict[tuple[str, Words, str | None], Tensor] = field(default_factory=dict)  # the last: a memory's hash
+    maps: dict[tuple[str, Words, tuple[str, float] | None], Tensor] = field(default_factory=dict)
+    """By localiser, words, and a memory's hash and share."""
     remembered: dict[str, Remembered] = field(default_factory=dict)  # by the memory's hash
     embeddings: dict[int, Tensor] = field(default_factory=dict)  # tile number -> (C, h, w)
 

@@ -131,11 +131,13 @@ class Inspector:
         """(B, S, S) P(abnormal) in CLIP's frame, by words and, where there is one, memory; ignored boxes are zero."""
         maps, memory = self._zero_shot(encoded, prepared), prepared.memory
         if memory is not None:
-            key = (prepared.localiser, prepared.words, memory.sha256)
+            share = prepared.recipe.memory_share
+            key = (prepared.localiser, prepared.words, (memory.sha256, share))
             if key not in encoded.maps:
                 thresholds = self.towers.bundle.manifest.thresholds
                 distances = self._remember(encoded, memory).distances
-                encoded.maps[key] = memory.fuse(maps, distances, min(thresholds.region, thresholds.decision))
+                threshold = min(thresholds.region, thresholds.decision)
+                encoded.maps[key] = memory.fuse(maps, distances, threshold, share)
             maps = encoded.maps[key]
         return self.without_ignored(encoded, maps, prepared.recipe)
 

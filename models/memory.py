@@ -20,9 +20,6 @@ from flawline.models.descriptors import descriptors, layout
 from flawline.models.tiles import Tile
 
 CELLS_AT_ONCE = 8192  # queries in one matrix product
-MEMORY_SHARE = 0.6
-"""Of the fused scale, the rest is the zero-shot map's. The best on pixels of drawn parts of families that nothing was
-trained on: pixel AUROC .985 to .989, image AUROC .921 to .939 for shares from 0.3 to 0.9."""
 GAIN = 4.0
 """Logits for one step on the fused scale."""
 STRIKING = 1.3
@@ -85,10 +82,11 @@ class Memory:
         queries = placed(cells, tiles, self.about.frame, self.about.place)
         return nearest(queries.flatten(0, 1), self.bank).view(len(cells), *cells.shape[-2:])
 
-    def fuse(self, zero_shot: Tensor, distances: Tensor, threshold: float) -> Tensor:
+    def fuse(self, zero_shot: Tensor, distances: Tensor, threshold: float, share: float) -> Tensor:
         """(B, S, S) P(abnormal) by words, (B, h, w) distances -> (B, S, S) float32 in (0, 1).
 
-        `threshold` is the lower of the bundle's own two: what is clearly more striking than good parts lies above it.
+        `share` is the memory's weight, the words have the rest. `threshold` is the lower of the bundle's own two: what
+        is clearly more striking than good parts lies above it.
         """
         about, size = self.about, zero_shot.shape[-1]
         spread = max(about.striking - about.ordinary, 1e-6)
@@ -96,7 +94,7 @@ class Memory:
         enlarged = functional.interpolate(remembered[:, None], (size, size), mode="bilinear", align_corners=False)[:, 0]
         wide = max(about.zero_shot_striking - about.zero_shot_ordinary, LEAST_SPREAD)
         told = (zero_shot.logit(1e-6) - about.zero_shot_ordinary) / wide
-        joined = MEMORY_SHARE * enlarged + (1.0 - MEMORY_SHARE) * told
+        joined = share * enlarged + (1.0 - share) * told
         return torch.sigmoid(GAIN * (joined - STRIKING) + logit(threshold))
 
     def look(self, levels: Sequence[Tensor], tiles: Sequence[Tile], frame: tuple[int, int]) -> Remembered:

@@ -18,7 +18,7 @@ from flawline.models.decide import counted_region
 from flawline.models.descriptors import descriptors, layout, projection
 from flawline.models.frames import as_rgb
 from flawline.models.inspector import Inspector
-from flawline.models.memory import About, Memory, placed
+from flawline.models.memory import About, Memory, logit, placed
 from flawline.models.memory_file import make_memory, words_sha256
 from flawline.models.tiles import Tile
 
@@ -47,6 +47,7 @@ class Learnt:
 
     memory: Memory
     pictures: list[Shown]
+    by_words: int = 0  # of the pictures that were learnt, those that the words alone would reject
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,9 @@ class Learner:
         typical = float(np.median(largest)) if len(given) > 1 else None
         distance = {picture.name: float(far) for picture, far in zip(given, largest, strict=True)}
         names = {picture.name for picture in kept}
-        return Learnt(memory, [self._shown(name, names, distance, typical) for name in self._order])
+        limit = logit(self._inspector.prepare(self._recipe).threshold)
+        by_words = sum(picture.zero_shot[1] >= limit for picture in kept)
+        return Learnt(memory, [self._shown(name, names, distance, typical) for name in self._order], by_words)
 
     def _shown(self, name: str, kept: set[str], distance: dict[str, float], typical: float | None) -> Shown:
         if name in self._duplicates:

@@ -122,7 +122,7 @@ class ShotStudy:
                 measured = {"words": words}
                 if number:
                     memory = self._learnt(known, number, seed)
-                    measured |= self._with_memory(known, memory)
+                    measured |= self._with_memory(known, memory, recipe.memory_share)
                 runs.append((seed, measured, memory if number else None))
             lines.append(_line(number, runs))
             self._progress.say(f"{category.name}: {number} good parts")
@@ -156,13 +156,13 @@ class ShotStudy:
         return learner.learn().memory
 
     @torch.inference_mode()
-    def _with_memory(self, known: Known, memory: Memory) -> dict[str, Measured]:
+    def _with_memory(self, known: Known, memory: Memory, share: float) -> dict[str, Measured]:
         device, thresholds = memory.bank.device, self._inspector.towers.bundle.manifest.thresholds
         alone, both = [], []
         for cells, words in zip(known.cells, known.words, strict=True):
             distances = memory.distances(cells[None].to(device).float(), known.tiles)
             threshold = min(thresholds.region, thresholds.decision)
-            both.append(memory.fuse(words[None].to(device).float(), distances, threshold).cpu())
+            both.append(memory.fuse(words[None].to(device).float(), distances, threshold, share).cpu())
             alone.append(distances.cpu())
         return {"memory": measure(known, alone), "both": measure(known, both)}
 
@@ -177,7 +177,7 @@ class ShotStudy:
             encoded = inspector.encode([picture], recipe)
             middle = _now(inspector)
             cells = memory.cells(inspector.levels(encoded))
-            memory.fuse(inspector.zero_shot(encoded, recipe), memory.distances(cells, encoded.tiles), 0.5)
+            memory.fuse(inspector.zero_shot(encoded, recipe), memory.distances(cells, encoded.tiles), 0.5, 0.5)
             memory.strangeness(cells)
             added.append(_now(inspector) - middle)
             clip.append(middle - began)

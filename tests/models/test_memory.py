@@ -195,13 +195,33 @@ def test_the_fused_map_rises_with_either_part(inspector: Inspector) -> None:
     memory = learnt(inspector, [good_part(number) for number in range(3)]).memory
     words = torch.linspace(0.0, 1.0, 8).view(8, 1, 1).expand(8, 8, 8)
     far = torch.linspace(0.0, 2.0, 8).view(8, 1, 1).expand(8, 8, 8)
-    by_words = memory.fuse(words, torch.full((8, 8, 8), memory.about.striking), 0.5)[:, 4, 4]
-    by_memory = memory.fuse(torch.full((8, 8, 8), 0.5), far, 0.5)[:, 4, 4]
+    by_words = memory.fuse(words, torch.full((8, 8, 8), memory.about.striking), 0.5, 0.6)[:, 4, 4]
+    by_memory = memory.fuse(torch.full((8, 8, 8), 0.5), far, 0.5, 0.6)[:, 4, 4]
     assert bool((by_words.diff() >= 0).all())
     assert bool((by_memory.diff() >= 0).all())
     assert by_words[-1] > by_words[0]
     assert by_memory[-1] > by_memory[0]
     assert 0.0 <= float(by_memory.min()) <= float(by_memory.max()) <= 1.0
+
+
+def test_the_words_have_what_the_recipe_leaves_them(inspector: Inspector, tmp_path: Path) -> None:
+    """With a share of 1 the words say nothing, whatever they are; judged one after the other, no map is mixed up."""
+    write_memory(tmp_path / "m", learnt(inspector, [good_part(number) for number in range(4)]).memory)
+    encoded = inspector.encode([bad_part(40)])
+    maps = {}
+    for share in (0.0, 0.6, 1.0):
+        recipe = Recipe(memory=str(tmp_path / "m"), memory_share=share)
+        maps[share] = inspector.evidence(encoded, recipe).maps[0]
+    assert float((maps[0.6] - maps[1.0]).abs().max()) > 1e-3
+    memory = inspector.prepare(recipe).memory
+    assert memory is not None
+    distances = memory.distances(memory.cells(inspector.levels(encoded)), encoded.tiles)
+    limits = inspector.towers.bundle.manifest.thresholds
+    for words in (0.1, 0.9):
+        other = memory.fuse(torch.full((1, 64, 64), words), distances, min(limits.region, limits.decision), 1.0)
+        assert torch.allclose(other[0], maps[1.0], atol=1e-6)
+    logits = [one.flatten().logit(1e-6) for one in (inspector.zero_shot(encoded, recipe)[0], maps[0.0])]
+    assert torch.corrcoef(torch.stack(logits))[0, 1] > 0.999
 
 
 def test_the_core_covers_and_is_the_same_each_time() -> None:
