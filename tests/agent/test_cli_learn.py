@@ -118,7 +118,7 @@ def test_nothing_to_learn_from_is_said(line: Path) -> None:
 
 
 def test_words_that_would_reject_the_good_parts_are_told(line: Path) -> None:
-    """The recipe's own threshold decides: at 0 the words reject every part, at 1 none. With no say they don't matter."""
+    """The recipe's own threshold decides: at 0 they reject every part, at 1 none; with no say they don't matter."""
     said = {}
     for rules in ("threshold = 0.0", "threshold = 1.0", "threshold = 0.0\nmemory_share = 1.0"):
         file = line.with_name("other.toml")
