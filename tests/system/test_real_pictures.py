@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 CLI = [sys.executable, "-c", "from flawline.agent.cli import main; main()"]
-DATA = Path(os.environ.get("FLAWLINE_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+DATA = Path(os.environ.get("FLAWLINE_SHARED_DATA", SHARED)).resolve()  # the agent runs in a folder of its own
 FOLDERS = {"transistor": DATA / "mvtec_transistor" / "test", "plate": DATA / "mpdd_metal_plate" / "test"}
 
 
