@@ -111,7 +111,7 @@ def learn(
         notes.append(f"fewer than {FEW} pictures: a defective one among them cannot be told")
     if learnt.by_words and rules.memory_share < 1.0:
         notes.append(
-            f"by words alone {learnt.by_words} of these good parts would be rejected: if good parts still are, give "
+            f"by words alone {learnt.by_words} of these good parts reach the threshold: if some are rejected, give "
             f"the words less say (recipes.{recipe}.memory_share, now {rules.memory_share:g}; 1 is the memory alone)"
         )
     if rules.calibration is not None:

@@ -47,7 +47,7 @@ class Learnt:
 
     memory: Memory
     pictures: list[Shown]
-    by_words: int = 0  # of the pictures that were learnt, those that the words alone would reject
+    by_words: int = 0  # of the pictures that were learnt, those on which the words alone reach the threshold
 
 
 @dataclass(frozen=True)

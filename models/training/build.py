@@ -43,9 +43,9 @@ from flawline.models.training.train_clip import (
     new_clip,
     train_clip,
 )
-from flawline.models.training.train_sam import SamSchedule, prompt_quality, train_sam
+from flawline.models.training.train_sam import SamSchedule, train_sam
 from flawline.models.training.train_text import TextSchedule, train_projection, train_text
-from flawline.models.training.validate import clip_maps, figures
+from flawline.models.training.validate import clip_maps, figures, prompt_quality
 from flawline.models.words import Words
 
 Say = Callable[[str], None]

@@ -54,7 +54,7 @@ class Pictures:
 
 def draw_set(wanted: PictureSet, folder: Path, processes: int = 2) -> Pictures:
     """Draw what is missing of a set and open it. The same seed draws the same pictures, however interrupted."""
-    target = folder / f"{wanted.name}-{wanted.count}-{wanted.size}-{wanted.seed}"
+    target = folder / f"{wanted.name}-{wanted.count}-{wanted.size}-{wanted.seed}{'-faint' * wanted.faint}"
     target.mkdir(parents=True, exist_ok=True)
     chunks = range(-(-wanted.count // CHUNK))
     missing = [number for number in chunks if not (target / f"words-{number:04}.json").exists()]

@@ -10,7 +10,7 @@ IoU. Last whole frames, where part of the prompts are the product's own: CLIP's 
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,16 +25,13 @@ from torch.nn import functional
 from flawline.models.refine import MaskRefiner
 from flawline.models.training.pictures import Pictures
 from flawline.models.training.sam_prompts import (
-    SMALLEST_PX,
     STRIDE,
     Prompts,
     Rng,
     Target,
     Window,
-    draw_points,
     draw_shape,
     draw_target,
-    single_defects,
     worn,
 )
 
@@ -366,42 +363,3 @@ def sam_step(
             prompts.box_in(picked)
         previous = picked.unsqueeze(1)
     return total / rounds, ious
-
-
-def held_out_prompts(pictures: Pictures, seed: int) -> Iterator[tuple[int, NDArray[np.bool_], Rng]]:
-    """One defect of every bad picture, always the same ones."""
-    for row in range(len(pictures)):
-        rng = np.random.default_rng((seed, row))
-        count, labels = single_defects(np.asarray(pictures.kinds[row]))
-        areas = np.bincount(labels.ravel())[1:count]
-        large = np.flatnonzero(areas >= SMALLEST_PX) + 1
-        if len(large):
-            yield row, labels == int(rng.choice(large)), rng
-
-
-@torch.no_grad()
-def prompt_quality(sam: Any, pictures: Pictures, seed: int = 5) -> dict[str, float]:
-    """Mean IoU, the mask chosen by predicted IoU: from one positive point, from a box, from both; and of both where
-    the defect has at least 350 px of SAM's frame, about one cell and a half of its embedding."""
-    refiner = MaskRefiner(sam)
-    ious: dict[str, list[float]] = {"point_iou": [], "box_iou": [], "box_point_iou": [], "box_point_iou_large": []}
-    for row, mask, rng in held_out_prompts(pictures, seed):
-        image = torch.from_numpy(np.asarray(pictures.image[row])).permute(2, 0, 1).unsqueeze(0).float()
-        embedding = sam.image_encoder(sam.preprocess(image))
-        at, label, there = (torch.from_numpy(part).unsqueeze(0) for part in draw_points(rng, mask, 1, 0))
-        ys, xs = np.nonzero(mask)
-        box = torch.tensor([[xs.min(), ys.min(), xs.max(), ys.max()]], dtype=torch.float32)
-        wanted = torch.from_numpy(mask).unsqueeze(0).float()
-        none = torch.zeros_like(there)
-        for name, shown, with_box in (
-            ("point_iou", there, None),
-            ("box_iou", none, box),
-            ("box_point_iou", there, box),
-        ):
-            logits, scores = refiner.decode(embedding, at, label, shown, with_box)
-            chosen = int(scores[0, 1:].argmax()) + 1
-            full = functional.interpolate(logits[:, chosen : chosen + 1], mask.shape, mode="bilinear")
-            ious[name].append(float(mask_iou(full, wanted)[0, 0]))
-        if mask.sum() >= 350:
-            ious["box_point_iou_large"].append(ious["box_point_iou"][-1])
-    return {name: float(np.mean(values)) for name, values in ious.items()}

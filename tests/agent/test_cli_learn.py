@@ -118,13 +118,13 @@ def test_nothing_to_learn_from_is_said(line: Path) -> None:
 
 
 def test_words_that_would_reject_the_good_parts_are_told(line: Path) -> None:
-    """The recipe's own threshold decides: at 0 they reject every part, at 1 none; with no say they don't matter."""
+    """The recipe's own threshold decides: at 0 every part reaches it, at 1 none; with no say they don't matter."""
     said = {}
     for rules in ("threshold = 0.0", "threshold = 1.0", "threshold = 0.0\nmemory_share = 1.0"):
         file = line.with_name("other.toml")
         file.write_text(line.read_text().replace('object = "plate"  # words\n', f"{rules}\n"))
         said[rules] = " ".join(json.loads(learn(file, "--good", str(line.parent / "good"), "--json"))["notes"])
     told, silent, none = said.values()
-    assert "by words alone 6 of these good parts" in told
+    assert "by words alone 6 of these good parts reach the threshold" in told
     assert "recipes.plates.memory_share, now 0.6" in told
     assert "memory_share" not in silent + none

@@ -16,8 +16,7 @@ import torch
 from flawline.models.inspector import Inspector
 from flawline.models.training.build import SAM_UNSEEN_PICTURES, UNSEEN_PICTURES
 from flawline.models.training.pictures import draw_set
-from flawline.models.training.train_sam import prompt_quality
-from flawline.models.training.validate import auroc, figures
+from flawline.models.training.validate import auroc, figures, prompt_quality
 
 
 def main() -> None:

@@ -11,8 +11,7 @@ from flawline.models.bundle import find, open_bundle
 from flawline.models.inspector import Inspector
 from flawline.models.training.pictures import Pictures, PictureSet, draw_set
 from flawline.models.training.sam_prompts import draw_points
-from flawline.models.training.train_sam import held_out_prompts, prompt_quality
-from flawline.models.training.validate import auroc, figures
+from flawline.models.training.validate import auroc, figures, held_out_prompts, prompt_quality
 from flawline.models.words import STATES_ABNORMAL, STATES_NORMAL
 
 COUNT = 60
