@@ -55,4 +55,9 @@ class MemorySession:
             {"name": one.name, "use": one.use, "distance": one.distance, "typical": one.typical}
             for one in learnt.pictures
         ]
-        return {"memory": str(path), "memory_sha256": memory.sha256, "pictures": shown}
+        return {
+            "memory": str(path),
+            "memory_sha256": memory.sha256,
+            "pictures": shown,
+            "by_words": learnt.by_words,
+        }

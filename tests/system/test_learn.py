@@ -52,6 +52,7 @@ def test_the_next_parts_are_learnt_and_judged_by(make_station: Make, tmp_path: P
         f"top frame {before[2]['frame_id']}"
     ]
     assert made["memory_sha256"] == stored_sha256(Path(made["memory"]))
+    assert 0 <= made["by_words"] <= 6  # of those that were learnt
     assert station.ask("learn.status") == {"id": 1, "ok": True, "state": "idle"}
     station.trigger("top", "after")
     after = station.until("verdict", 9, limit_s=120)[-1]

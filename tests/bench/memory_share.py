@@ -1,0 +1,78 @@
+"""What the memory should say beside the words: both maps on drawn products of held-out families, at several shares.
+
+    python tests/bench/memory_share.py [--products 4] [--good 8] [--alarmed]
+
+Of every product so many good parts are learnt; 8 other good parts and 12 with one defect are judged (384 px, maps taken
+at every other pixel). For each `memory_share`: pixel AUROC, AP and image AUROC, each the mean over products. With
+`--alarmed` only products count on whose typical good part the words alone reach the threshold of S_a.
+"""
+
+import argparse
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flawline.camera.synthetic import DEFECT_KINDS, UNSEEN_FAMILIES, Product, choose_product, draw_part
+from flawline.config.recipe import Recipe
+from flawline.models.inspector import Inspector
+from flawline.models.memory import Memory, logit
+from flawline.models.memory_learn import Learner
+from flawline.models.training.validate import figures
+
+SHARES = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+SIZE, GOOD, BAD = 384, 8, 12
+SHOWN = ("pixel_auroc", "pixel_ap", "image_auroc")
+
+
+@torch.inference_mode()
+def measure(inspector: Inspector, product: Product, memory: Memory, rng: np.random.Generator) -> list[list[float]]:
+    """The figures of one product, a row for each share."""
+    threshold = inspector.prepare(Recipe()).region_threshold
+    fused: list[list[NDArray[np.float32]]] = [[] for _ in SHARES]
+    truth = []
+    for number in range(GOOD + BAD):
+        part = draw_part(rng, product, SIZE, SIZE, defects=int(number >= GOOD), kinds=DEFECT_KINDS)
+        encoded = inspector.encode([part.image])
+        words = inspector.zero_shot(encoded)
+        distances = memory.look(inspector.levels(encoded), encoded.tiles, (SIZE, SIZE)).distances
+        for maps, share in zip(fused, SHARES, strict=True):
+            maps.append(memory.fuse(words, distances, threshold, share)[0, ::2, ::2].numpy())
+        truth.append(part.kinds[::2, ::2] > 0)
+    found = [figures(np.stack(maps), np.stack(truth)) for maps in fused]
+    return [[row[name] for name in SHOWN] for row in found]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", default="demo")
+    parser.add_argument("--products", type=int, default=4, help="of each family")
+    parser.add_argument("--good", type=int, default=8, help="parts that are learnt")
+    parser.add_argument("--alarmed", action="store_true")
+    given = parser.parse_args()
+    inspector = Inspector.load(given.bundle, device="cpu")
+    least = logit(inspector.prepare(Recipe()).region_threshold)
+    rows = []
+    for number, family in enumerate(UNSEEN_FAMILIES):
+        for count in range(given.products):
+            rng = np.random.default_rng((77, number, count))
+            product = choose_product(rng, family=family)
+            learner = Learner(inspector, "product", Recipe())
+            for place in range(given.good):
+                learner.add(draw_part(rng, product, SIZE, SIZE, defects=0).image, str(place))
+            memory = learner.learn().memory
+            if given.alarmed and memory.about.zero_shot_striking < least:
+                continue
+            rows.append(measure(inspector, product, memory, rng))
+            print(f"{family} {count}: on good parts the words reach {memory.about.zero_shot_striking:.2f}", flush=True)
+    if not rows:
+        raise SystemExit("no product on whose good parts the words reach the threshold: give more --products")
+    print(f"{len(rows)} products\nshare  " + "  ".join(SHOWN))
+    for share, means in zip(SHARES, np.nanmean(np.array(rows), axis=0), strict=True):
+        print(
+            f"{share:5.1f}  " + "  ".join(f"{value:{len(name)}.3f}" for name, value in zip(SHOWN, means, strict=True))
+        )
+
+
+if __name__ == "__main__":
+    main()
