@@ -16,6 +16,7 @@ from flawline.models.checkpoints import StateDict, load_weights, read_state_dict
 from flawline.models.sam_small import (
     LITE0_MEAN,
     LITE0_STD,
+    LITE0_STRIDE,
     Lite0SamEncoder,
     TinyVitSamEncoder,
     tiny_vit_names,
@@ -24,6 +25,7 @@ from flawline.models.sam_small import (
 SAM_MEAN = (123.675, 116.28, 103.53)
 SAM_STD = (58.395, 57.12, 57.375)
 TRUNK = "image_encoder.trunk."
+PATCH = 16  # px of the frame per place of the published encoders' embedding
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ def build_sam(settings: SamSettings, trunk: nn.Module | None = None) -> Any:
     `trunk` is CLIP's image trunk where `trunk_from_clip` says that the encoder shares it.
     """
     decoder = settings.decoder
-    grid = settings.input_size // 16
     small = settings.architecture == "lite0"
+    grid = settings.input_size // (LITE0_STRIDE if small else PATCH)
     sam = Sam(
         image_encoder=_image_encoder(settings, trunk),
         prompt_encoder=PromptEncoder(
@@ -119,7 +121,7 @@ def _image_encoder(settings: SamSettings, trunk: nn.Module | None) -> nn.Module:
     size = VIT_SIZES[settings.architecture]
     encoder: nn.Module = ImageEncoderViT(
         img_size=settings.input_size,
-        patch_size=16,
+        patch_size=PATCH,
         embed_dim=size.width,
         depth=size.depth,
         num_heads=size.heads,

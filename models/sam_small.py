@@ -17,43 +17,74 @@ LITE0_MEAN = (127.0, 127.0, 127.0)
 LITE0_STD = (128.0, 128.0, 128.0)
 LITE0_LEVELS = (1, 2, 3, 4)  # of timm's forward_intermediates: strides 4, 8, 16, 32
 LITE0_CHANNELS = (24, 40, 112, 320)
+LITE0_STRIDE = 8  # of the image embedding; the published encoders have 16
 
 
 class Lite0Neck(nn.Module):
-    """Trunk features at strides 4, 8, 16, 32 -> SAM's image embedding at stride 16.
+    """Trunk features at strides 4, 8, 16, 32 -> SAM's image embedding at stride 8.
 
-    Finer levels are folded into channels, the coarser one is enlarged, so nothing of them is averaged
-    away. The end is that of SAM's own neck. It is a module of its own so that it can be trained on
-    precomputed trunk features.
+    segment_anything's decoder has nothing that looks from one place of the image to the next, so what belongs
+    together must be found here: cheaply at stride 16, where finer levels are folded into channels so that nothing of
+    them is averaged away, then at stride 8 with the details. The end is that of SAM's own neck. It is a module of its
+    own so that it can be trained on precomputed trunk features.
     """
 
-    def __init__(self, channels: Sequence[int] = LITE0_CHANNELS, out_channels: int = 128) -> None:
+    def __init__(
+        self,
+        channels: Sequence[int] = LITE0_CHANNELS,
+        out_channels: int = 128,
+        coarse_blocks: int = 6,
+        fine_blocks: int = 2,
+    ) -> None:
         super().__init__()
         folded = channels[0] * 16 + channels[1] * 4 + channels[2] + channels[3]
         self.reduce = nn.Conv2d(folded, out_channels, kernel_size=1, bias=False)
         self.norm1 = LayerNorm2d(out_channels)
         self.mix = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False)
+        self.coarse = nn.Sequential(*(Mixer(out_channels) for _ in range(coarse_blocks)))
+        self.detail = nn.Conv2d(channels[0] * 4 + channels[1], out_channels, kernel_size=1, bias=False)
+        self.fine = nn.Sequential(*(Mixer(out_channels) for _ in range(fine_blocks)))
         self.norm2 = LayerNorm2d(out_channels)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """(B, 24, 4h, 4w), (B, 40, 2h, 2w), (B, 112, h, w), (B, 320, h/2, w/2) -> (B, out_channels, h, w)."""
+        """(B, 24, 2h, 2w), (B, 40, h, w), (B, 112, h/2, w/2), (B, 320, h/4, w/4) -> (B, out_channels, h, w)."""
         stride4, stride8, stride16, stride32 = features
-        size = stride16.shape[-2:]
         stacked = torch.cat(
             [
                 functional.pixel_unshuffle(stride4, 4),
                 functional.pixel_unshuffle(stride8, 2),
                 stride16,
-                functional.interpolate(stride32, size, mode="bilinear", align_corners=False),
+                functional.interpolate(stride32, stride16.shape[-2:], mode="bilinear", align_corners=False),
             ],
             dim=1,
         )
-        embedding: Tensor = self.norm2(self.mix(self.norm1(self.reduce(stacked))))
+        coarse = self.coarse(self.mix(self.norm1(self.reduce(stacked))))
+        enlarged = functional.interpolate(coarse, stride8.shape[-2:], mode="bilinear", align_corners=False)
+        details = self.detail(torch.cat([functional.pixel_unshuffle(stride4, 2), stride8], dim=1))
+        embedding: Tensor = self.norm2(self.fine(enlarged + details))
         return embedding
 
 
+class Mixer(nn.Module):
+    """A ConvNeXt block: what lies around each place by channel, then channels among themselves; a way around both."""
+
+    def __init__(self, channels: int, expansion: int = 2) -> None:
+        super().__init__()
+        self.around = nn.Conv2d(channels, channels, kernel_size=7, padding=3, groups=channels)
+        self.norm = LayerNorm2d(channels)
+        self.widen = nn.Conv2d(channels, expansion * channels, kernel_size=1)
+        self.narrow = nn.Conv2d(expansion * channels, channels, kernel_size=1)
+        for weight in self.narrow.parameters():  # at first it changes nothing
+            nn.init.zeros_(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> the same."""
+        mixed: Tensor = x + self.narrow(functional.gelu(self.widen(self.norm(self.around(x)))))
+        return mixed
+
+
 class Lite0SamEncoder(nn.Module):
-    """EfficientNet-Lite0 as SAM's image encoder: (B, 3, P, P) normalised -> (B, dim, P/16, P/16).
+    """EfficientNet-Lite0 as SAM's image encoder: (B, 3, P, P) normalised -> (B, dim, P/8, P/8).
 
     The input is normalised as the trunk was trained, (pixel - 127) / 128, not with SAM's own numbers.
     `trunk` may be shared with another model (CLIP's image tower); then it must be in eval mode there too.

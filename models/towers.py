@@ -81,7 +81,10 @@ class Towers:
         return wanted
 
     def embed(self, fitted: Tensor) -> Tensor:
-        """(B, 3, h, w) RGB in [0, 255], long side P -> SAM's image embedding (B, C, P/16, P/16) float32."""
+        """(B, 3, h, w) RGB in [0, 255], long side P -> SAM's image embedding (B, C, g, g) float32.
+
+        A place for every 16 px of SAM's frame, with `lite0` for every 8.
+        """
 
         def part(given: Tensor) -> list[Tensor]:
             prepared: Tensor = self.sam.preprocess(given.float())

@@ -8,16 +8,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flawline.models.sam_small import LITE0_STRIDE
+
 Rng = np.random.Generator
 POINTS = 6  # places for points in a training prompt
-STRIDE = 16  # px of SAM's frame per cell of its embedding
+CELL = 32  # px of SAM's frame per cell of the trunk's coarsest level: windows are cut between these
+MASK_STRIDE = LITE0_STRIDE // 4  # px of SAM's frame per pixel of the decoder's logits
+CENTRE = (MASK_STRIDE - 1) / 2  # of such a pixel, px of SAM's frame from its first one
 SMALLEST_PX = 12  # a smaller target is not asked for
 FRAGMENTS = 0.02  # of the frame: marks of one kind that lie this close are one defect
 
 
 @dataclass(frozen=True)
 class Window:
-    """A square part of SAM's frame, in cells. Corners are even, because the trunk's last level has 32 px cells."""
+    """A square part of SAM's frame, in cells."""
 
     y: int
     x: int
@@ -25,8 +29,8 @@ class Window:
 
     def pixels(self) -> tuple[slice, slice]:
         """Where it lies in SAM's frame."""
-        edge = self.cells * STRIDE
-        top, left = self.y * STRIDE, self.x * STRIDE
+        edge = self.cells * CELL
+        top, left = self.y * CELL, self.x * CELL
         return slice(top, top + edge), slice(left, left + edge)
 
 
@@ -92,9 +96,9 @@ def single_defects(kinds: NDArray[np.uint8]) -> tuple[int, NDArray[np.int32]]:
 
 def draw_shape(rng: Rng, frame_cells: int, cells: int) -> Target:
     """An ellipse or a rectangle that is not in the picture at all, asked for by its box: only the prompt shows it."""
-    corner = 2 * rng.integers(0, (frame_cells - cells) // 2 + 1, 2)
+    corner = rng.integers(0, frame_cells - cells + 1, 2)
     window = Window(int(corner[0]), int(corner[1]), cells)
-    edge = cells * STRIDE
+    edge = cells * CELL
     half = np.exp(rng.uniform(np.log(10), np.log(0.35 * edge), 2))
     y, x = (rng.uniform(reach, edge - reach) for reach in half)
     drawn = np.zeros((edge, edge), np.uint8)
@@ -102,7 +106,7 @@ def draw_shape(rng: Rng, frame_cells: int, cells: int) -> Target:
         cv2.ellipse(drawn, (int(x), int(y)), (int(half[1]), int(half[0])), 0, 0, 360, 1, -1)
     else:
         drawn[int(y - half[0]) : int(y + half[0]) + 1, int(x - half[1]) : int(x + half[1]) + 1] = 1
-    whole = np.zeros((frame_cells * STRIDE,) * 2, bool)
+    whole = np.zeros((frame_cells * CELL,) * 2, bool)
     whole[window.pixels()] = drawn > 0
     prompt = draw_points(rng, whole, int(rng.random() < 0.4), 0)
     return Target(window, drawn > 0, *prompt, jittered_box(rng, whole))
@@ -110,11 +114,11 @@ def draw_shape(rng: Rng, frame_cells: int, cells: int) -> Target:
 
 def window_on(rng: Rng, mask: NDArray[np.bool_], cells: int) -> Window:
     """A window in which some pixel of the mask lies, rather not at its edge."""
-    last = (mask.shape[0] // STRIDE - cells) // 2
+    last = mask.shape[0] // CELL - cells
     inside = np.argwhere(mask)
     pixel = inside[rng.integers(len(inside))]
-    corner = (pixel - rng.integers(32, cells * STRIDE - 32, 2)) // (2 * STRIDE)
-    y, x = (2 * int(place) for place in corner.clip(0, last))
+    corner = (pixel - rng.integers(32, cells * CELL - 32, 2)) // CELL
+    y, x = (int(place) for place in corner.clip(0, last))
     return Window(y, x, cells)
 
 
@@ -173,7 +177,7 @@ class Prompts:
             torch.from_numpy(np.stack([target.present for target in targets])),
             torch.from_numpy(np.stack(boxes)),
             torch.tensor([target.box is not None for target in targets]),
-            torch.tensor([[t.window.x, t.window.y] for t in targets], dtype=torch.float32) * STRIDE,
+            torch.tensor([[t.window.x, t.window.y] for t in targets], dtype=torch.float32) * CELL,
         )
 
     def correct(self, rng: Rng, logits: Tensor, truth: Tensor, share: float) -> None:
@@ -192,16 +196,14 @@ class Prompts:
                     continue
                 y, x = places[rng.integers(len(places))]
                 place = int(free[0])
-                self.points[row, place] = (
-                    self.corners[row] + torch.tensor([x, y]) * 4 + 1.5
-                )  # a pixel of logits is 4 x 4
+                self.points[row, place] = self.corners[row] + torch.tensor([x, y]) * MASK_STRIDE + CENTRE
                 self.labels[row, place] = label
                 self.present[row, place] = True
 
     def point_logits(self, logits: Tensor) -> Tensor:
         """(B, m, 4h, 4w) -> (B, m, POINTS): at every point, above zero where the answer agrees with its label."""
         edge = logits.shape[-1]
-        places = ((self.points - self.corners.unsqueeze(1)) / 4).long().clamp(0, edge - 1)
+        places = ((self.points - self.corners.unsqueeze(1)) / MASK_STRIDE).long().clamp(0, edge - 1)
         flat = (places[..., 1] * edge + places[..., 0]).unsqueeze(1).expand(-1, logits.shape[1], -1)
         sign = 2.0 * self.labels.unsqueeze(1) - 1.0
         return logits.flatten(2).gather(2, flat) * sign
@@ -211,16 +213,16 @@ class Prompts:
         for row, found in enumerate(logits > 0):
             if bool(found.any()):
                 ys, xs = torch.nonzero(found, as_tuple=True)
-                ends = torch.stack([xs.min(), ys.min(), xs.max(), ys.max()]) * 4 + 1.5
+                ends = torch.stack([xs.min(), ys.min(), xs.max(), ys.max()]) * MASK_STRIDE + CENTRE
                 self.boxes[row] = ends + self.corners[row].repeat(2)
                 self.boxed[row] = True
 
 
 def worn(rng: Rng, truth: Tensor) -> Tensor:
     """The wanted mask as a poor earlier answer would have it: grown or shrunk, soft, as logits. (h, w) -> (h, w)."""
-    size = int(rng.choice([3, 5, 9]))
+    size = int(rng.choice([5, 9, 17]))
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
     plane = (truth > 0.5).numpy().astype(np.uint8)
     changed = cv2.dilate(plane, kernel) if rng.random() < 0.6 else cv2.erode(plane, kernel)
-    soft = cv2.GaussianBlur(changed.astype(np.float32), (0, 0), float(rng.uniform(0.5, 2.0)))
+    soft = cv2.GaussianBlur(changed.astype(np.float32), (0, 0), float(rng.uniform(1.0, 4.0)))
     return torch.from_numpy((soft - 0.5) * np.float32(rng.uniform(6, 16)))

@@ -23,9 +23,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from flawline.models.refine import MaskRefiner
+from flawline.models.sam_small import LITE0_STRIDE
 from flawline.models.training.pictures import Pictures
 from flawline.models.training.sam_prompts import (
-    STRIDE,
+    CELL,
     Prompts,
     Rng,
     Target,
@@ -45,16 +46,16 @@ ProductPrompts = Callable[[int], tuple[Tensor, Tensor, Tensor] | None]
 class SamSchedule:
     """How long and how fast."""
 
-    shapes: int = 1500  # steps
-    windows: int = 6500  # steps
-    frames: int = 700  # steps
-    window_cells: int = 16  # a window's edge; a cell of the embedding is 16 px of the frame
+    shapes: int = 1000  # steps
+    windows: int = 2500  # steps
+    frames: int = 200  # steps
+    window_cells: int = 8  # a window's edge; a cell is 32 px of the frame
     window_batch: int = 16
     frame_batch: int = 8
     threads: int = 2  # each takes its share of a batch
     rate: float = 1e-3
     seed: int = 11
-    checkpoint_every: int = 1000
+    checkpoint_every: int = 500
 
     @property
     def steps(self) -> int:
@@ -140,7 +141,10 @@ class WindowRefiner(MaskRefiner):
 
     def look_at(self, windows: list[Window]) -> None:
         """From now on row b of a batch is windows[b]."""
-        parts = [self._all_positions[w.y : w.y + w.cells, w.x : w.x + w.cells].flatten(0, 1) for w in windows]
+        parts = []
+        for window in windows:
+            rows, columns = (slice(side.start // LITE0_STRIDE, side.stop // LITE0_STRIDE) for side in window.pixels())
+            parts.append(self._all_positions[rows, columns].flatten(0, 1))
         self._image_positions = torch.stack(parts)
 
 
@@ -277,7 +281,7 @@ def draw_batch(
     """Numbers of pictures and a target in each, the same ones for the same step."""
     rng = np.random.default_rng((schedule.seed, step))
     phase = schedule.phase(step)
-    frame_cells = pictures.image.shape[1] // STRIDE
+    frame_cells = pictures.image.shape[1] // CELL
     cells = frame_cells if phase == "frames" else schedule.window_cells
     rows: list[int] = []
     targets: list[Target] = []
@@ -302,7 +306,7 @@ def product_target(made: tuple[Tensor, Tensor, Tensor] | None, kinds: NDArray[np
     if made is None:
         return None
     points, labels, present = (tensor.numpy() for tensor in made)
-    return Target(Window(0, 0, kinds.shape[0] // STRIDE), kinds > 0, points, labels, present, None)
+    return Target(Window(0, 0, kinds.shape[0] // CELL), kinds > 0, points, labels, present, None)
 
 
 def step_gradients(

@@ -133,7 +133,8 @@ def test_a_further_point_moves_the_answer(inspector: Inspector, prompted: Pictur
             points[0, 3] = torch.tensor([float(x), float(y)])
             labels[0, 3], present[0, 3] = label, True
             again, _ = towers.refiner.decode(embedding, points, labels, present)
-        change = float(again[0, best, y // 4, x // 4]) - float(logits[0, best, y // 4, x // 4])
+        place = (0, best, y * logits.shape[-2] // len(mask), x * logits.shape[-1] // mask.shape[1])
+        change = float(again[place]) - float(logits[place])
         moved.append(change > 0 if label else change < 0)
     assert len(moved) >= 12
     assert np.mean(moved) >= 0.8

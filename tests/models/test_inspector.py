@@ -279,12 +279,12 @@ def test_a_trace_keeps_the_contract_and_explains_the_map(inspector: Inspector, s
     assert trace.clip_map.shape == trace.region.shape == (64, 64)
     assert trace.clip_map.dtype == np.float32
     assert trace.sam_embedding is not None
-    assert trace.sam_embedding.shape == (32, 8, 8)
+    assert trace.sam_embedding.shape == (32, 16, 16)
     assert trace.points.shape == (len(trace.labels), 2)
     assert set(trace.labels.tolist()) <= {0, 1}
     assert (trace.points >= 0).all()
     assert (trace.points <= (width - 1, height - 1)).all()
-    assert [stage.logits.shape for stage in trace.stages] == [(32, 32)] * 3
+    assert [stage.logits.shape for stage in trace.stages] == [(64, 64)] * 3
     assert all(stage.index in (0, 1, 2) and isinstance(stage.score, float) for stage in trace.stages)
     assert trace.box is None or trace.box.shape == (4,)
 

@@ -78,7 +78,7 @@ def test_prompts_are_true_of_their_target_in_its_window() -> None:
     kinds[120:160, 130:190] = 3
     windows = set()
     for _ in range(300):
-        target = draw_target(rng, kinds, np.zeros_like(kinds), 8)
+        target = draw_target(rng, kinds, np.zeros_like(kinds), 4)
         if target is None:
             continue
         ys, xs = target.window.pixels()
@@ -132,12 +132,12 @@ def test_further_prompts_say_where_the_mask_was_wrong() -> None:
     prompts.correct(rng, logits, truth, 1.0)
     assert int(prompts.present.sum()) == before + 1
     place = next(k for k in range(prompts.points.shape[1]) if prompts.present[0, k] and not target.present[k])
-    assert prompts.points[0, place].tolist() == [target.window.x * 16 + 29.5, target.window.y * 16 + 17.5]
+    assert prompts.points[0, place].tolist() == [target.window.x * 32 + 14.5, target.window.y * 32 + 8.5]
     assert prompts.labels[0, place] == 1
     logits[0, 10:13, 20:25] = 5.0
     prompts.box_in(logits)
-    x, y = target.window.x * 16, target.window.y * 16
-    assert prompts.boxes[0].tolist() == [x + 81.5, y + 41.5, x + 97.5, y + 49.5]
+    x, y = target.window.x * 32, target.window.y * 32
+    assert prompts.boxes[0].tolist() == [x + 40.5, y + 20.5, x + 48.5, y + 24.5]
     assert bool(prompts.boxed[0])
 
 
@@ -160,8 +160,8 @@ def test_a_window_that_is_the_whole_frame_is_decoded_like_it() -> None:
     settings = SAM_SETTINGS.model_copy(update={"trunk_from_clip": False})
     sam = build_sam(settings, None).eval()
     whole, windowed = MaskRefiner(sam), WindowRefiner(sam)
-    windowed.look_at([Window(0, 0, 32)] * 2)
-    embedding = torch.randn(2, 128, 32, 32, generator=torch.Generator().manual_seed(1))
+    windowed.look_at([Window(0, 0, 16)] * 2)
+    embedding = torch.randn(2, 128, 64, 64, generator=torch.Generator().manual_seed(1))
     points, labels = torch.tensor([[[100.0, 50.0]], [[300.0, 400.0]]]), torch.ones(2, 1, dtype=torch.int64)
     with torch.no_grad():
         first, second = (r.decode(embedding, points, labels, labels == 1)[0] for r in (whole, windowed))
