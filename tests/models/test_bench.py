@@ -193,7 +193,7 @@ def test_a_bundle_at_another_input_of_sam(tmp_path: Path) -> None:
     smaller = Inspector.load(bundle.with_sam_input(64), "cpu")
     trace = smaller.trace(texture(60, 80), Recipe(prompt=PromptSettings(region_threshold=0.0)))
     assert trace.sam_embedding is not None
-    assert trace.sam_embedding.shape[1:] == (4, 4)
+    assert trace.sam_embedding.shape[1:] == (8, 8)  # 64 px of `lite0`, whose embedding has stride 8
 
 
 def test_a_switch_on_the_command_line_is_checked_and_reported(tmp_path: Path) -> None:
