@@ -72,7 +72,7 @@ def held_out_prompts(pictures: Pictures, seed: int) -> Iterator[tuple[int, NDArr
 @torch.no_grad()
 def prompt_quality(sam: Any, pictures: Pictures, seed: int = 5) -> dict[str, float]:
     """Mean IoU, the mask chosen by predicted IoU: from one positive point, from a box, from both; and of both where
-    the defect has at least 350 px of SAM's frame, about one cell and a half of its embedding."""
+    the defect has at least 350 px of SAM's frame."""
     refiner = MaskRefiner(sam)
     ious: dict[str, list[float]] = {"point_iou": [], "box_iou": [], "box_point_iou": [], "box_point_iou_large": []}
     for row, mask, rng in held_out_prompts(pictures, seed):
