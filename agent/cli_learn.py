@@ -109,6 +109,10 @@ def learn(
         notes.append("one picture cannot say how good parts differ: the bundle's own scale is used; give a few more")
     elif len(learnt.pictures) < FEW:
         notes.append(f"fewer than {FEW} pictures: a defective one among them cannot be told")
+    if memory.about.pictures > 1 and memory.about.place == 0.0:
+        lie = "the good parts do not lie alike, so something right in the wrong place is not found"
+        remedy = f"if they only shift in the frame, write memory_registration = true into recipes.{recipe}"
+        notes.append(f"{lie}, even laid over one another" if memory.about.registered else f"{lie}; {remedy}")
     if learnt.by_words and rules.memory_share < 1.0:
         notes.append(
             f"by words alone {learnt.by_words} of these good parts reach the threshold: if some are rejected, give "

@@ -148,6 +148,10 @@ class Recipe(Strict):
         max_length=35,
         description="degrees by which parts may lie turned, as [90, 180, 270]: `flawline learn` learns them turned too",
     )
+    memory_registration: bool = Field(
+        False,
+        description="parts shift in the frame: `flawline learn` and every frame lay them over one good part first",
+    )
     memory_share: float = Field(
         0.6, ge=0.0, le=1.0, description="weight of the memory, the words have the rest; 1: the memory alone"
     )
@@ -181,6 +185,12 @@ class Recipe(Strict):
         if not all(0.0 < degrees < 360.0 for degrees in value) or len(set(value)) < len(value):
             raise ValueError(f"{list(value)} must be different degrees between 0 and 360")
         return value
+
+    @model_validator(mode="after")
+    def _registered_as_a_whole(self) -> Self:
+        if self.memory_registration and self.tiling.enabled:
+            raise ValueError("memory_registration lays whole parts over one another: tiling.enabled must be false")
+        return self
 
     @field_validator("states_normal", "states_abnormal")
     @classmethod

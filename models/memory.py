@@ -17,6 +17,7 @@ from torch.nn import functional
 from flawline.config.errors import ImageError
 from flawline.config.recipe import Box, TilingSettings
 from flawline.models.descriptors import descriptors, layout
+from flawline.models.registration import Registration
 from flawline.models.tiles import Tile
 
 CELLS_AT_ONCE = 8192  # queries in one matrix product
@@ -53,6 +54,7 @@ class About(BaseModel):
     zero_shot_ordinary: float  # the same of the zero-shot map, logits
     zero_shot_striking: float
     layout_limit: float  # a layout farther than this from all known ones is worth a warning
+    registered: bool = False  # parts may have shifted
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Memory:
     bank: Tensor  # (K, D + 2) float32: descriptors, and where in the frame they were, times `place`
     layouts: Tensor  # (N, T, L) float32, of every picture, turned ones too, and tile
     projection: Tensor | None  # (D, C) float32
+    registration: Registration | None  # None where parts lie still, or anywhere
 
     def cells(self, levels: Sequence[Tensor]) -> Tensor:
         """Levels of B tiles -> their descriptors (B, D, h, w)."""
@@ -79,8 +82,20 @@ class Memory:
 
     def distances(self, cells: Tensor, tiles: Sequence[Tile]) -> Tensor:
         """(B, D, h, w) -> (B, h, w) float32: how far the nearest remembered descriptor is."""
-        queries = placed(cells, tiles, self.about.frame, self.about.place)
-        return nearest(queries.flatten(0, 1), self.bank).view(len(cells), *cells.shape[-2:])
+        return nearest(self.rows(cells, tiles).flatten(0, 1), self.bank).view(len(cells), *cells.shape[-2:])
+
+    def rows(self, cells: Tensor, tiles: Sequence[Tile]) -> Tensor:
+        """(B, D, h, w) -> (B, h w, D + 2), as the bank holds them."""
+        return placed(cells, tiles, self.about.frame, self.about.place, self.registration)
+
+    def stored(self) -> dict[str, Tensor]:
+        """The tensors as a file holds them, half precision."""
+        tensors = {"bank": self.bank, "layouts": self.layouts}
+        if self.projection is not None:
+            tensors["projection"] = self.projection
+        if self.registration is not None:
+            tensors["directions"], tensors["reference"] = self.registration.directions, self.registration.reference
+        return {name: tensor.to("cpu", torch.float16).contiguous() for name, tensor in tensors.items()}
 
     def fuse(self, zero_shot: Tensor, distances: Tensor, threshold: float, share: float) -> Tensor:
         """(B, S, S) P(abnormal) by words, (B, h, w) distances -> (B, S, S) float32 in (0, 1).
@@ -135,10 +150,17 @@ def logit(probability: float) -> float:
     return float(torch.tensor(probability, dtype=torch.float64).logit(1e-3))
 
 
-def placed(cells: Tensor, tiles: Sequence[Tile], frame: tuple[int, int], weight: float) -> Tensor:
+def placed(
+    cells: Tensor,
+    tiles: Sequence[Tile],
+    frame: tuple[int, int],
+    weight: float,
+    registration: Registration | None = None,
+) -> Tensor:
     """(B, D, h, w) -> (B, h w, D + 2): descriptors with their place in the frame, in frames, times `weight`.
 
-    The squared distance of two is then 2 (1 - cosine) + weight^2 (distance in the frame)^2.
+    The squared distance of two is then 2 (1 - cosine) + weight^2 (distance in the frame)^2. With a registration the
+    place is the one on the good part that others are laid over, at most at the frame's edge.
     """
     batch, _, height, width = cells.shape
     where = torch.empty(len(tiles), height, width, 2)
@@ -147,8 +169,12 @@ def placed(cells: Tensor, tiles: Sequence[Tile], frame: tuple[int, int], weight:
             :, None
         ]
         where[number, :, :, 1] = (tile.columns.start + (torch.arange(width) + 0.5) * tile.width / width) / frame[1]
-    flat = (weight * where).to(cells.device).view(len(tiles), -1, 2).repeat(batch // len(tiles), 1, 1)
-    return torch.cat([cells.flatten(2).transpose(1, 2), flat], dim=2)
+    flat = where.to(cells.device).view(len(tiles), -1, 2).repeat(batch // len(tiles), 1, 1)
+    if registration is not None:
+        cell = [[tile.height / height / frame[0], tile.width / width / frame[1]] for tile in tiles]
+        moved = registration.shifts(cells) * torch.tensor(cell).to(cells.device).repeat(batch // len(tiles), 1)
+        flat = (flat - moved[:, None]).clamp(0.0, 1.0)
+    return torch.cat([cells.flatten(2).transpose(1, 2), weight * flat], dim=2)
 
 
 def nearest(queries: Tensor, bank: Tensor) -> Tensor:

@@ -16,20 +16,29 @@ from flawline.config.errors import ConfigError
 from flawline.config.recipe import Recipe
 from flawline.models.bundle import Bundle
 from flawline.models.memory import About, Memory
+from flawline.models.registration import Registration
 from flawline.models.words import Words
 
 SCHEMA = "flawline.memory/1"
 
 
 def make_memory(about: About, tensors: dict[str, Tensor], device: torch.device | str = "cpu") -> Memory:
-    """From half precision tensors as they are stored: `bank`, `layouts`, and `projection` where there is one."""
+    """From half precision tensors as `Memory.stored` gives them."""
     ready = {name: tensor.to(device, torch.float32) for name, tensor in tensors.items()}
-    return Memory(about, content_sha256(about, tensors), ready["bank"], ready["layouts"], ready.get("projection"))
+    registration = Registration(ready["directions"], ready["reference"]) if "reference" in ready else None
+    return Memory(
+        about,
+        content_sha256(about, tensors),
+        ready["bank"],
+        ready["layouts"],
+        ready.get("projection"),
+        registration,
+    )
 
 
 def content_sha256(about: About, tensors: dict[str, Tensor]) -> str:
     """Of everything that judges; not of when or where it was learnt, so that the same pictures give the same."""
-    digest = hashlib.sha256(about.model_dump_json().encode())
+    digest = hashlib.sha256(about.model_dump_json(exclude_defaults=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
@@ -44,10 +53,6 @@ def words_sha256(words: Words) -> str:
 
 def write_memory(path: Path, memory: Memory) -> None:
     """Write the file as a whole or not at all. Raises ConfigError naming it."""
-    tensors = {"bank": memory.bank, "layouts": memory.layouts}
-    if memory.projection is not None:
-        tensors["projection"] = memory.projection
-    stored = {name: tensor.to("cpu", torch.float16).contiguous() for name, tensor in tensors.items()}
     metadata = {
         "schema": SCHEMA,
         "about": memory.about.model_dump_json(),
@@ -58,7 +63,7 @@ def write_memory(path: Path, memory: Memory) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as stream:
-            stream.write(save(stored, metadata))
+            stream.write(save(memory.stored(), metadata))
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(path)
@@ -110,6 +115,7 @@ def fitting_memory(recipe: Recipe, bundle: Bundle, words: Words, localiser: str,
         "ignore": about.ignore != recipe.ignore,
         "tiling": about.tiling != recipe.tiling,
         "memory_rotations": about.rotations != recipe.memory_rotations,
+        "memory_registration": about.registered != recipe.memory_registration,
     }
     if any(differing.values()):
         names = ", ".join(name for name, differs in differing.items() if differs)

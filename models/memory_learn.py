@@ -20,6 +20,7 @@ from flawline.models.frames import as_rgb
 from flawline.models.inspector import Inspector
 from flawline.models.memory import About, Memory, logit, placed
 from flawline.models.memory_file import make_memory, words_sha256
+from flawline.models.registration import Registration
 from flawline.models.tiles import Tile
 
 MOST_PICTURES = 500
@@ -27,6 +28,8 @@ PLACE = 3.0
 """Weight of a place in the frame, where parts always lie alike: a tenth of the frame away is as a cosine of 0.955."""
 FIXTURED = 1.08
 """Parts lie alike where giving weight to the place makes good parts at most this much more distant."""
+LAID_OVER = 1.12
+"""The same of parts that are laid over one another: features differ a little by where in its cell an edge lies."""
 LAYOUT_FACTOR = 2.0
 """A layout this many times farther than the good parts' own farthest is unlike everything seen."""
 
@@ -164,12 +167,13 @@ class Learner:
         if not self._pictures:
             raise ConfigError("a memory needs at least one picture of a good part")
         given = sorted(self._pictures, key=lambda picture: picture.digest)
-        place, scores = self._at_best_place(given)
+        registration = self._registration(given)
+        place, scores = self._at_best_place(given, registration)
         largest = scores.largest
         kept = [picture for picture, out in zip(given, outliers(largest), strict=True) if keep_all or not out]
         if len(kept) < len(given):
-            scores = leave_one_out(self._rows(kept, place), self._budget)
-        memory = self._memory(kept, place, scores, len(given) - len(kept))
+            scores = leave_one_out(self._rows(kept, place, registration), self._budget)
+        memory = self._memory(kept, place, scores, len(given) - len(kept), registration)
         typical = float(np.median(largest)) if len(given) > 1 else None
         distance = {picture.name: float(far) for picture, far in zip(given, largest, strict=True)}
         names = {picture.name for picture in kept}
@@ -184,23 +188,42 @@ class Learner:
             name, "learnt" if name in kept else "outlier", distance[name] if typical is not None else None, typical
         )
 
-    def _rows(self, pictures: Sequence[Described], place: float) -> list[Tensor]:
+    def _registration(self, pictures: Sequence[Described]) -> Registration | None:
+        """On the part whose layout is most like the others', where the recipe says that parts shift."""
+        if not self._recipe.memory_registration or len(pictures) < 2:
+            return None
+        layouts = torch.stack([one.layouts[0].flatten() for one in pictures]).float()
+        typical = pictures[int((layouts @ layouts.sum(dim=0)).argmax())]
+        return Registration.of(typical.cells[0].to(self._inspector.towers.device).float())
+
+    def _rows(
+        self, pictures: Sequence[Described], place: float, registration: Registration | None = None
+    ) -> list[Tensor]:
         """Of every picture's counted cells (n, D + 2) float32 on the device."""
         device = self._inspector.towers.device
-        return [
-            placed(one.cells.to(device).float(), one.tiles, one.frame, place).flatten(0, 1)[one.counted.to(device)]
-            for one in pictures
-        ]
+        rows = []
+        for one in pictures:
+            cells = placed(one.cells.to(device).float(), one.tiles, one.frame, place, registration)
+            rows.append(cells.flatten(0, 1)[one.counted.to(device)])
+        return rows
 
-    def _at_best_place(self, pictures: Sequence[Described]) -> tuple[float, Scores]:
+    def _at_best_place(self, pictures: Sequence[Described], registration: Registration | None) -> tuple[float, Scores]:
         """With PLACE where the parts always lie alike, so that it costs good parts little; else without."""
         free = leave_one_out(self._rows(pictures, 0.0), self._budget)
         if len(pictures) < 2:
             return 0.0, free
-        bound = leave_one_out(self._rows(pictures, PLACE), self._budget)
-        return (PLACE, bound) if bound.ordinary <= FIXTURED * free.ordinary else (0.0, free)
+        bound = leave_one_out(self._rows(pictures, PLACE, registration), self._budget)
+        limit = FIXTURED if registration is None else LAID_OVER
+        return (PLACE, bound) if bound.ordinary <= limit * free.ordinary else (0.0, free)
 
-    def _memory(self, kept: Sequence[Described], place: float, scores: Scores, left_out: int) -> Memory:
+    def _memory(
+        self,
+        kept: Sequence[Described],
+        place: float,
+        scores: Scores,
+        left_out: int,
+        registration: Registration | None,
+    ) -> Memory:
         towers = self._inspector.towers
         prepared = self._inspector.prepare(self._recipe)
         layouts = torch.cat([one.layouts for one in kept])
@@ -226,10 +249,14 @@ class Learner:
             layout_limit=round(
                 LAYOUT_FACTOR * farthest_layout(torch.stack([one.layouts[0] for one in kept]).float()), 5
             ),
+            registered=self._recipe.memory_registration,
         )
         tensors = {"bank": scores.core.to("cpu", torch.float16), "layouts": layouts}
         if self._projection is not None:
             tensors["projection"] = self._projection.to("cpu", torch.float16)
+        if registration is not None and place > 0.0:
+            tensors["directions"] = registration.directions.to("cpu", torch.float16)
+            tensors["reference"] = registration.reference.to("cpu", torch.float16)
         return make_memory(about, tensors, towers.device)
 
 

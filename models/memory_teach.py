@@ -6,6 +6,7 @@ scales stay as they were learnt. What was known stays known, so no cell of any p
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from flawline.config.errors import ConfigError
 from flawline.models.coreset import BUDGET, outliers
-from flawline.models.memory import Memory, nearest, placed
+from flawline.models.memory import Memory, nearest
 from flawline.models.memory_file import make_memory
 from flawline.models.memory_learn import Described, Learnt, Shown
 
@@ -62,18 +63,14 @@ def teach(memory: Memory, parts: Sequence[Described], *, keep_all: bool = False)
         )
     about = memory.about.model_copy(update={"pictures": memory.about.pictures + len(new)})
     layouts = torch.cat([given[n].layouts for n in new]).to(memory.layouts)
-    tensors = {"bank": torch.cat([memory.bank, added]), "layouts": torch.cat([memory.layouts, layouts])}
-    if memory.projection is not None:
-        tensors["projection"] = memory.projection
-    stored = {name: tensor.to("cpu", torch.float16) for name, tensor in tensors.items()}
-    return Learnt(make_memory(about, stored, memory.bank.device), shown)
+    grown = replace(memory, bank=torch.cat([memory.bank, added]), layouts=torch.cat([memory.layouts, layouts]))
+    return Learnt(make_memory(about, grown.stored(), memory.bank.device), shown)
 
 
 def _rows(memory: Memory, part: Described) -> Tensor:
     """(n, D + 2): the part's counted cells, as the bank holds them."""
     device = memory.bank.device
-    cells = part.cells.to(device).float()
-    return placed(cells, part.tiles, part.frame, memory.about.place).flatten(0, 1)[part.counted.to(device)]
+    return memory.rows(part.cells.to(device).float(), part.tiles).flatten(0, 1)[part.counted.to(device)]
 
 
 def _cover(rows: Tensor, gap: Tensor, enough: float) -> Tensor:

@@ -1,10 +1,12 @@
 """What the memory should say beside the words: both maps on drawn products of held-out families, at several shares.
 
-    python tests/bench/memory_share.py [--products 4] [--good 8] [--alarmed]
+    python tests/bench/memory_share.py [--products 4] [--good 8] [--alarmed] [--shift PX] [--registered]
 
 Of every product so many good parts are learnt; 8 other good parts and 12 with one defect are judged (384 px, maps taken
 at every other pixel). For each `memory_share`: pixel AUROC, AP and image AUROC, each the mean over products. With
-`--alarmed` only products count on whose typical good part the words alone reach the threshold of S_a.
+`--alarmed` only products count on whose typical good part the words alone reach the threshold of S_a. With `--shift`
+every part lies up to so many px out of place, down or up and right or left; with `--registered` the recipe has
+`memory_registration`.
 """
 
 import argparse
@@ -25,20 +27,33 @@ SIZE, GOOD, BAD = 384, 8, 12
 SHOWN = ("pixel_auroc", "pixel_ap", "image_auroc")
 
 
+def draw_shifted(
+    rng: np.random.Generator, product: Product, defects: int, shift: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """A part up to `shift` px out of place, and where its defects are."""
+    edge = SIZE + 2 * shift
+    part = draw_part(rng, product, edge, edge, defects=defects, kinds=DEFECT_KINDS)
+    y, x = (int(corner) for corner in rng.integers(0, 2 * shift + 1, 2)) if shift else (0, 0)
+    window = slice(y, y + SIZE), slice(x, x + SIZE)
+    return np.ascontiguousarray(part.image[window]), part.kinds[window]
+
+
 @torch.inference_mode()
-def measure(inspector: Inspector, product: Product, memory: Memory, rng: np.random.Generator) -> list[list[float]]:
+def measure(
+    inspector: Inspector, product: Product, memory: Memory, rng: np.random.Generator, shift: int
+) -> list[list[float]]:
     """The figures of one product, a row for each share."""
     threshold = inspector.prepare(Recipe()).region_threshold
     fused: list[list[NDArray[np.float32]]] = [[] for _ in SHARES]
     truth = []
     for number in range(GOOD + BAD):
-        part = draw_part(rng, product, SIZE, SIZE, defects=int(number >= GOOD), kinds=DEFECT_KINDS)
-        encoded = inspector.encode([part.image])
+        image, kinds = draw_shifted(rng, product, int(number >= GOOD), shift)
+        encoded = inspector.encode([image])
         words = inspector.zero_shot(encoded)
         distances = memory.look(inspector.levels(encoded), encoded.tiles, (SIZE, SIZE)).distances
         for maps, share in zip(fused, SHARES, strict=True):
             maps.append(memory.fuse(words, distances, threshold, share)[0, ::2, ::2].numpy())
-        truth.append(part.kinds[::2, ::2] > 0)
+        truth.append(kinds[::2, ::2] > 0)
     found = [figures(np.stack(maps), np.stack(truth)) for maps in fused]
     return [[row[name] for name in SHOWN] for row in found]
 
@@ -49,7 +64,10 @@ def main() -> None:
     parser.add_argument("--products", type=int, default=4, help="of each family")
     parser.add_argument("--good", type=int, default=8, help="parts that are learnt")
     parser.add_argument("--alarmed", action="store_true")
+    parser.add_argument("--shift", type=int, default=0, help="px")
+    parser.add_argument("--registered", action="store_true")
     given = parser.parse_args()
+    recipe = Recipe(memory_registration=given.registered)
     inspector = Inspector.load(given.bundle, device="cpu")
     least = logit(inspector.prepare(Recipe()).region_threshold)
     rows = []
@@ -57,14 +75,16 @@ def main() -> None:
         for count in range(given.products):
             rng = np.random.default_rng((77, number, count))
             product = choose_product(rng, family=family)
-            learner = Learner(inspector, "product", Recipe())
+            learner = Learner(inspector, "product", recipe)
             for place in range(given.good):
-                learner.add(draw_part(rng, product, SIZE, SIZE, defects=0).image, str(place))
+                learner.add(draw_shifted(rng, product, 0, given.shift)[0], str(place))
             memory = learner.learn().memory
             if given.alarmed and memory.about.zero_shot_striking < least:
                 continue
-            rows.append(measure(inspector, product, memory, rng))
-            print(f"{family} {count}: on good parts the words reach {memory.about.zero_shot_striking:.2f}", flush=True)
+            rows.append(measure(inspector, product, memory, rng, given.shift))
+            places = "count" if memory.about.place else "do not count"
+            reached = f"on good parts the words reach {memory.about.zero_shot_striking:.2f}"
+            print(f"{family} {count}: {reached}, places {places}", flush=True)
     if not rows:
         raise SystemExit("no product on whose good parts the words reach the threshold: give more --products")
     print(f"{len(rows)} products\nshare  " + "  ".join(SHOWN))
