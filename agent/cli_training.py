@@ -1,5 +1,6 @@
 """The command that makes the embedded bundle anew."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -10,10 +11,22 @@ import click
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="folder of the bundle to write")
 @click.option("--processes", type=click.IntRange(1, 64), default=2, show_default=True, help="that draw pictures")
 @click.option("--small", is_flag=True, help="a few pictures and steps: shows that it works, makes no good bundle")
-def train_demo(work: Path, out: Path, processes: int, small: bool) -> None:
+@click.option("--from", "start", metavar="BUNDLE", help="keep this bundle's CLIP as it is, and train its SAM on")
+@click.option("--windows", type=click.IntRange(min=1), help="steps of SAM's main phase")
+@click.option("--bfloat16", is_flag=True, help="SAM a third quicker where the processor has avx512_bf16 or amx")
+def train_demo(
+    work: Path, out: Path, processes: int, small: bool, start: str | None, windows: int | None, bfloat16: bool
+) -> None:
     """Train the embedded bundle from drawn parts; an interrupted run goes on where it stopped."""
+    from flawline.models.bundle import open_bundle
     from flawline.models.heap import keep_blocks
-    from flawline.models.training.build import DemoPlan, build_demo, small_plan
+    from flawline.models.training.build import DemoPlan, build_demo, go_on_plan, small_plan
 
     keep_blocks()
-    build_demo(small_plan() if small else DemoPlan(), work, out, click.echo, processes)
+    plan = small_plan() if small else DemoPlan()
+    sam = replace(plan.sam, windows=windows or plan.sam.windows, bfloat16=bfloat16)
+    plan = replace(plan, sam=sam)
+    earlier = None if start is None else open_bundle(start)
+    if earlier is not None:
+        plan = go_on_plan(plan, earlier)
+    build_demo(plan, work, out, click.echo, processes, earlier)

@@ -184,7 +184,7 @@ def load_towers(
             verified.result()  # a damaged file is the better reason where both fail
     clip.load(opened.path(manifest.clip.checkpoint))
     load_sam(sam, manifest.sam, opened.path(manifest.sam.checkpoint))
-    adapter = _load_adapter(opened, clip) if manifest.adapter is not None else None
+    adapter = load_adapter(opened, clip) if manifest.adapter is not None else None
     return assemble(opened, clip, sam, adapter, chosen, dtype, switches)
 
 
@@ -209,7 +209,8 @@ def assemble(
     return Towers(bundle, device, dtype, clip, localiser, sam, MaskRefiner(sam), switches, graphs)
 
 
-def _load_adapter(bundle: Bundle, clip: DenseClip) -> AdapterLocaliser:
+def load_adapter(bundle: Bundle, clip: DenseClip) -> AdapterLocaliser:
+    """The bundle's linear layers on CLIP's features. Raises BundleError naming the file."""
     settings = bundle.manifest.adapter
     assert settings is not None
     path: Path = bundle.path(settings.checkpoint)

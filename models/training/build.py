@@ -19,16 +19,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flawline.config.recipe import PromptSettings, Recipe
-from flawline.models.bundle import DecoderSettings, PromptWords, SamSettings, file_sha256
-from flawline.models.checkpoints import StateDict
+from flawline.models.bundle import Bundle, DecoderSettings, PromptWords, SamSettings, file_sha256
+from flawline.models.checkpoints import StateDict, load_weights, read_state_dict
 from flawline.models.clip import DenseClip
 from flawline.models.frames import FrameGeometry
 from flawline.models.inspector import Inspector
 from flawline.models.localise import AdapterLocaliser
 from flawline.models.prompt import point_prompts, region
 from flawline.models.pyramid import WIDTH
-from flawline.models.sam import build_sam, own_state
+from flawline.models.sam import TRUNK, build_sam, own_state
 from flawline.models.text import mean_direction
+from flawline.models.towers import load_adapter
 from flawline.models.training.align import align_positions
 from flawline.models.training.pictures import Pictures, PictureSet, draw_set
 from flawline.models.training.token_table import VOCABULARY, make_token_table
@@ -78,6 +79,13 @@ class DemoPlan:
     sam: SamSchedule = field(default_factory=SamSchedule)
 
 
+def go_on_plan(plan: DemoPlan, start: Bundle) -> DemoPlan:
+    """For a SAM that can read prompts already: no shapes, no balanced term, and fewer whole frames."""
+    sam = replace(plan.sam, shapes=0, frames=plan.sam.frames // 2, balance=0.0)
+    size = start.manifest.clip.input_size
+    return replace(plan, input_size=size, unseen_pictures=replace(plan.unseen_pictures, size=size), sam=sam)
+
+
 def small_plan() -> DemoPlan:
     """Every step of the way in a minute or two, for tests."""
     return DemoPlan(
@@ -93,8 +101,13 @@ def small_plan() -> DemoPlan:
     )
 
 
-def build_demo(plan: DemoPlan, work: Path, bundle: Path, say: Say, processes: int = 2) -> None:
-    """Train and write the bundle folder; `work` keeps pictures and checkpoints."""
+def build_demo(
+    plan: DemoPlan, work: Path, bundle: Path, say: Say, processes: int = 2, start: Bundle | None = None
+) -> None:
+    """Train and write the bundle folder; `work` keeps pictures and checkpoints.
+
+    With `start`, CLIP is that bundle's as it is, and SAM goes on from its weights.
+    """
     work.mkdir(parents=True, exist_ok=True)
 
     def log(line: str) -> None:
@@ -102,10 +115,10 @@ def build_demo(plan: DemoPlan, work: Path, bundle: Path, say: Say, processes: in
         with (work / "log.txt").open("a") as stream:
             stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
-    clip, adapter = clip_side(plan, work, log, processes)
+    clip, adapter = clip_side(plan, work, log, processes) if start is None else clip_of(start, work)
     text = plain_words(clip)
     thresholds = {"region": region_threshold(plan, clip, text, adapter, work, log, processes)}
-    sam = sam_side(plan, clip, adapter, text, thresholds["region"], work, log, processes)
+    sam = sam_side(plan, clip, adapter, text, thresholds["region"], work, log, processes, start)
     write_bundle(plan, clip, adapter, sam, thresholds, work, bundle)
     thresholds["decision"] = decision_threshold(plan, bundle, work, log, processes)
     write_bundle(plan, clip, adapter, sam, thresholds, work, bundle)
@@ -142,6 +155,15 @@ def clip_side(plan: DemoPlan, work: Path, say: Say, processes: int) -> tuple[Den
     modules.requires_grad_(False)
     clip.model.visual.to(memory_format=torch.channels_last)
     return clip, adapter.eval()
+
+
+def clip_of(start: Bundle, work: Path) -> tuple[DenseClip, AdapterLocaliser]:
+    """CLIP of an earlier embedded bundle."""
+    (work / "clip.json").write_bytes(start.path("clip.json").read_bytes())
+    clip = DenseClip(start.manifest.clip, start.folder)
+    clip.load(start.path(start.manifest.clip.checkpoint))
+    clip.model.visual.to(memory_format=torch.channels_last)
+    return clip, load_adapter(start, clip)
 
 
 def plain_words(clip: DenseClip) -> Tensor:
@@ -200,11 +222,15 @@ def sam_side(
     work: Path,
     say: Say,
     processes: int,
+    start: Bundle | None = None,
 ) -> Any:
     """SAM on CLIP's trunk; part of its prompts are made by CLIP's map and PPG, as in the product."""
     torch.manual_seed(plan.sam.seed)
     sam = build_sam(SAM_SETTINGS, clip.model.visual.trunk)
-    align_positions(sam)
+    if start is None:
+        align_positions(sam)
+    else:
+        go_on_from(sam, start.path("sam.safetensors"))
     finished = work / "sam-side.safetensors"
     if not finished.exists():
         pictures = draw_set(plan.sam_pictures, work, processes)
@@ -214,6 +240,14 @@ def sam_side(
         save_file(own_state(sam, SAM_SETTINGS), finished)
     sam.load_state_dict(load_file(finished), strict=False)
     return sam.requires_grad_(False)
+
+
+def go_on_from(sam: Any, checkpoint: Path) -> None:
+    """Load an earlier embedded SAM; blocks that its neck did not have yet change nothing at first."""
+    state, own = read_state_dict(checkpoint), sam.state_dict()
+    blocks = ("image_encoder.neck.coarse.", "image_encoder.neck.fine.")
+    added = {name: own[name] for name in own.keys() - state.keys() if name.startswith((TRUNK, *blocks))}
+    load_weights(sam, added | state, checkpoint)
 
 
 class ProductPrompts:

@@ -53,9 +53,9 @@ def draw_target(rng: Rng, kinds: NDArray[np.uint8], parts: NDArray[np.uint8], ce
     """
     choice = rng.random()
     defects = kinds > 0
-    if choice < 0.25 and defects.any():
+    if choice < 0.2 and defects.any():
         mask = defects
-    elif choice < 0.6 and defects.any():
+    elif choice < 0.65 and defects.any():
         count, labels = single_defects(kinds)
         mask = labels == int(rng.integers(1, count))
     else:

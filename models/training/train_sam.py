@@ -54,8 +54,10 @@ class SamSchedule:
     frame_batch: int = 8
     threads: int = 2  # each takes its share of a batch
     rate: float = 1e-3
+    balance: float = 0.5  # weight of the balanced term at the start
+    bfloat16: bool = False  # products of matrices; a third quicker where the processor has them (avx512_bf16, amx)
     seed: int = 11
-    checkpoint_every: int = 500
+    checkpoint_every: int = 1000
 
     @property
     def steps(self) -> int:
@@ -76,7 +78,7 @@ class SamSchedule:
 
     def balance_at(self, step: int) -> float:
         """Weight of the balanced term: it leads away from "nothing", but lets masks of small things grow too large."""
-        return 0.5 * max(0.0, 1.0 - step / (0.4 * self.steps))
+        return self.balance * max(0.0, 1.0 - step / (0.4 * self.steps))
 
 
 class TrunkFeatures:
@@ -240,9 +242,7 @@ def train_sam(
             rounds = 1 if schedule.phase(step) == "shapes" else ROUNDS - 1
             if schedule.phase(step) == "frames":
                 rounds = ROUNDS
-            work.append(
-                pool.submit(step_gradients, sam, refiner, features, *part, rng, rounds, schedule.balance_at(step))
-            )
+            work.append(pool.submit(step_gradients, sam, refiner, features, *part, rng, rounds, schedule, step))
         made = [future.result() for future in work]
         for weight, *shares in zip(weights, *(gradients for gradients, _ in made), strict=True):
             weight.grad = sum(shares[1:], shares[0]) / threads
@@ -317,13 +317,16 @@ def step_gradients(
     targets: list[Target],
     rng: Rng,
     rounds: int,
-    balance: float,
+    schedule: SamSchedule,
+    step: int,
 ) -> tuple[list[Tensor], list[float]]:
     """Gradients of one share of a batch; its loss and the IoU of every round. On one thread of torch's."""
     torch.set_num_threads(1)
     refiner.look_at([target.window for target in targets])
-    embedding = sam.image_encoder.neck(features.windows(rows, targets))
-    loss, ious = sam_step(refiner, embedding, targets, rng, rounds, balance)
+    levels = features.windows(rows, targets)
+    with torch.autocast("cpu", torch.bfloat16, enabled=schedule.bfloat16):
+        embedding = sam.image_encoder.neck(levels)
+        loss, ious = sam_step(refiner, embedding, targets, rng, rounds, schedule.balance_at(step))
     weights = sam_parameters(sam)
     gradients = torch.autograd.grad(loss, weights, allow_unused=True)
     filled = [

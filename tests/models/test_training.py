@@ -6,12 +6,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from flawline.config.errors import BundleError
+from flawline.models.bundle import open_bundle
 from flawline.models.inspector import Inspector
 from flawline.models.refine import MaskRefiner
 from flawline.models.sam import build_sam
+from flawline.models.sam_small import LITE0_CHANNELS
 from flawline.models.training.augment import augment
-from flawline.models.training.build import SAM_SETTINGS, build_demo, small_plan
+from flawline.models.training.build import SAM_SETTINGS, build_demo, go_on_from, go_on_plan, small_plan
 from flawline.models.training.losses import balanced_loss, dice_loss, focal_loss, segmentation_loss
 from flawline.models.training.pictures import CHUNK, PictureSet, draw_chunk, draw_set
 from flawline.models.training.sam_prompts import Prompts, Window, draw_shape, draw_target, single_defects
@@ -205,3 +209,31 @@ def test_the_whole_way_in_small_gives_a_bundle_that_loads(tmp_path: Path) -> Non
     build_demo(small_plan(), tmp_path / "work", tmp_path / "again", lines.append, processes=2)
     assert not any("step" in line for line in lines), "a finished training was not taken up"
     assert (tmp_path / "again" / "bundle.toml").read_text() == hashes
+    start = open_bundle(tmp_path / "demo")
+    plan = go_on_plan(small_plan(), start)
+    build_demo(plan, tmp_path / "more", tmp_path / "later", lines.append, processes=2, start=start)
+    assert not any("shapes" in line or "clip step" in line for line in lines)
+    later = open_bundle(tmp_path / "later")
+    changed = {
+        name
+        for name in ("clip.safetensors", "adapter.safetensors", "sam.safetensors")
+        if later.checksum(name) != start.checksum(name)
+    }
+    assert changed == {"sam.safetensors"}
+
+
+def test_a_sam_with_fewer_blocks_goes_on_as_it_was(tmp_path: Path) -> None:
+    settings = SAM_SETTINGS.model_copy(update={"trunk_from_clip": False})
+    earlier, later = build_sam(settings, None), build_sam(settings, None)
+    levels = [
+        torch.randn(1, c, 64 // s, 64 // s, generator=torch.Generator().manual_seed(c))
+        for c, s in zip(LITE0_CHANNELS, (1, 2, 4, 8), strict=True)
+    ]
+    last = f"image_encoder.neck.fine.{len(earlier.image_encoder.neck.fine) - 1}."
+    state = {n: v for n, v in earlier.state_dict().items() if not n.startswith(("image_encoder.trunk.", last))}
+    save_file(state, tmp_path / "sam.safetensors")
+    go_on_from(later, tmp_path / "sam.safetensors")
+    assert torch.equal(earlier.image_encoder.neck(levels), later.image_encoder.neck(levels))
+    save_file({"mask_decoder.other": torch.zeros(1)} | state, tmp_path / "sam.safetensors")
+    with pytest.raises(BundleError, match="1 unknown"):
+        go_on_from(later, tmp_path / "sam.safetensors")
