@@ -14,10 +14,13 @@ from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flawline.models.mixer import Mixer
+
 BACKBONE = "efficientnet_lite0"
 LEVELS = (2, 3, 4)  # of the backbone's feature levels: strides 8, 16, 32
 CHANNELS = (40, 112, 320)
 WIDTH = 64
+BLOCKS = (2, 4, 2)  # ConvNeXt blocks at these strides
 NEIGHBOURS = 4  # of the places most alike elsewhere in the picture
 MEMORY_LEVELS = (3, 4)  # numbers of the backbone's own features at strides 8 and 16, after the pyramid's levels
 
@@ -30,6 +33,7 @@ class Lite0Pyramid(nn.Module):
         self.backbone: Any = timm.create_model(BACKBONE, num_classes=0)
         self.laterals = nn.ModuleList(Lateral(channels) for channels in CHANNELS)
         self.smooth = nn.ModuleList(Smooth() for _ in CHANNELS)
+        self.deepen = nn.ModuleList(nn.Sequential(*(Mixer(WIDTH) for _ in range(count))) for count in BLOCKS)
         self.num_features = int(self.backbone.head_hidden_size)
         self.feature_info = [{"num_chs": WIDTH, "reduction": stride} for stride in (8, 16, 32)]
         self.default_cfg: dict[str, Any] = {"pool_size": (7, 7)}
@@ -52,15 +56,15 @@ class Lite0Pyramid(nn.Module):
         unlike = novelty(features[0], features[1])
         levels: list[Tensor] = []
         above: Tensor | None = None
-        for lateral, smooth, level in zip(
-            reversed(self.laterals), reversed(self.smooth), reversed(features), strict=True
+        for lateral, smooth, deepen, level in zip(
+            reversed(self.laterals), reversed(self.smooth), reversed(self.deepen), reversed(features), strict=True
         ):
             size = level.shape[-2:]
             seen = functional.interpolate(unlike, size, mode="bilinear", align_corners=False)
             own = lateral(level, seen)
             if above is not None:
                 own = own + functional.interpolate(above, size, mode="bilinear", align_corners=False)
-            above = smooth(own)
+            above = deepen(smooth(own))
             levels.append(above)
         return levels[::-1]
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flawline.models.checkpoints import StateDict
+from flawline.models.mixer import Mixer, normed
 
 LITE0 = "efficientnet_lite0"
 # EfficientNet-Lite0 was trained on (pixel - 127) / 128
@@ -33,8 +34,8 @@ class Lite0Neck(nn.Module):
         self,
         channels: Sequence[int] = LITE0_CHANNELS,
         out_channels: int = 128,
-        coarse_blocks: int = 6,
-        fine_blocks: int = 2,
+        coarse_blocks: int = 8,
+        fine_blocks: int = 4,
     ) -> None:
         super().__init__()
         folded = channels[0] * 16 + channels[1] * 4 + channels[2] + channels[3]
@@ -59,37 +60,11 @@ class Lite0Neck(nn.Module):
             dim=1,
         )
         stacked = stacked.contiguous(memory_format=torch.channels_last)
-        coarse = self.coarse(self.mix(_normed(self.norm1, self.reduce(stacked))))
+        coarse = self.coarse(self.mix(normed(self.norm1, self.reduce(stacked))))
         enlarged = functional.interpolate(coarse, stride8.shape[-2:], mode="bilinear", align_corners=False)
         detailed = torch.cat([functional.pixel_unshuffle(stride4, 2), stride8], dim=1)
         details = self.detail(detailed.contiguous(memory_format=torch.channels_last))
-        return _normed(self.norm2, self.fine(enlarged + details))
-
-
-class Mixer(nn.Module):
-    """A ConvNeXt block: what lies around each place by channel, then channels among themselves; a way around both."""
-
-    def __init__(self, channels: int, expansion: int = 2) -> None:
-        super().__init__()
-        self.around = nn.Conv2d(channels, channels, kernel_size=7, padding=3, groups=channels)
-        self.norm = LayerNorm2d(channels)
-        self.widen = nn.Conv2d(channels, expansion * channels, kernel_size=1)
-        self.narrow = nn.Conv2d(expansion * channels, channels, kernel_size=1)
-        for weight in self.narrow.parameters():  # at first it changes nothing
-            nn.init.zeros_(weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> the same, quickest with channels last in memory."""
-        places = _normed(self.norm, self.around(x)).permute(0, 2, 3, 1)
-        wide = functional.gelu(functional.linear(places, self.widen.weight.flatten(1), self.widen.bias))
-        narrow = functional.linear(wide, self.narrow.weight.flatten(1), self.narrow.bias)
-        return x + narrow.permute(0, 3, 1, 2)
-
-
-def _normed(norm: LayerNorm2d, x: Tensor) -> Tensor:
-    """What `norm` does to (B, C, h, w), in one pass where channels are last in memory."""
-    places = functional.layer_norm(x.permute(0, 2, 3, 1), norm.weight.shape, norm.weight, norm.bias, norm.eps)
-    return places.permute(0, 3, 1, 2)
+        return normed(self.norm2, self.fine(enlarged + details))
 
 
 class Lite0SamEncoder(nn.Module):

@@ -44,6 +44,7 @@ from flawline.models.training.train_clip import (
     new_clip,
     train_clip,
 )
+from flawline.models.training.train_pyramid import PyramidSchedule, train_pyramid
 from flawline.models.training.train_sam import SamSchedule, train_sam
 from flawline.models.training.train_text import TextSchedule, train_projection, train_text
 from flawline.models.training.validate import clip_maps, figures, prompt_quality
@@ -60,6 +61,7 @@ SAM_SETTINGS = SamSettings(
 
 CLIP_PICTURES = PictureSet("train", 8000, 384, 1, 0.3, faint=True)
 UNSEEN_PICTURES = PictureSet("unseen", 300, 384, 2, 0.5, unseen=True)
+GO_ON_PICTURES = 4000  # of CLIP's, where only the pyramid is trained on
 SAM_PICTURES = PictureSet("sam", 3000, 512, 3, 0.1)
 SAM_UNSEEN_PICTURES = PictureSet("sam-unseen", 200, 512, 4, 0.1, unseen=True)
 
@@ -75,6 +77,7 @@ class DemoPlan:
     sam_unseen: PictureSet = SAM_UNSEEN_PICTURES
     sentence_model: bool = True  # False: a random token table, for trying the way
     clip: ClipSchedule = field(default_factory=ClipSchedule)
+    pyramid: PyramidSchedule = field(default_factory=PyramidSchedule)
     text: TextSchedule = field(default_factory=TextSchedule)
     sam: SamSchedule = field(default_factory=SamSchedule)
 
@@ -83,7 +86,13 @@ def go_on_plan(plan: DemoPlan, start: Bundle) -> DemoPlan:
     """For a SAM that can read prompts already: no shapes, no balanced term, and fewer whole frames."""
     sam = replace(plan.sam, shapes=0, frames=plan.sam.frames // 2, balance=0.0)
     size = start.manifest.clip.input_size
-    return replace(plan, input_size=size, unseen_pictures=replace(plan.unseen_pictures, size=size), sam=sam)
+    return replace(
+        plan,
+        input_size=size,
+        clip_pictures=replace(plan.clip_pictures, count=min(plan.clip_pictures.count, GO_ON_PICTURES)),
+        unseen_pictures=replace(plan.unseen_pictures, size=size),
+        sam=sam,
+    )
 
 
 def small_plan() -> DemoPlan:
@@ -106,7 +115,7 @@ def build_demo(
 ) -> None:
     """Train and write the bundle folder; `work` keeps pictures and checkpoints.
 
-    With `start`, CLIP is that bundle's as it is, and SAM goes on from its weights.
+    With `start`, CLIP is that bundle's but for what `plan.pyramid` trains on, and SAM goes on from its weights.
     """
     work.mkdir(parents=True, exist_ok=True)
 
@@ -117,6 +126,8 @@ def build_demo(
 
     clip, adapter = clip_side(plan, work, log, processes) if start is None else clip_of(start, work)
     text = plain_words(clip)
+    if plan.pyramid.steps:
+        pyramid_side(plan, clip, adapter, text, work, log, processes)
     thresholds = {"region": region_threshold(plan, clip, text, adapter, work, log, processes)}
     sam = sam_side(plan, clip, adapter, text, thresholds["region"], work, log, processes, start)
     write_bundle(plan, clip, adapter, sam, thresholds, work, bundle)
@@ -158,12 +169,37 @@ def clip_side(plan: DemoPlan, work: Path, say: Say, processes: int) -> tuple[Den
 
 
 def clip_of(start: Bundle, work: Path) -> tuple[DenseClip, AdapterLocaliser]:
-    """CLIP of an earlier embedded bundle."""
+    """CLIP of an earlier embedded bundle; blocks that its pyramid did not have yet change nothing at first."""
     (work / "clip.json").write_bytes(start.path("clip.json").read_bytes())
     clip = DenseClip(start.manifest.clip, start.folder)
-    clip.load(start.path(start.manifest.clip.checkpoint))
+    go_on_from(clip.model, start.path(start.manifest.clip.checkpoint), "visual.trunk.deepen.")
     clip.model.visual.to(memory_format=torch.channels_last)
     return clip, load_adapter(start, clip)
+
+
+def pyramid_side(
+    plan: DemoPlan,
+    clip: DenseClip,
+    adapter: AdapterLocaliser,
+    text: Tensor,
+    work: Path,
+    say: Say,
+    processes: int,
+) -> None:
+    """CLIP's pyramid and linear layers trained on, in place."""
+    modules = torch.nn.ModuleDict({"pyramid": clip.model.visual.trunk, "adapter": adapter})
+    finished = work / "pyramid-side.safetensors"
+    if not finished.exists():
+        pictures = draw_set(plan.clip_pictures, work, processes)
+        unseen = draw_set(plan.unseen_pictures, work, processes)
+
+        def validate() -> dict[str, float]:
+            maps = clip_maps(clip, adapter, unseen.image, [text] * len(unseen), plan.input_size)
+            return figures(maps[:, ::2, ::2], unseen.kinds[:, ::2, ::2] > 0)
+
+        train_pyramid(clip, adapter, pictures, plan.pyramid, work, say, validate, bfloat16=plan.sam.bfloat16)
+        save_file({name: value.contiguous() for name, value in modules.state_dict().items()}, finished)
+    modules.load_state_dict(load_file(finished))
 
 
 def plain_words(clip: DenseClip) -> Tensor:
@@ -230,7 +266,8 @@ def sam_side(
     if start is None:
         align_positions(sam)
     else:
-        go_on_from(sam, start.path("sam.safetensors"))
+        blocks = ("image_encoder.neck.coarse.", "image_encoder.neck.fine.")
+        go_on_from(sam, start.path("sam.safetensors"), TRUNK, *blocks)
     finished = work / "sam-side.safetensors"
     if not finished.exists():
         pictures = draw_set(plan.sam_pictures, work, processes)
@@ -242,12 +279,11 @@ def sam_side(
     return sam.requires_grad_(False)
 
 
-def go_on_from(sam: Any, checkpoint: Path) -> None:
-    """Load an earlier embedded SAM; blocks that its neck did not have yet change nothing at first."""
-    state, own = read_state_dict(checkpoint), sam.state_dict()
-    blocks = ("image_encoder.neck.coarse.", "image_encoder.neck.fine.")
-    added = {name: own[name] for name in own.keys() - state.keys() if name.startswith((TRUNK, *blocks))}
-    load_weights(sam, added | state, checkpoint)
+def go_on_from(module: torch.nn.Module, checkpoint: Path, *own: str) -> None:
+    """Load the weights of an earlier bundle; tensors whose names begin with one of `own` may be missing there."""
+    state, mine = read_state_dict(checkpoint), module.state_dict()
+    added = {name: mine[name] for name in mine.keys() - state.keys() if name.startswith(own)}
+    load_weights(module, added | state, checkpoint)
 
 
 class ProductPrompts:

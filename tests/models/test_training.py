@@ -1,12 +1,13 @@
 """Training of the embedded bundle: its losses, its pictures, and the whole way in small."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from flawline.config.errors import BundleError
 from flawline.models.bundle import open_bundle
@@ -20,6 +21,7 @@ from flawline.models.training.losses import balanced_loss, dice_loss, focal_loss
 from flawline.models.training.pictures import CHUNK, PictureSet, draw_chunk, draw_set
 from flawline.models.training.sam_prompts import Prompts, Window, draw_shape, draw_target, single_defects
 from flawline.models.training.token_table import embed_texts
+from flawline.models.training.train_pyramid import PyramidSchedule
 from flawline.models.training.train_sam import WindowRefiner, point_loss
 from flawline.models.training.validate import auroc, figures
 
@@ -211,15 +213,19 @@ def test_the_whole_way_in_small_gives_a_bundle_that_loads(tmp_path: Path) -> Non
     assert (tmp_path / "again" / "bundle.toml").read_text() == hashes
     start = open_bundle(tmp_path / "demo")
     plan = go_on_plan(small_plan(), start)
-    build_demo(plan, tmp_path / "more", tmp_path / "later", lines.append, processes=2, start=start)
+    files = {"clip.safetensors", "adapter.safetensors", "sam.safetensors"}
+    pyramid = PyramidSchedule(steps=3, batch=4, size=96, copies=1, checkpoint_every=2)
+    for name, asked, changed in (
+        ("later", plan, {"sam.safetensors"}),
+        ("deeper", replace(plan, pyramid=pyramid), files),
+    ):
+        build_demo(asked, tmp_path / f"{name}-work", tmp_path / name, lines.append, processes=2, start=start)
+        made = open_bundle(tmp_path / name)
+        assert {file for file in files if made.checksum(file) != start.checksum(file)} == changed
     assert not any("shapes" in line or "clip step" in line for line in lines)
-    later = open_bundle(tmp_path / "later")
-    changed = {
-        name
-        for name in ("clip.safetensors", "adapter.safetensors", "sam.safetensors")
-        if later.checksum(name) != start.checksum(name)
-    }
-    assert changed == {"sam.safetensors"}
+    first, second = (load_file(bundle.path("clip.safetensors")) for bundle in (start, made))
+    moved = {weight.split(".")[2] for weight in first if not torch.equal(first[weight], second[weight])}
+    assert moved == {"laterals", "smooth", "deepen"}
 
 
 def test_a_sam_with_fewer_blocks_goes_on_as_it_was(tmp_path: Path) -> None:
@@ -232,8 +238,8 @@ def test_a_sam_with_fewer_blocks_goes_on_as_it_was(tmp_path: Path) -> None:
     last = f"image_encoder.neck.fine.{len(earlier.image_encoder.neck.fine) - 1}."
     state = {n: v for n, v in earlier.state_dict().items() if not n.startswith(("image_encoder.trunk.", last))}
     save_file(state, tmp_path / "sam.safetensors")
-    go_on_from(later, tmp_path / "sam.safetensors")
+    go_on_from(later, tmp_path / "sam.safetensors", "image_encoder.trunk.", last)
     assert torch.equal(earlier.image_encoder.neck(levels), later.image_encoder.neck(levels))
     save_file({"mask_decoder.other": torch.zeros(1)} | state, tmp_path / "sam.safetensors")
     with pytest.raises(BundleError, match="1 unknown"):
-        go_on_from(later, tmp_path / "sam.safetensors")
+        go_on_from(later, tmp_path / "sam.safetensors", "image_encoder.trunk.", last)
