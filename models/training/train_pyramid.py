@@ -5,6 +5,7 @@ small and soon done. The text says where to: directions of normal, abnormal and 
 them. In the end the new weights are averaged with the former: that is better than either on families never seen.
 """
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -78,7 +79,9 @@ class BackboneFeatures:
     def __init__(
         self, clip: DenseClip, pictures: Pictures, schedule: PyramidSchedule, folder: Path, say: Callable[[str], None]
     ) -> None:
-        key = f"{schedule.size}-{schedule.copies}-{len(pictures)}"
+        backbone: Any = clip.model.visual.trunk.backbone
+        weights = hashlib.sha256(b"".join(value.numpy().tobytes() for value in backbone.state_dict().values()))
+        key = f"{schedule.size}-{schedule.copies}-{len(pictures)}-{weights.hexdigest()[:12]}"
         files = [folder / f"pyramid-{name}-{key}.npy" for name in (*STRIDES, "kinds")]
         if not all(file.exists() for file in files):
             _compute(clip, pictures, schedule, files, say)
