@@ -18,20 +18,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flawline.config.recipe import PromptSettings, Recipe
+from flawline.config.recipe import Recipe
 from flawline.models.bundle import Bundle, DecoderSettings, PromptWords, SamSettings, file_sha256
 from flawline.models.checkpoints import StateDict, load_weights, read_state_dict
 from flawline.models.clip import DenseClip
-from flawline.models.frames import FrameGeometry
 from flawline.models.inspector import Inspector
 from flawline.models.localise import AdapterLocaliser
-from flawline.models.prompt import point_prompts, region
 from flawline.models.pyramid import WIDTH
 from flawline.models.sam import TRUNK, build_sam, own_state
 from flawline.models.text import mean_direction
 from flawline.models.towers import load_adapter
 from flawline.models.training.align import align_positions
-from flawline.models.training.pictures import Pictures, PictureSet, draw_set
+from flawline.models.training.pictures import PictureSet, draw_set
+from flawline.models.training.product_prompts import ProductPrompts
 from flawline.models.training.token_table import VOCABULARY, make_token_table
 from flawline.models.training.train_clip import (
     EMBED_DIM,
@@ -284,46 +283,6 @@ def go_on_from(module: torch.nn.Module, checkpoint: Path, *own: str) -> None:
     state, mine = read_state_dict(checkpoint), module.state_dict()
     added = {name: mine[name] for name in mine.keys() - state.keys() if name.startswith(own)}
     load_weights(module, added | state, checkpoint)
-
-
-class ProductPrompts:
-    """Point prompts as the product makes them, kept for each picture after the first time.
-
-    The features of the negative points are the neck's while it is being trained: those of the first asking.
-    """
-
-    def __init__(
-        self,
-        clip: DenseClip,
-        adapter: AdapterLocaliser,
-        text: Tensor,
-        sam: Any,
-        pictures: Pictures,
-        threshold: float,
-    ) -> None:
-        self._clip, self._adapter, self._text, self._sam = clip, adapter, text, sam
-        self._pictures, self._threshold = pictures, threshold
-        self._known: dict[int, tuple[Tensor, Tensor, Tensor] | None] = {}
-        self._settings = PromptSettings()
-
-    @torch.no_grad()
-    def __call__(self, row: int) -> tuple[Tensor, Tensor, Tensor] | None:
-        """(6, 2) x, y, (6,) labels, (6,) present; None where CLIP sees nothing."""
-        if row not in self._known:
-            self._known[row] = self._make(np.asarray(self._pictures.image[row]))
-        return self._known[row]
-
-    def _make(self, image: np.ndarray[Any, np.dtype[np.uint8]]) -> tuple[Tensor, Tensor, Tensor] | None:
-        size = self._clip.input_size
-        anomaly_map = torch.from_numpy(clip_maps(self._clip, self._adapter, image[None], [self._text], size))
-        found = region(anomaly_map, self._settings, self._threshold)
-        if not bool(found.any()):
-            return None
-        pixels = torch.from_numpy(image).permute(2, 0, 1).unsqueeze(0).float()
-        embedding = self._sam.image_encoder(self._sam.preprocess(pixels))
-        geometry = FrameGeometry(image.shape[0], image.shape[1], size, SAM_SETTINGS.input_size)
-        prompts = point_prompts(anomaly_map, found, embedding, geometry, self._settings)
-        return geometry.image_to_sam(prompts.points[0]), prompts.labels[0], prompts.present[0]
 
 
 def half(state: StateDict) -> StateDict:
