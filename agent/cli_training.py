@@ -11,9 +11,9 @@ import click
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="folder of the bundle to write")
 @click.option("--processes", type=click.IntRange(1, 64), default=2, show_default=True, help="that draw pictures")
 @click.option("--small", is_flag=True, help="a few pictures and steps: shows that it works, makes no good bundle")
-@click.option("--from", "start", metavar="BUNDLE", help="train this bundle's SAM on; its CLIP stays as it is")
+@click.option("--from", "start", metavar="BUNDLE", help="train this bundle's SAM on; of its CLIP only --pyramid")
 @click.option(
-    "--pyramid", type=click.IntRange(min=0), default=0, show_default=True, help="steps of CLIP's pyramid alone"
+    "--pyramid", type=click.IntRange(min=0), default=0, show_default=True, help="further steps of CLIP's pyramid"
 )
 @click.option("--windows", type=click.IntRange(min=1), help="steps of SAM's main phase")
 @click.option("--bfloat16", is_flag=True, help="a third quicker where the processor has avx512_bf16 or amx")
@@ -35,7 +35,7 @@ def train_demo(
     keep_blocks()
     plan = small_plan() if small else DemoPlan()
     sam = replace(plan.sam, windows=windows or plan.sam.windows, bfloat16=bfloat16)
-    plan = replace(plan, sam=sam, pyramid=replace(plan.pyramid, steps=pyramid))
+    plan = replace(plan, sam=sam, pyramid=replace(plan.pyramid, steps=pyramid, bfloat16=bfloat16))
     earlier = None if start is None else open_bundle(start)
     if earlier is not None:
         plan = go_on_plan(plan, earlier)

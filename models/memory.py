@@ -74,7 +74,7 @@ class Memory:
     bank: Tensor  # (K, D + 2) float32: descriptors, and where in the frame they were, times `place`
     layouts: Tensor  # (N, T, L) float32, of every picture, turned ones too, and tile
     projection: Tensor | None  # (D, C) float32
-    registration: Registration | None  # None where parts lie still, or anywhere
+    registration: Registration | None  # None where the recipe asks for none, or parts lie anywhere
 
     def cells(self, levels: Sequence[Tensor]) -> Tensor:
         """Levels of B tiles -> their descriptors (B, D, h, w)."""

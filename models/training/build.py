@@ -196,7 +196,7 @@ def pyramid_side(
             maps = clip_maps(clip, adapter, unseen.image, [text] * len(unseen), plan.input_size)
             return figures(maps[:, ::2, ::2], unseen.kinds[:, ::2, ::2] > 0)
 
-        train_pyramid(clip, adapter, pictures, plan.pyramid, work, say, validate, bfloat16=plan.sam.bfloat16)
+        train_pyramid(clip, adapter, pictures, plan.pyramid, work, say, validate)
         save_file({name: value.contiguous() for name, value in modules.state_dict().items()}, finished)
     modules.load_state_dict(load_file(finished))
 

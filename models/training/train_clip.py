@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,7 @@ from flawline.models.training.pictures import Pictures
 EMBED_DIM = 128
 TEXT_WIDTH = 96
 TEMPERATURE = 10.0
+KIND_WEIGHT = 0.6  # of the asked kind's loss
 CLIP_CONFIG: dict[str, Any] = {
     "embed_dim": EMBED_DIM,
     "custom_text": True,
@@ -182,21 +183,38 @@ def training_loss(
         functional.interpolate(plane.unsqueeze(1), (size, size), mode="area").squeeze(1)
         for plane in (batch.truth, batch.kind_truth)
     )
-    general: list[Tensor] = []
-    special: list[Tensor] = []
-    for number, features in enumerate(taps):
-        z = adapter.embed(number, features)
-        for direction, maps in ((general_direction, general), (kind_direction, special)):
-            logits = torch.einsum("bhwd,bd->bhw", z, direction * adapter.temperature).unsqueeze(1)
-            enlarged = functional.interpolate(logits, (size, size), mode="bilinear", align_corners=True)
-            maps.append(enlarged.squeeze(1).sigmoid())
-    map_loss = sum((loss(one, truth) for one in general), torch.zeros(())) / len(general)
-    map_loss = map_loss + loss(torch.stack(general).mean(dim=0), truth)
-    kind_loss = loss(torch.stack(special).mean(dim=0), kind_truth)
-    mean, defective = general[0].detach(), truth > 0.5
+    map_loss, kind_loss, first = defect_losses(
+        adapter, taps, (general_direction, kind_direction), (truth, kind_truth), loss
+    )
+    mean, defective = first.detach(), truth > 0.5
     seen = mean[defective].mean() if bool(defective.any()) else mean.new_zeros(())
     parts = {"map": map_loss, "kind": kind_loss, "p_bad": seen, "p_good": mean[~defective].mean()}
-    return map_loss + 0.6 * kind_loss, {name: float(value.detach()) for name, value in parts.items()}
+    return map_loss + KIND_WEIGHT * kind_loss, {name: float(value.detach()) for name, value in parts.items()}
+
+
+def defect_losses(
+    adapter: AdapterLocaliser,
+    taps: Sequence[Tensor],
+    directions: tuple[Tensor, Tensor],
+    truths: tuple[Tensor, Tensor],
+    loss: Callable[[Tensor, Tensor], Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of all defects, per tap and of the taps' mean; of the asked kind; and the first tap's map of all defects.
+
+    `directions`: (B, D) each, less normal; `truths`: (B, q, q) each; all defects first, then the asked kind.
+    """
+    size = truths[0].shape[-1]
+    maps: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for number, features in enumerate(taps):
+        z = adapter.embed(number, features)
+        for direction, made in zip(directions, maps, strict=True):
+            logits = torch.einsum("bhwd,bd->bhw", z, direction * adapter.temperature).unsqueeze(1)
+            enlarged = functional.interpolate(logits, (size, size), mode="bilinear", align_corners=True)
+            made.append(enlarged.squeeze(1).sigmoid())
+    general, special = maps
+    map_loss = torch.stack([loss(one, truths[0]) for one in general]).mean()
+    map_loss = map_loss + loss(torch.stack(general).mean(dim=0), truths[0])
+    return map_loss, loss(torch.stack(special).mean(dim=0), truths[1]), general[0]
 
 
 def learning_rate_share(schedule: ClipSchedule, step: int) -> float:

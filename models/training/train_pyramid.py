@@ -28,11 +28,11 @@ from flawline.models.text import mean_direction
 from flawline.models.training.augment import augment
 from flawline.models.training.losses import finishing_loss, segmentation_loss
 from flawline.models.training.pictures import Pictures
+from flawline.models.training.train_clip import KIND_WEIGHT, defect_losses
 from flawline.models.words import STATES_ABNORMAL, STATES_NORMAL, ensemble
 
 KNOWN_KINDS = tuple(place for place, kind in enumerate(DEFECT_KINDS) if kind not in UNSEEN_DEFECT_KINDS)
 STRIDES = (8, 16, 32)
-KIND_WEIGHT = 0.6
 PLAIN_NAME = 0.6  # of the pictures are asked for as "object", as where a recipe has no name; the others by any name
 
 
@@ -46,6 +46,7 @@ class PyramidSchedule:
     size: int = 320  # edge of a picture, px
     copies: int = 4  # of every picture, each changed in its own way
     rate: float = 1e-3  # of blocks; of what was trained before half of it
+    bfloat16: bool = False  # products of matrices
     kept: float = 0.25  # share of the former weights in the average
     seed: int = 9
     checkpoint_every: int = 1000
@@ -178,20 +179,11 @@ def map_loss(
     trunk: Any, adapter: AdapterLocaliser, batch: Batch, loss: Callable[[Tensor, Tensor], Tensor], bfloat16: bool
 ) -> Tensor:
     """Maps of all defects, per tap and of their mean, and the mean map of the asked kind."""
-    size = batch.truth.shape[-1]
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         taps = trunk.pyramid([level.contiguous(memory_format=torch.channels_last) for level in batch.features])
-    maps: list[list[Tensor]] = [[], []]
-    for number, features in enumerate(taps):
-        z = adapter.embed(number, features)
-        for direction, made in zip((batch.general, batch.special), maps, strict=True):
-            logits = torch.einsum("bhwd,bd->bhw", z, direction * adapter.temperature).unsqueeze(1)
-            enlarged = functional.interpolate(logits, (size, size), mode="bilinear", align_corners=True)
-            made.append(enlarged.squeeze(1).sigmoid())
-    general, special = maps
-    each = torch.stack([loss(one, batch.truth) for one in general]).mean()
-    whole = loss(torch.stack(general).mean(dim=0), batch.truth)
-    return each + whole + KIND_WEIGHT * loss(torch.stack(special).mean(dim=0), batch.kind_truth)
+    directions, truths = (batch.general, batch.special), (batch.truth, batch.kind_truth)
+    all_defects, kind, _ = defect_losses(adapter, taps, directions, truths, loss)
+    return all_defects + KIND_WEIGHT * kind
 
 
 def step_gradients(
@@ -211,8 +203,6 @@ def train_pyramid(
     folder: Path,
     say: Callable[[str], None],
     validate: Callable[[], dict[str, float]],
-    *,
-    bfloat16: bool = False,
 ) -> None:
     """Train in place, going on from the checkpoint in `folder` where there is one."""
     trunk: Any = clip.model.visual.trunk
@@ -247,7 +237,7 @@ def train_pyramid(
         for group in optimiser.param_groups:
             group["lr"] = group["top"] * schedule.rate_share(step)
         finishing = step >= (1.0 - schedule.finish) * schedule.steps
-        work = partial(step_gradients, trunk, adapter, weights, finishing, bfloat16)
+        work = partial(step_gradients, trunk, adapter, weights, finishing, schedule.bfloat16)
         made = list(pool.map(work, [batch.share(place, schedule.threads) for place in range(schedule.threads)]))
         for weight, *shares in zip(weights, *(gradients for gradients, _ in made), strict=True):
             weight.grad = sum(shares[1:], shares[0]) / schedule.threads
