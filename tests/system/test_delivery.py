@@ -1,5 +1,6 @@
 """Delivery: a subscriber misses nothing, whoever dies and whatever is lost on the way; CURVE lets in who may."""
 
+import contextlib
 import socket
 import stat
 import subprocess
@@ -36,7 +37,11 @@ class LossyWay:
             if self.refuses:
                 here.close()
                 continue
-            there = socket.create_connection(("127.0.0.1", self._target))
+            try:
+                there = socket.create_connection(("127.0.0.1", self._target))
+            except OSError:  # the agent has stopped
+                here.close()
+                continue
             self._open += [here, there]
             for a, b in ((here, there), (there, here)):
                 threading.Thread(target=self._carry, args=(a, b), daemon=True).start()
@@ -51,7 +56,8 @@ class LossyWay:
     def cut(self) -> None:
         self.refuses = True
         for end in self._open:
-            end.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):  # the other side may be gone already
+                end.shutdown(socket.SHUT_RDWR)
             end.close()
         self._open.clear()
 
