@@ -60,4 +60,5 @@ class MemorySession:
             "memory_sha256": memory.sha256,
             "pictures": shown,
             "by_words": learnt.by_words,
+            "lie_alike": memory.about.place > 0.0,
         }

@@ -53,6 +53,7 @@ def test_the_next_parts_are_learnt_and_judged_by(make_station: Make, tmp_path: P
     ]
     assert made["memory_sha256"] == stored_sha256(Path(made["memory"]))
     assert 0 <= made["by_words"] <= 6  # of those that were learnt
+    assert made["lie_alike"] is True
     assert station.ask("learn.status") == {"id": 1, "ok": True, "state": "idle"}
     station.trigger("top", "after")
     after = station.until("verdict", 9, limit_s=120)[-1]
