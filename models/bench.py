@@ -96,7 +96,8 @@ def bench(
 
 def _references(source: Source, towers: Towers) -> dict[str, PlainPipeline]:
     """In float32 with the libraries' own attention; and in bf16 where there is a device for it."""
-    own = towers.dtype == torch.float32 and towers.switches.attention == "plain"
+    same = towers.switches.attention == PLAIN.attention and towers.switches.batchnorm == PLAIN.batchnorm
+    own = towers.dtype == torch.float32 and same
     plain = towers if own else source("fp32", PLAIN)
     references = {"reference": PlainPipeline(plain)}
     if towers.device.type == "cuda":

@@ -6,6 +6,7 @@ is what "unlike the rest" needs.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import timm
@@ -149,8 +150,10 @@ def novelty(fine: Tensor, middle: Tensor) -> Tensor:
     return unlike
 
 
+@cache
+@torch.inference_mode(False)  # a training may come upon it later
 def _nearby(height: int, width: int, device: torch.device) -> Tensor:
-    """(n, n) bool: cells that touch one another, or are the same."""
+    """(n, n) bool: cells that touch one another, or are the same. Made once for each size of a picture."""
     rows = torch.arange(height, device=device).repeat_interleave(width)
     columns = torch.arange(width, device=device).repeat(height)
     near_rows = (rows[:, None] - rows[None, :]).abs() <= 1

@@ -13,6 +13,7 @@ VARIABLE = "FLAWLINE_SWITCHES"
 Attention = Literal["auto", "plain", "mask", "extended"]
 Switch = Literal["on", "off"]
 Heap = Literal["kept", "plain"]
+BatchNorm = Literal["folded", "plain"]
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,18 @@ class Switches:
 
     attention: Attention = "auto"  # of SAM's ViT; see models/sam_attention.py
     heap: Heap = "kept"  # of processes that run models; see models/heap.py
+    batchnorm: BatchNorm = "folded"  # of small image encoders; see models/fold.py
     graphs: Switch = "off"  # CUDA graphs; see models/graphs.py. Off until they have been run on a GPU
 
     @classmethod
     def parse(cls, items: Iterable[str], where: str) -> Self:
         """From `name=value` items. Raises ConfigError that begins with `where`."""
-        allowed = {"attention": get_args(Attention), "heap": get_args(Heap), "graphs": get_args(Switch)}
+        allowed = {
+            "attention": get_args(Attention),
+            "heap": get_args(Heap),
+            "batchnorm": get_args(BatchNorm),
+            "graphs": get_args(Switch),
+        }
         chosen = {}
         for item in items:
             name, _, value = item.strip().partition("=")
@@ -48,4 +55,4 @@ class Switches:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-PLAIN = Switches(attention="plain", heap="plain")
+PLAIN = Switches(attention="plain", heap="plain", batchnorm="plain")

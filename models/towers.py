@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import flawline.models.pyramid  # noqa: F401  registers the embedded trunk with timm
 from flawline.config.errors import BundleError, ConfigError
 from flawline.config.recipe import CascadeSettings, PromptSettings, Recipe
 from flawline.config.settings import DEVICES
 from flawline.models.bundle import Bundle, open_bundle
 from flawline.models.checkpoints import Undrawn, load_weights, read_state_dict
 from flawline.models.clip import DenseClip, DenseFeatures
+from flawline.models.fold import fold_trunks
 from flawline.models.frames import FrameGeometry
 from flawline.models.graphs import Graphs
 from flawline.models.localise import AdapterLocaliser, WindowLocaliser
@@ -198,6 +198,8 @@ def assemble(
     switches: Switches,
 ) -> Towers:
     """Models with their weights, brought to the device and the precision."""
+    if switches.batchnorm == "folded":
+        fold_trunks(getattr(clip.model.visual, "trunk", None), sam.image_encoder)
     layout = torch.channels_last if hasattr(clip.model.visual, "trunk") else torch.contiguous_format
     clip.to(device)
     clip.model.visual.to(dtype).to(memory_format=layout)

@@ -151,7 +151,7 @@ def test_switches_are_read_from_the_environment_and_checked() -> None:
     assert read({}) == Switches()
     assert read({"FLAWLINE_SWITCHES": " attention=plain,"}) == Switches("plain")
     with pytest.raises(
-        ConfigError, match=r"FLAWLINE_SWITCHES: 'speed' is no switch; there are attention, heap, graphs"
+        ConfigError, match=r"FLAWLINE_SWITCHES: 'speed' is no switch; there are attention, heap, batchnorm, graphs"
     ):
         read({"FLAWLINE_SWITCHES": "speed=9"})
     with pytest.raises(ConfigError, match=r"attention is one of auto, plain, mask, extended, not 'fast'"):
