@@ -11,11 +11,19 @@ import click
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="folder of the bundle to write")
 @click.option("--processes", type=click.IntRange(1, 64), default=2, show_default=True, help="that draw pictures")
 @click.option("--small", is_flag=True, help="a few pictures and steps: shows that it works, makes no good bundle")
-@click.option("--from", "start", metavar="BUNDLE", help="train this bundle's SAM on; of its CLIP only --pyramid")
+@click.option(
+    "--from", "start", metavar="BUNDLE", help="train this bundle's SAM on; its CLIP only by --pyramid, --clip"
+)
 @click.option(
     "--pyramid", type=click.IntRange(min=0), default=0, show_default=True, help="further steps of CLIP's pyramid"
 )
+@click.option("--clip", type=click.IntRange(min=2), help="further steps of all of CLIP that looks at pictures")
 @click.option("--windows", type=click.IntRange(min=1), help="steps of SAM's main phase")
+@click.option(
+    "--photographs",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="folder of pictures that half of the parts are made of, some kept from training",
+)
 @click.option("--bfloat16", is_flag=True, help="a third quicker where the processor has avx512_bf16 or amx")
 def train_demo(
     work: Path,
@@ -24,13 +32,15 @@ def train_demo(
     small: bool,
     start: str | None,
     pyramid: int,
+    clip: int | None,
     windows: int | None,
+    photographs: Path | None,
     bfloat16: bool,
 ) -> None:
     """Train the embedded bundle from drawn parts; an interrupted run goes on where it stopped."""
     from flawline.models.bundle import open_bundle
     from flawline.models.heap import keep_blocks
-    from flawline.models.training.build import DemoPlan, build_demo, go_on_plan, small_plan
+    from flawline.models.training.build import DemoPlan, build_demo, go_on_plan, small_plan, with_photographs
 
     keep_blocks()
     plan = small_plan() if small else DemoPlan()
@@ -38,5 +48,9 @@ def train_demo(
     plan = replace(plan, sam=sam, pyramid=replace(plan.pyramid, steps=pyramid, bfloat16=bfloat16))
     earlier = None if start is None else open_bundle(start)
     if earlier is not None:
-        plan = go_on_plan(plan, earlier)
+        plan = go_on_plan(plan, earlier, clip)
+    elif clip is not None:
+        raise click.UsageError("--clip needs --from: what is trained from nothing has its own number of steps")
+    if photographs is not None:
+        plan = with_photographs(plan, photographs)
     build_demo(plan, work, out, click.echo, processes, earlier)

@@ -1,7 +1,7 @@
 """Batch norms folded into the convolutions before them: the same sum, and one pass over the features less for each.
 
 A trained batch norm multiplies and adds by channel, as the convolution before it may do itself. On a CPU, where such
-passes wait for memory, that is a third of EfficientNet-Lite0's time.
+passes wait for memory, that is a fifth of EfficientNet-Lite0's time at 384 px and two fifths at 512.
 """
 
 from typing import Any

@@ -21,7 +21,7 @@ BACKBONE = "efficientnet_lite0"
 LEVELS = (2, 3, 4)  # of the backbone's feature levels: strides 8, 16, 32
 CHANNELS = (40, 112, 320)
 WIDTH = 64
-BLOCKS = (2, 4, 2)  # ConvNeXt blocks at these strides
+BLOCKS = (4, 6, 2)  # ConvNeXt blocks at these strides
 NEIGHBOURS = 4  # of the places most alike elsewhere in the picture
 MEMORY_LEVELS = (3, 4)  # numbers of the backbone's own features at strides 8 and 16, after the pyramid's levels
 

@@ -43,7 +43,7 @@ from flawline.models.training.train_clip import (
     new_clip,
     train_clip,
 )
-from flawline.models.training.train_pyramid import PyramidSchedule, train_pyramid
+from flawline.models.training.train_pyramid import PyramidSchedule, directions, train_pyramid
 from flawline.models.training.train_sam import SamSchedule, train_sam
 from flawline.models.training.train_text import TextSchedule, train_projection, train_text
 from flawline.models.training.validate import clip_maps, figures, prompt_quality
@@ -60,7 +60,9 @@ SAM_SETTINGS = SamSettings(
 
 CLIP_PICTURES = PictureSet("train", 8000, 384, 1, 0.3, faint=True)
 UNSEEN_PICTURES = PictureSet("unseen", 300, 384, 2, 0.5, unseen=True)
-GO_ON_PICTURES = 4000  # of CLIP's, where only the pyramid is trained on
+GO_ON_PICTURES = 7000  # of CLIP's, where an earlier one is trained on
+FURTHER_FINISH = 0.18  # of the further steps of CLIP's image side with mostly focal and dice
+FURTHER_RATE = 4e-4  # of its pyramid and linear layers
 SAM_PICTURES = PictureSet("sam", 3000, 512, 3, 0.1)
 SAM_UNSEEN_PICTURES = PictureSet("sam-unseen", 200, 512, 4, 0.1, unseen=True)
 
@@ -77,12 +79,20 @@ class DemoPlan:
     sentence_model: bool = True  # False: a random token table, for trying the way
     clip: ClipSchedule = field(default_factory=ClipSchedule)
     pyramid: PyramidSchedule = field(default_factory=PyramidSchedule)
+    further: ClipSchedule | None = None  # of an earlier bundle's image side
     text: TextSchedule = field(default_factory=TextSchedule)
     sam: SamSchedule = field(default_factory=SamSchedule)
 
 
-def go_on_plan(plan: DemoPlan, start: Bundle) -> DemoPlan:
-    """For a SAM that can read prompts already: no shapes, no balanced term, and fewer whole frames."""
+def go_on_plan(plan: DemoPlan, start: Bundle, clip_steps: int | None = None) -> DemoPlan:
+    """For a CLIP that knows its way, at a lower rate, and a SAM that can read prompts already.
+
+    The latter without shapes and balanced term, and with fewer whole frames.
+    """
+    further = None
+    if clip_steps is not None:
+        finish = max(1, round(clip_steps * FURTHER_FINISH))
+        further = replace(plan.clip, steps=clip_steps - finish, finish=finish, rate=FURTHER_RATE)
     sam = replace(plan.sam, shapes=0, frames=plan.sam.frames // 2, balance=0.0)
     size = start.manifest.clip.input_size
     return replace(
@@ -90,7 +100,18 @@ def go_on_plan(plan: DemoPlan, start: Bundle) -> DemoPlan:
         input_size=size,
         clip_pictures=replace(plan.clip_pictures, count=min(plan.clip_pictures.count, GO_ON_PICTURES)),
         unseen_pictures=replace(plan.unseen_pictures, size=size),
+        further=further,
         sam=sam,
+    )
+
+
+def with_photographs(plan: DemoPlan, folder: Path) -> DemoPlan:
+    """Half of the parts that CLIP and SAM are trained on are made of photographs; what they are judged by is drawn."""
+    album = str(folder.resolve())
+    return replace(
+        plan,
+        clip_pictures=replace(plan.clip_pictures, photographs=album),
+        sam_pictures=replace(plan.sam_pictures, photographs=album),
     )
 
 
@@ -114,7 +135,8 @@ def build_demo(
 ) -> None:
     """Train and write the bundle folder; `work` keeps pictures and checkpoints.
 
-    With `start`, CLIP is that bundle's but for what `plan.pyramid` trains on, and SAM goes on from its weights.
+    With `start`, CLIP is that bundle's but for what `plan.pyramid` and `plan.further` train on, and SAM goes on from
+    its weights.
     """
     work.mkdir(parents=True, exist_ok=True)
 
@@ -127,6 +149,8 @@ def build_demo(
     text = plain_words(clip)
     if plan.pyramid.steps:
         pyramid_side(plan, clip, adapter, text, work, log, processes)
+    if plan.further is not None:
+        image_side(plan, plan.further, clip, adapter, text, work, log, processes)
     thresholds = {"region": region_threshold(plan, clip, text, adapter, work, log, processes)}
     sam = sam_side(plan, clip, adapter, text, thresholds["region"], work, log, processes, start)
     write_bundle(plan, clip, adapter, sam, thresholds, work, bundle)
@@ -199,6 +223,38 @@ def pyramid_side(
         train_pyramid(clip, adapter, pictures, plan.pyramid, work, say, validate)
         save_file({name: value.contiguous() for name, value in modules.state_dict().items()}, finished)
     modules.load_state_dict(load_file(finished))
+
+
+def image_side(
+    plan: DemoPlan,
+    schedule: ClipSchedule,
+    clip: DenseClip,
+    adapter: AdapterLocaliser,
+    text: Tensor,
+    work: Path,
+    say: Say,
+    processes: int,
+) -> None:
+    """CLIP's trunk, pyramid and linear layers trained on, in place, towards what its text tower says."""
+    modules = torch.nn.ModuleDict({"clip": clip.model, "adapter": adapter})
+    finished = work / "image-side.safetensors"
+    if not finished.exists():
+        pictures = draw_set(plan.clip_pictures, work, processes)
+        unseen = draw_set(plan.unseen_pictures, work, processes)
+
+        def validate(clip: DenseClip, adapter: AdapterLocaliser, _: Anchors) -> dict[str, float]:
+            maps = clip_maps(clip, adapter, unseen.image, [text] * len(unseen), plan.input_size)
+            return figures(maps[:, ::2, ::2], unseen.kinds[:, ::2, ::2] > 0)
+
+        anchors = Anchors()
+        with torch.no_grad():
+            anchors.weight.copy_(directions(clip, ["object"])[0])
+        train_clip(clip, pictures, schedule, work, say, validate, (adapter, anchors))
+        train_projection(clip, pictures, plan.text, say)
+        save_file({name: value.contiguous() for name, value in modules.state_dict().items()}, finished)
+    modules.load_state_dict(load_file(finished))
+    modules.requires_grad_(False)
+    adapter.eval()
 
 
 def plain_words(clip: DenseClip) -> Tensor:
@@ -307,15 +363,16 @@ def write_bundle(
         {name: value.contiguous() for name, value in adapter.state_dict().items()}, bundle / "adapter.safetensors"
     )
     save_file(half(own_state(sam, SAM_SETTINGS)), bundle / "sam.safetensors")
+    shown = "drawn pictures" + " of photographed materials too" * bool(plan.clip_pictures.photographs)
     sources = {
         "clip.json": ("Apache-2.0", None),
         "clip.safetensors": (
             "Apache-2.0",
             "trunk fine-tuned from Google's EfficientNet-Lite0 (Apache-2.0); token table from all-MiniLM-L6-v2 "
-            "(Apache-2.0); the rest trained on drawn pictures",
+            f"(Apache-2.0); the rest trained on {shown}",
         ),
-        "adapter.safetensors": ("Apache-2.0", "trained on drawn pictures"),
-        "sam.safetensors": ("Apache-2.0", "trained on drawn pictures; segment_anything's modules"),
+        "adapter.safetensors": ("Apache-2.0", f"trained on {shown}"),
+        "sam.safetensors": ("Apache-2.0", f"trained on {shown}; segment_anything's modules"),
     }
     files = [
         {"name": name, "sha256": file_sha256(bundle / name), "licence": licence}
@@ -325,7 +382,7 @@ def write_bundle(
     manifest = {
         "schema": "flawline.bundle/1",
         "name": "demo",
-        "description": "small CLIP and small SAM on one EfficientNet-Lite0 trunk, trained on drawn parts only",
+        "description": f"small CLIP and small SAM on one EfficientNet-Lite0 trunk, trained on {shown}",
         "clip": {
             "config": "clip.json",
             "checkpoint": "clip.safetensors",

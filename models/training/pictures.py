@@ -19,6 +19,7 @@ from flawline.camera.synthetic import (
     choose_product,
     draw_part,
 )
+from flawline.models.training.photographs import Album
 
 CHUNK = 100
 PLANES = {"image": 3, "kinds": 0, "parts": 0}  # channels; 0 for a plane without
@@ -37,6 +38,8 @@ class PictureSet:
     )
     unseen: bool = False
     faint: bool = False  # defects that a person would hardly see too
+    photographs: str = ""  # folder of photographs that some of the parts are made of
+    photographed: float = 0.5  # share of these parts
 
 
 @dataclass
@@ -54,7 +57,8 @@ class Pictures:
 
 def draw_set(wanted: PictureSet, folder: Path, processes: int = 2) -> Pictures:
     """Draw what is missing of a set and open it. The same seed draws the same pictures, however interrupted."""
-    target = folder / f"{wanted.name}-{wanted.count}-{wanted.size}-{wanted.seed}{'-faint' * wanted.faint}"
+    kind = "-faint" * wanted.faint + f"-photographs-{wanted.photographed}" * bool(wanted.photographs)
+    target = folder / f"{wanted.name}-{wanted.count}-{wanted.size}-{wanted.seed}{kind}"
     target.mkdir(parents=True, exist_ok=True)
     chunks = range(-(-wanted.count // CHUNK))
     missing = [number for number in chunks if not (target / f"words-{number:04}.json").exists()]
@@ -96,10 +100,13 @@ def draw_chunk(wanted: PictureSet, target: Path, number: int) -> None:
         for name, channels in PLANES.items()
     }
     words = []
+    album = Album(Path(wanted.photographs), wanted.unseen) if wanted.photographs else None
     for place in range(count):
         rng = np.random.default_rng((wanted.seed, number, place))
         families = UNSEEN_FAMILIES if wanted.unseen else TRAIN_FAMILIES
         product = choose_product(rng, families=families)
+        if album is not None and rng.random() < wanted.photographed:
+            product = album.dress(rng, product)
         defects = 0 if rng.random() < wanted.good_share else int(rng.choice([1, 1, 1, 2, 2, 3, 4]))
         kinds = tuple(kind for kind in DEFECT_KINDS if wanted.unseen or kind not in UNSEEN_DEFECT_KINDS)
         sample = draw_part(rng, product, size, size, defects=defects, kinds=kinds, faint=wanted.faint)

@@ -245,15 +245,18 @@ def train_clip(
     folder: Path,
     say: Callable[[str], None],
     validate: Callable[[DenseClip, AdapterLocaliser, Anchors], dict[str, float]],
+    earlier: tuple[AdapterLocaliser, Anchors] | None = None,
 ) -> tuple[AdapterLocaliser, Anchors]:
     """Train pyramid and backbone in place; returns the linear layers and what they were trained against.
 
-    Goes on from the checkpoint in `folder` where there is one.
+    Goes on from the checkpoint in `folder` where there is one. `earlier` are those of a trained CLIP; the directions
+    then stay as they are, because a text tower has learnt them.
     """
     torch.manual_seed(schedule.seed)
-    adapter = AdapterLocaliser([WIDTH] * 3, EMBED_DIM, TEMPERATURE, centred=False)
+    adapter, anchors = earlier or (AdapterLocaliser([WIDTH] * 3, EMBED_DIM, TEMPERATURE, centred=False), Anchors())
+    adapter.requires_grad_(True)
+    anchors.requires_grad_(earlier is None)
     trunk = clip.model.visual.trunk
-    anchors = Anchors()
     trunk.requires_grad_(True)
     for module in (
         trunk.backbone.conv_head,
@@ -268,9 +271,10 @@ def train_clip(
     backbone = [weight for weight in trunk.backbone.parameters() if weight.requires_grad]
     known = {id(weight) for weight in backbone}
     fresh = [weight for weight in trunk.parameters() if weight.requires_grad and id(weight) not in known]
+    fresh += [weight for module in (adapter, anchors) for weight in module.parameters() if weight.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": backbone, "lr": schedule.backbone_rate, "top": schedule.backbone_rate},
-        {"params": [*fresh, *adapter.parameters(), *anchors.parameters()], "lr": schedule.rate, "top": schedule.rate},
+        {"params": fresh, "lr": schedule.rate, "top": schedule.rate},
     ]
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01)
     modules = torch.nn.ModuleDict({"trunk": trunk, "adapter": adapter, "anchors": anchors})

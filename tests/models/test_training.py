@@ -9,15 +9,23 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from flawline.config.errors import BundleError
+from flawline.config.errors import BundleError, ConfigError
 from flawline.models.bundle import open_bundle
 from flawline.models.inspector import Inspector
 from flawline.models.refine import MaskRefiner
 from flawline.models.sam import build_sam
 from flawline.models.sam_small import LITE0_CHANNELS
 from flawline.models.training.augment import augment
-from flawline.models.training.build import SAM_SETTINGS, build_demo, go_on_from, go_on_plan, small_plan
+from flawline.models.training.build import (
+    SAM_SETTINGS,
+    build_demo,
+    go_on_from,
+    go_on_plan,
+    small_plan,
+    with_photographs,
+)
 from flawline.models.training.losses import balanced_loss, dice_loss, focal_loss, segmentation_loss
+from flawline.models.training.photographs import Album
 from flawline.models.training.pictures import CHUNK, PictureSet, draw_chunk, draw_set
 from flawline.models.training.sam_prompts import Prompts, Window, draw_shape, draw_target, single_defects
 from flawline.models.training.token_table import embed_texts
@@ -76,6 +84,32 @@ def test_an_interrupted_drawing_goes_on_and_gives_the_same_pictures(tmp_path: Pa
     bad = [bool(entry["defects"]) for entry in again.words]
     assert 0.4 < np.mean(bad) < 0.75
     assert all((plane > 0).any() for plane, defective in zip(again.kinds, bad, strict=True) if defective)
+
+
+def test_parts_are_made_of_photographs_some_of_which_are_kept_from_training(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    folder = tmp_path / "album"
+    (folder / "wood").mkdir(parents=True)
+    for number in range(24):  # each of a colour that no drawn material has in such purity
+        picture = np.zeros((320, 400, 3), np.uint8)
+        picture[:, :, number % 3] = cv2.resize(rng.integers(60, 256, (16, 20), np.uint8), (400, 320))
+        cv2.imwrite(str(folder / "wood" / f"{number}.png"), picture)
+    cv2.imwrite(str(folder / "icon.png"), picture[:64, :64])
+    cv2.imwrite(str(folder / "again.png"), picture)
+    cv2.imwrite(str(folder / "blank.png"), np.full((320, 400, 3), 90, np.uint8))
+    seen, unseen = Album(folder, unseen=False), Album(folder, unseen=True)
+    assert len(seen.files) + len(unseen.files) == 24
+    assert not set(seen.files) & set(unseen.files)
+    wanted = PictureSet("some", 40, 96, 9, 1.0, photographs=str(folder), photographed=0.5)
+    plain = draw_set(replace(wanted, photographed=0.0), tmp_path / "plain", processes=1)
+    made = draw_set(wanted, tmp_path / "made", processes=1)
+    kept = [np.array_equal(one, other) for one, other in zip(plain.image, made.image, strict=True)]
+    assert 10 <= sum(kept) <= 30, "not every part is made of them, and every other one is as before"
+    pure = np.sort(made.image[~np.array(kept)].reshape(-1, 96 * 96, 3).astype(float).mean(1), axis=1)
+    assert (pure[:, 2] > 1.5 * pure[:, 1]).mean() > 0.3, "the photographs cannot be seen in the parts"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"empty: no photographs of at least 300 px"):
+        Album(tmp_path / "empty", unseen=False)
 
 
 def test_prompts_are_true_of_their_target_in_its_window() -> None:
@@ -215,17 +249,30 @@ def test_the_whole_way_in_small_gives_a_bundle_that_loads(tmp_path: Path) -> Non
     plan = go_on_plan(small_plan(), start)
     files = {"clip.safetensors", "adapter.safetensors", "sam.safetensors"}
     pyramid = PyramidSchedule(steps=3, batch=4, size=96, copies=1, checkpoint_every=2)
-    for name, asked, changed in (
-        ("later", plan, {"sam.safetensors"}),
-        ("deeper", replace(plan, pyramid=pyramid), files),
+    album = tmp_path / "album"
+    album.mkdir()
+    for number in range(12):
+        coarse = np.random.default_rng(number).integers(0, 256, (16, 20, 3), np.uint8)
+        cv2.imwrite(str(album / f"{number}.png"), cv2.resize(coarse, (400, 320)))
+    for name, asked, changed, trained in (
+        ("later", plan, {"sam.safetensors"}, set()),
+        ("deeper", replace(plan, pyramid=pyramid), files, {"laterals", "smooth", "deepen"}),
+        (
+            "all",
+            with_photographs(go_on_plan(small_plan(), start, 2), album),
+            files,
+            {"laterals", "smooth", "deepen", "backbone"},
+        ),
     ):
         build_demo(asked, tmp_path / f"{name}-work", tmp_path / name, lines.append, processes=2, start=start)
         made = open_bundle(tmp_path / name)
         assert {file for file in files if made.checksum(file) != start.checksum(file)} == changed
-    assert not any("shapes" in line or "clip step" in line for line in lines)
-    first, second = (load_file(bundle.path("clip.safetensors")) for bundle in (start, made))
-    moved = {weight.split(".")[2] for weight in first if not torch.equal(first[weight], second[weight])}
-    assert moved == {"laterals", "smooth", "deepen"}
+        first, second = (load_file(bundle.path("clip.safetensors")) for bundle in (start, made))
+        moved = {weight for weight in first if not torch.equal(first[weight], second[weight])}
+        assert {weight.split(".")[2] for weight in moved if weight.startswith("visual.trunk.")} == trained
+        assert not any(weight.startswith("text.") for weight in moved)
+    assert not any("shapes" in line for line in lines)
+    assert sum("clip step 2 unseen" in line for line in lines) == 1
 
 
 def test_a_sam_with_fewer_blocks_goes_on_as_it_was(tmp_path: Path) -> None:
