@@ -7,8 +7,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
+from flawline.agent.cli import cli
 from flawline.config.errors import BundleError, ConfigError
 from flawline.models.bundle import open_bundle
 from flawline.models.inspector import Inspector
@@ -273,6 +275,14 @@ def test_the_whole_way_in_small_gives_a_bundle_that_loads(tmp_path: Path) -> Non
         assert not any(weight.startswith("text.") for weight in moved)
     assert not any("shapes" in line for line in lines)
     assert sum("clip step 2 unseen" in line for line in lines) == 1
+
+
+def test_further_steps_need_a_bundle_to_go_on_from(tmp_path: Path) -> None:
+    folders = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
+    answer = CliRunner().invoke(cli, ["train-demo", *folders, "--clip", "5"])
+    assert "--clip needs --from" in f"{answer.output}{answer.exception}"
+    assert answer.exit_code != 0
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_sam_with_fewer_blocks_goes_on_as_it_was(tmp_path: Path) -> None:
