@@ -29,7 +29,7 @@ from flawline.models.sam import TRUNK, build_sam, own_state
 from flawline.models.text import mean_direction
 from flawline.models.towers import load_adapter
 from flawline.models.training.align import align_positions
-from flawline.models.training.pictures import PictureSet, draw_set
+from flawline.models.training.pictures import Pictures, PictureSet, draw_set
 from flawline.models.training.product_prompts import ProductPrompts
 from flawline.models.training.token_table import VOCABULARY, make_token_table
 from flawline.models.training.train_clip import (
@@ -63,6 +63,7 @@ UNSEEN_PICTURES = PictureSet("unseen", 300, 384, 2, 0.5, unseen=True)
 GO_ON_PICTURES = 7000  # of CLIP's, where an earlier one is trained on
 FURTHER_FINISH = 0.18  # of the further steps of CLIP's image side with mostly focal and dice
 FURTHER_RATE = 4e-4  # of its pyramid and linear layers
+FURTHER_KEPT = 0.3  # share of the weights before them in the average
 SAM_PICTURES = PictureSet("sam", 3000, 512, 3, 0.1)
 SAM_UNSEEN_PICTURES = PictureSet("sam-unseen", 200, 512, 4, 0.1, unseen=True)
 
@@ -216,11 +217,9 @@ def pyramid_side(
         pictures = draw_set(plan.clip_pictures, work, processes)
         unseen = draw_set(plan.unseen_pictures, work, processes)
 
-        def validate() -> dict[str, float]:
-            maps = clip_maps(clip, adapter, unseen.image, [text] * len(unseen), plan.input_size)
-            return figures(maps[:, ::2, ::2], unseen.kinds[:, ::2, ::2] > 0)
-
-        train_pyramid(clip, adapter, pictures, plan.pyramid, work, say, validate)
+        train_pyramid(
+            clip, adapter, pictures, plan.pyramid, work, say, lambda: map_figures(plan, clip, adapter, text, unseen)
+        )
         save_file({name: value.contiguous() for name, value in modules.state_dict().items()}, finished)
     modules.load_state_dict(load_file(finished))
 
@@ -235,26 +234,42 @@ def image_side(
     say: Say,
     processes: int,
 ) -> None:
-    """CLIP's trunk, pyramid and linear layers trained on, in place, towards what its text tower says."""
+    """CLIP's trunk, pyramid and linear layers trained on, in place, towards what its text tower says.
+
+    A share of the weights that it began with is kept: that is better than either on families never seen.
+    """
     modules = torch.nn.ModuleDict({"clip": clip.model, "adapter": adapter})
     finished = work / "image-side.safetensors"
     if not finished.exists():
         pictures = draw_set(plan.clip_pictures, work, processes)
         unseen = draw_set(plan.unseen_pictures, work, processes)
 
+        former = {name: value.clone() for name, value in modules.state_dict().items()}
+
         def validate(clip: DenseClip, adapter: AdapterLocaliser, _: Anchors) -> dict[str, float]:
-            maps = clip_maps(clip, adapter, unseen.image, [text] * len(unseen), plan.input_size)
-            return figures(maps[:, ::2, ::2], unseen.kinds[:, ::2, ::2] > 0)
+            return map_figures(plan, clip, adapter, text, unseen)
 
         anchors = Anchors()
         with torch.no_grad():
             anchors.weight.copy_(directions(clip, ["object"])[0])
         train_clip(clip, pictures, schedule, work, say, validate, (adapter, anchors))
+        with torch.no_grad():
+            for name, value in modules.state_dict().items():
+                if value.is_floating_point():
+                    value.lerp_(former[name], FURTHER_KEPT)
         train_projection(clip, pictures, plan.text, say)
         save_file({name: value.contiguous() for name, value in modules.state_dict().items()}, finished)
     modules.load_state_dict(load_file(finished))
     modules.requires_grad_(False)
     adapter.eval()
+
+
+def map_figures(
+    plan: DemoPlan, clip: DenseClip, adapter: AdapterLocaliser, text: Tensor, unseen: Pictures
+) -> dict[str, float]:
+    """How good CLIP's map is on pictures of families kept from training."""
+    maps = clip_maps(clip, adapter, unseen.image, [text] * len(unseen), plan.input_size)
+    return figures(maps[:, ::2, ::2], unseen.kinds[:, ::2, ::2] > 0)
 
 
 def plain_words(clip: DenseClip) -> Tensor:
@@ -274,8 +289,7 @@ def region_threshold(
 ) -> float:
     """Where S_a is cut: the threshold of the largest pixel F1 on drawn parts of families kept from training."""
     unseen = draw_set(plan.unseen_pictures, work, processes)
-    maps = clip_maps(clip, adapter, unseen.image, [text] * len(unseen), plan.input_size)
-    measured = figures(maps[:, ::2, ::2], unseen.kinds[:, ::2, ::2] > 0)
+    measured = map_figures(plan, clip, adapter, text, unseen)
     say("clip, unseen families: " + " ".join(f"{name} {value:.3f}" for name, value in measured.items()))
     return round(measured["at"], 3)
 

@@ -5,7 +5,7 @@ A drawing shows the regularity that its painter thought of; a photograph shows w
 
 import hashlib
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import cv2
@@ -46,8 +46,7 @@ class Photographed(Material):
             piece = piece[:, ::-1]
         if rng.random() < 0.5:
             piece = piece[::-1]
-        shrinks = piece_h > h
-        interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+        interpolation = cv2.INTER_AREA if piece_h > h else cv2.INTER_CUBIC
         return np.asarray(cv2.resize(np.ascontiguousarray(piece), (w, h), interpolation=interpolation), np.float32)
 
 
@@ -103,6 +102,9 @@ class Album:
             file,
             share,
         )
+
+
+open_album = cache(Album)  # a process that draws opens it once, not for every chunk
 
 
 def _large(file: Path) -> bool:

@@ -19,7 +19,7 @@ from flawline.camera.synthetic import (
     choose_product,
     draw_part,
 )
-from flawline.models.training.photographs import Album
+from flawline.models.training.photographs import open_album
 
 CHUNK = 100
 PLANES = {"image": 3, "kinds": 0, "parts": 0}  # channels; 0 for a plane without
@@ -100,7 +100,7 @@ def draw_chunk(wanted: PictureSet, target: Path, number: int) -> None:
         for name, channels in PLANES.items()
     }
     words = []
-    album = Album(Path(wanted.photographs), wanted.unseen) if wanted.photographs else None
+    album = open_album(Path(wanted.photographs), wanted.unseen) if wanted.photographs else None
     for place in range(count):
         rng = np.random.default_rng((wanted.seed, number, place))
         families = UNSEEN_FAMILIES if wanted.unseen else TRAIN_FAMILIES
