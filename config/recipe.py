@@ -153,7 +153,7 @@ class Recipe(Strict):
         description="parts shift in the frame: `flawline learn` and every frame lay them over one good part first",
     )
     memory_share: float = Field(
-        0.6, ge=0.0, le=1.0, description="weight of the memory, the words have the rest; 1: the memory alone"
+        0.7, ge=0.0, le=1.0, description="weight of the memory, the words have the rest; 1: the memory alone"
     )
     calibration: Calibration | None = Field(None, description="where the threshold came from")
 

@@ -3,7 +3,8 @@
 A cell's distance is that to the nearest descriptor of the memory, all cells by one matrix product (PatchCore,
 section 3.3). Distance and zero-shot logit are each put on a scale on which 0 is an ordinary place of a good
 part and 1 the most striking one; how good parts score is taken once, while learning, never from the picture
-that is judged. `memory_file.py` reads and writes it, `memory_learn.py` makes it.
+that is judged. The distance counts wherever it lies, words only from DOUBT on: they add, and never take
+away. `memory_file.py` reads and writes it, `memory_learn.py` makes it.
 """
 
 from collections.abc import Sequence
@@ -26,6 +27,9 @@ GAIN = 4.0
 STRIKING = 1.3
 """Where on the fused scale the map reaches the bundle's own threshold. Of drawn good parts, learnt from eight others,
 none came above 1.2."""
+DOUBT = 0.7
+"""Where on the zero-shot scale words begin to count. They cry at edges and print of good parts too, and a missing or
+wrong part is nothing to them: what they call clean is no reason to overrule the memory."""
 LEAST_SPREAD = 1.0
 """Logits: a zero-shot map that hardly moves on good parts is not blown up to more than this."""
 
@@ -97,11 +101,13 @@ class Memory:
             tensors["directions"], tensors["reference"] = self.registration.directions, self.registration.reference
         return {name: tensor.to("cpu", torch.float16).contiguous() for name, tensor in tensors.items()}
 
-    def fuse(self, zero_shot: Tensor, distances: Tensor, threshold: float, share: float) -> Tensor:
+    def fuse(
+        self, zero_shot: Tensor, distances: Tensor, threshold: float, share: float, doubt: float = DOUBT
+    ) -> Tensor:
         """(B, S, S) P(abnormal) by words, (B, h, w) distances -> (B, S, S) float32 in (0, 1).
 
-        `share` is the memory's weight, the words have the rest. `threshold` is the lower of the bundle's own two: what
-        is clearly more striking than good parts lies above it.
+        `share` is the memory's weight, the words have the rest, from `doubt` on their scale on. `threshold` is the
+        lower of the bundle's own two: what is clearly more striking than good parts lies above it.
         """
         about, size = self.about, zero_shot.shape[-1]
         spread = max(about.striking - about.ordinary, 1e-6)
@@ -109,7 +115,7 @@ class Memory:
         enlarged = functional.interpolate(remembered[:, None], (size, size), mode="bilinear", align_corners=False)[:, 0]
         wide = max(about.zero_shot_striking - about.zero_shot_ordinary, LEAST_SPREAD)
         told = (zero_shot.logit(1e-6) - about.zero_shot_ordinary) / wide
-        joined = share * enlarged + (1.0 - share) * told
+        joined = share * enlarged + (1.0 - share) * (told - doubt).clamp_min(0.0) / (1.0 - doubt)
         return torch.sigmoid(GAIN * (joined - STRIKING) + logit(threshold))
 
     def look(self, levels: Sequence[Tensor], tiles: Sequence[Tile], frame: tuple[int, int]) -> Remembered:

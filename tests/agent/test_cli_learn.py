@@ -126,5 +126,5 @@ def test_words_that_would_reject_the_good_parts_are_told(line: Path) -> None:
         said[rules] = " ".join(json.loads(learn(file, "--good", str(line.parent / "good"), "--json"))["notes"])
     told, silent, none = said.values()
     assert "by words alone 6 of these good parts reach the threshold" in told
-    assert "recipes.plates.memory_share, now 0.6" in told
+    assert "recipes.plates.memory_share, now 0.7" in told
     assert "memory_share" not in silent + none

@@ -14,7 +14,7 @@ from flawline.config.recipe import Recipe
 from flawline.models.coreset import OWN_SCALE, coreset, outliers
 from flawline.models.descriptors import MOST_CHANNELS, projection
 from flawline.models.inspector import Inspector
-from flawline.models.memory import nearest
+from flawline.models.memory import LEAST_SPREAD, nearest
 from flawline.models.memory_file import read_memory, write_memory
 from flawline.models.memory_learn import Learner, Learnt, turn
 from flawline.models.memory_teach import teach
@@ -220,8 +220,21 @@ def test_the_words_have_what_the_recipe_leaves_them(inspector: Inspector, tmp_pa
     for words in (0.1, 0.9):
         other = memory.fuse(torch.full((1, 64, 64), words), distances, min(limits.region, limits.decision), 1.0)
         assert torch.allclose(other[0], maps[1.0], atol=1e-6)
-    logits = [one.flatten().logit(1e-6) for one in (inspector.zero_shot(encoded, recipe)[0], maps[0.0])]
-    assert torch.corrcoef(torch.stack(logits))[0, 1] > 0.999
+    farther = memory.fuse(inspector.zero_shot(encoded, recipe), 3.0 * distances, limits.region, 0.0)
+    assert torch.allclose(farther[0], maps[0.0], atol=1e-6)
+
+
+def test_words_add_to_what_the_memory_finds_and_never_take_away(inspector: Inspector) -> None:
+    """A missing part leaves a clean place: however clean, what the memory says of it stands."""
+    memory = learnt(inspector, [good_part(number) for number in range(4)]).memory
+    about = memory.about
+    wide = max(about.zero_shot_striking - about.zero_shot_ordinary, LEAST_SPREAD)
+    told = torch.tensor([-1.0, 0.0, 0.5, 1.0, 2.0])
+    words = (about.zero_shot_ordinary + told * wide).sigmoid().view(5, 1, 1).expand(5, 8, 8)
+    far = torch.full((5, 8, 8), 1.2 * about.striking)
+    clean, ordinary, striking_a_bit, striking, more = memory.fuse(words, far, 0.5, 0.7)[:, 4, 4].tolist()
+    assert clean == ordinary == striking_a_bit
+    assert ordinary < striking < more
 
 
 def test_the_core_covers_and_is_the_same_each_time() -> None:
