@@ -8,19 +8,19 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tomli_w
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flawline.config.recipe import Recipe
-from flawline.models.bundle import Bundle, DecoderSettings, PromptWords, SamSettings, file_sha256
-from flawline.models.checkpoints import StateDict, load_weights, read_state_dict
+from flawline.models.bundle import Bundle, PromptWords
+from flawline.models.checkpoints import load_weights, read_state_dict
 from flawline.models.clip import DenseClip
 from flawline.models.inspector import Inspector
 from flawline.models.localise import AdapterLocaliser
@@ -29,13 +29,12 @@ from flawline.models.sam import TRUNK, build_sam, own_state
 from flawline.models.text import mean_direction
 from flawline.models.towers import load_adapter
 from flawline.models.training.align import align_positions
+from flawline.models.training.bundle_folder import SAM_SETTINGS, write_bundle
 from flawline.models.training.pictures import Pictures, PictureSet, draw_set
 from flawline.models.training.product_prompts import ProductPrompts
 from flawline.models.training.token_table import VOCABULARY, make_token_table
 from flawline.models.training.train_clip import (
     EMBED_DIM,
-    LITE0_MEAN,
-    LITE0_STD,
     TEMPERATURE,
     TEXT_WIDTH,
     Anchors,
@@ -50,19 +49,12 @@ from flawline.models.training.validate import clip_maps, figures, prompt_quality
 from flawline.models.words import Words
 
 Say = Callable[[str], None]
-SAM_SETTINGS = SamSettings(
-    architecture="lite0",
-    checkpoint="sam.safetensors",
-    input_size=512,
-    trunk_from_clip=True,
-    decoder=DecoderSettings(dim=128, depth=2, heads=8, mlp_dim=512, mask_channels=16, iou_depth=3, iou_hidden=128),
-)
-
 CLIP_PICTURES = PictureSet("train", 8000, 384, 1, 0.3, faint=True)
 UNSEEN_PICTURES = PictureSet("unseen", 300, 384, 2, 0.5, unseen=True)
 GO_ON_PICTURES = 7000  # of CLIP's, where an earlier one is trained on
 FURTHER_FINISH = 0.18  # of the further steps of CLIP's image side with mostly focal and dice
 FURTHER_RATE = 4e-4  # of its pyramid and linear layers
+FURTHER_STRIKING = 0.25  # weight of the loss of each picture's most striking places
 FURTHER_KEPT = 0.3  # share of the weights before them in the average
 SAM_PICTURES = PictureSet("sam", 3000, 512, 3, 0.1)
 SAM_UNSEEN_PICTURES = PictureSet("sam-unseen", 200, 512, 4, 0.1, unseen=True)
@@ -93,7 +85,9 @@ def go_on_plan(plan: DemoPlan, start: Bundle, clip_steps: int | None = None) -> 
     further = None
     if clip_steps is not None:
         finish = max(1, round(clip_steps * FURTHER_FINISH))
-        further = replace(plan.clip, steps=clip_steps - finish, finish=finish, rate=FURTHER_RATE)
+        further = replace(
+            plan.clip, steps=clip_steps - finish, finish=finish, rate=FURTHER_RATE, striking=FURTHER_STRIKING
+        )
     sam = replace(plan.sam, shapes=0, frames=plan.sam.frames // 2, balance=0.0)
     size = start.manifest.clip.input_size
     return replace(
@@ -154,9 +148,21 @@ def build_demo(
         image_side(plan, plan.further, clip, adapter, text, work, log, processes)
     thresholds = {"region": region_threshold(plan, clip, text, adapter, work, log, processes)}
     sam = sam_side(plan, clip, adapter, text, thresholds["region"], work, log, processes, start)
-    write_bundle(plan, clip, adapter, sam, thresholds, work, bundle)
+    write = partial(
+        write_bundle,
+        bundle,
+        work / "clip.json",
+        clip,
+        adapter,
+        sam,
+        input_size=plan.input_size,
+        photographs=bool(plan.clip_pictures.photographs),
+    )
+    write(thresholds=thresholds)
     thresholds["decision"] = decision_threshold(plan, bundle, work, log, processes)
-    write_bundle(plan, clip, adapter, sam, thresholds, work, bundle)
+    write(thresholds=thresholds)
+    record = {"plan": asdict(plan), "torch": version("torch"), "timm": version("timm")}
+    (work / "plan.json").write_text(json.dumps(record, indent=2))
     log(f"bundle written to {bundle}")
 
 
@@ -353,63 +359,3 @@ def go_on_from(module: torch.nn.Module, checkpoint: Path, *own: str) -> None:
     state, mine = read_state_dict(checkpoint), module.state_dict()
     added = {name: mine[name] for name in mine.keys() - state.keys() if name.startswith(own)}
     load_weights(module, added | state, checkpoint)
-
-
-def half(state: StateDict) -> StateDict:
-    """Weights as they are stored: half precision."""
-    return {name: value.half().contiguous() if value.is_floating_point() else value for name, value in state.items()}
-
-
-def write_bundle(
-    plan: DemoPlan,
-    clip: DenseClip,
-    adapter: AdapterLocaliser,
-    sam: Any,
-    thresholds: dict[str, float],
-    work: Path,
-    bundle: Path,
-) -> None:
-    """The bundle's folder: weights in half precision, bundle.toml with every file's hash."""
-    bundle.mkdir(parents=True, exist_ok=True)
-    (bundle / "clip.json").write_bytes((work / "clip.json").read_bytes())
-    save_file(half(clip.model.state_dict()), bundle / "clip.safetensors")
-    save_file(
-        {name: value.contiguous() for name, value in adapter.state_dict().items()}, bundle / "adapter.safetensors"
-    )
-    save_file(half(own_state(sam, SAM_SETTINGS)), bundle / "sam.safetensors")
-    shown = "drawn pictures" + " of photographed materials too" * bool(plan.clip_pictures.photographs)
-    sources = {
-        "clip.json": ("Apache-2.0", None),
-        "clip.safetensors": (
-            "Apache-2.0",
-            "trunk fine-tuned from Google's EfficientNet-Lite0 (Apache-2.0); token table from all-MiniLM-L6-v2 "
-            f"(Apache-2.0); the rest trained on {shown}",
-        ),
-        "adapter.safetensors": ("Apache-2.0", f"trained on {shown}"),
-        "sam.safetensors": ("Apache-2.0", f"trained on {shown}; segment_anything's modules"),
-    }
-    files = [
-        {"name": name, "sha256": file_sha256(bundle / name), "licence": licence}
-        | ({"source": source} if source else {})
-        for name, (licence, source) in sources.items()
-    ]
-    manifest = {
-        "schema": "flawline.bundle/1",
-        "name": "demo",
-        "description": f"small CLIP and small SAM on one EfficientNet-Lite0 trunk, trained on {shown}",
-        "clip": {
-            "config": "clip.json",
-            "checkpoint": "clip.safetensors",
-            "input_size": plan.input_size,
-            "taps": [0, 1, 2],
-            "mean": [LITE0_MEAN] * 3,
-            "std": [LITE0_STD] * 3,
-        },
-        "adapter": {"checkpoint": "adapter.safetensors", "temperature": TEMPERATURE},
-        "sam": SAM_SETTINGS.model_dump(exclude_none=True),
-        "thresholds": thresholds,
-        "files": files,
-    }
-    (bundle / "bundle.toml").write_text(tomli_w.dumps(manifest))
-    record = {"plan": asdict(plan), "torch": version("torch"), "timm": version("timm")}
-    (work / "plan.json").write_text(json.dumps(record, indent=2))

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from flawline.camera import surfaces
-from flawline.camera.families import FAMILIES
+from flawline.camera.families import FAMILIES, TRAIN_FAMILIES
 from flawline.camera.noise import Picture
 from flawline.camera.parts import Product
 from flawline.camera.textures import Material
@@ -24,7 +24,7 @@ LEAST_EDGE = 300  # px: what is smaller is an icon
 LARGEST_EDGE = 1200  # px, of a photograph as it is used
 HELD_OUT = 6  # one of so many is kept for the unseen set, by its contents
 AS_SURFACE = 0.5  # of the products are the bare photograph; of the others every material may be one
-BARE = tuple(name for name, family in FAMILIES.items() if family.surface is surfaces.material)  # show nothing else
+BARE = tuple(name for name in TRAIN_FAMILIES if FAMILIES[name].surface is surfaces.material)  # show nothing else
 
 
 @dataclass(frozen=True)

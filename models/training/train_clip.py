@@ -22,7 +22,7 @@ from flawline.models.clip import DenseClip
 from flawline.models.localise import AdapterLocaliser
 from flawline.models.pyramid import WIDTH
 from flawline.models.training.augment import augment
-from flawline.models.training.losses import finishing_loss, segmentation_loss
+from flawline.models.training.losses import finishing_loss, segmentation_loss, striking_loss
 from flawline.models.training.pictures import Pictures
 
 EMBED_DIM = 128
@@ -54,6 +54,7 @@ class ClipSchedule:
     sizes: tuple[int, ...] = (256, 288, 352)
     rate: float = 1e-3  # of everything that starts at random
     backbone_rate: float = 1.5e-4
+    striking: float = 0.0  # weight of the loss of each picture's most striking places
     seed: int = 7
     checkpoint_every: int = 250
     threads: int = 2  # each takes its share of a batch
@@ -172,8 +173,12 @@ def training_loss(
     anchors: Anchors,
     batch: Batch,
     loss: Callable[[Tensor, Tensor], Tensor] = segmentation_loss,
+    striking: float = 0.0,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Maps of all defects, per tap and of their mean, and the mean map of the asked kind."""
+    """Maps of all defects, per tap and of their mean, and the mean map of the asked kind.
+
+    `striking`: weight of the loss of the mean map's most striking places.
+    """
     size = batch.images.shape[-1] // 4
     taps = clip.dense(batch.images).taps
     directions = anchors()
@@ -183,13 +188,17 @@ def training_loss(
         functional.interpolate(plane.unsqueeze(1), (size, size), mode="area").squeeze(1)
         for plane in (batch.truth, batch.kind_truth)
     )
-    map_loss, kind_loss, first = defect_losses(
+    map_loss, kind_loss, mean = defect_losses(
         adapter, taps, (general_direction, kind_direction), (truth, kind_truth), loss
     )
-    mean, defective = first.detach(), truth > 0.5
+    defective = truth > 0.5
     seen = mean[defective].mean() if bool(defective.any()) else mean.new_zeros(())
     parts = {"map": map_loss, "kind": kind_loss, "p_bad": seen, "p_good": mean[~defective].mean()}
-    return map_loss + KIND_WEIGHT * kind_loss, {name: float(value.detach()) for name, value in parts.items()}
+    total = map_loss + KIND_WEIGHT * kind_loss
+    if striking:
+        parts["striking"] = striking_loss(mean, truth)
+        total = total + striking * parts["striking"]
+    return total, {name: float(value.detach()) for name, value in parts.items()}
 
 
 def defect_losses(
@@ -199,7 +208,7 @@ def defect_losses(
     truths: tuple[Tensor, Tensor],
     loss: Callable[[Tensor, Tensor], Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of all defects, per tap and of the taps' mean; of the asked kind; and the first tap's map of all defects.
+    """Of all defects, per tap and of the taps' mean; of the asked kind; and the taps' mean map of all defects.
 
     `directions`: (B, D) each, less normal; `truths`: (B, q, q) each; all defects first, then the asked kind.
     """
@@ -212,9 +221,9 @@ def defect_losses(
             enlarged = functional.interpolate(logits, (size, size), mode="bilinear", align_corners=True)
             made.append(enlarged.squeeze(1).sigmoid())
     general, special = maps
-    map_loss = torch.stack([loss(one, truths[0]) for one in general]).mean()
-    map_loss = map_loss + loss(torch.stack(general).mean(dim=0), truths[0])
-    return map_loss, loss(torch.stack(special).mean(dim=0), truths[1]), general[0]
+    mean = torch.stack(general).mean(dim=0)
+    map_loss = torch.stack([loss(one, truths[0]) for one in general]).mean() + loss(mean, truths[0])
+    return map_loss, loss(torch.stack(special).mean(dim=0), truths[1]), mean
 
 
 def learning_rate_share(schedule: ClipSchedule, step: int) -> float:
@@ -231,10 +240,12 @@ def step_gradients(
     batch: Batch,
     weights: list[Tensor],
     finishing: bool,
+    striking: float,
 ) -> tuple[list[Tensor], dict[str, float]]:
     """Gradients of one share of a batch, and the loss' parts. One thread: torch keeps one core busy best so."""
     torch.set_num_threads(1)
-    loss, parts = training_loss(clip, adapter, anchors, batch, finishing_loss if finishing else segmentation_loss)
+    kind = finishing_loss if finishing else segmentation_loss
+    loss, parts = training_loss(clip, adapter, anchors, batch, kind, striking)
     return list(torch.autograd.grad(loss, weights)), parts
 
 
@@ -299,7 +310,15 @@ def train_clip(
         for group in optimiser.param_groups:
             group["lr"] = group["top"] * share
         finishing = step >= schedule.steps
-        work = partial(step_gradients, clip, adapter, anchors, weights=weights, finishing=finishing)
+        work = partial(
+            step_gradients,
+            clip,
+            adapter,
+            anchors,
+            weights=weights,
+            finishing=finishing,
+            striking=schedule.striking,
+        )
         made = list(pool.map(work, batch.shares(threads)))
         for weight, *shares in zip(weights, *(gradients for gradients, _ in made), strict=True):
             weight.grad = sum(shares[1:], shares[0]) / len(shares)

@@ -19,14 +19,15 @@ from flawline.models.sam import build_sam
 from flawline.models.sam_small import LITE0_CHANNELS
 from flawline.models.training.augment import augment
 from flawline.models.training.build import (
-    SAM_SETTINGS,
+    FURTHER_KEPT,
     build_demo,
     go_on_from,
     go_on_plan,
     small_plan,
     with_photographs,
 )
-from flawline.models.training.losses import balanced_loss, dice_loss, focal_loss, segmentation_loss
+from flawline.models.training.bundle_folder import SAM_SETTINGS
+from flawline.models.training.losses import balanced_loss, dice_loss, focal_loss, segmentation_loss, striking_loss
 from flawline.models.training.photographs import Album
 from flawline.models.training.pictures import CHUNK, PictureSet, draw_chunk, draw_set
 from flawline.models.training.sam_prompts import Prompts, Window, draw_shape, draw_target, single_defects
@@ -53,6 +54,19 @@ def test_a_picture_without_a_defect_teaches_only_that_it_is_good() -> None:
     g[1, :2] = 1.0
     both = float(segmentation_loss(p, g))
     assert both == pytest.approx(float(balanced_loss(p, g) + focal_loss(p, g) + dice_loss(p[1:], g[1:])), abs=1e-6)
+
+
+def test_the_most_striking_places_of_good_and_bad_decide_and_a_defects_rim_does_not() -> None:
+    p = torch.full((2, 40, 40), 0.1)
+    g = torch.zeros(2, 40, 40)
+    g[1, 4:8, 4:8] = 1.0
+    p[1, 5, 5] = 0.9  # found, at one place
+    p[1, 9, 9] = 0.9  # beside it
+    before = float(striking_loss(p, g))
+    assert before == pytest.approx(-0.5 * np.log(0.9) - 0.5 * np.log(0.9), abs=1e-3)
+    p[1, 30, 30] = 0.8  # cries at a good place: one of the two pictures
+    assert float(striking_loss(p, g)) - before == pytest.approx(-0.25 * (np.log(0.2) - np.log(0.9)), abs=1e-3)
+    assert np.isfinite(float(striking_loss(p[:1], g[:1])))
 
 
 def test_labels_go_where_the_picture_goes() -> None:
@@ -273,6 +287,12 @@ def test_the_whole_way_in_small_gives_a_bundle_that_loads(tmp_path: Path) -> Non
         moved = {weight for weight in first if not torch.equal(first[weight], second[weight])}
         assert {weight.split(".")[2] for weight in moved if weight.startswith("visual.trunk.")} == trained
         assert not any(weight.startswith("text.") for weight in moved)
+    # what was trained is averaged with what it began with
+    trained_to = torch.load(tmp_path / "all-work" / "clip-training.pt", weights_only=True)["average"]
+    first, second = (load_file(bundle.path("adapter.safetensors")) for bundle in (start, made))
+    for weight, value in second.items():
+        expected = trained_to[f"adapter.{weight}"].lerp(first[weight], FURTHER_KEPT)
+        assert torch.allclose(value, expected, atol=1e-6)
     assert not any("shapes" in line for line in lines)
     assert sum("clip step 2 unseen" in line for line in lines) == 1
 
