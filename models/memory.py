@@ -25,8 +25,7 @@ CELLS_AT_ONCE = 8192  # queries in one matrix product
 GAIN = 4.0
 """Logits for one step on the fused scale."""
 STRIKING = 1.3
-"""Where on the fused scale the map reaches the bundle's own threshold. Of drawn good parts, learnt from eight others,
-none came above 1.2."""
+"""Where on the fused scale the map reaches the bundle's own threshold: a start, for a line calibrates its own."""
 DOUBT = 0.7
 """Where on the zero-shot scale words begin to count. They cry at edges and print of good parts too, and a missing or
 wrong part is nothing to them: what they call clean is no reason to overrule the memory."""
