@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flawline.config.recipe import Recipe
-from flawline.models.decide import as_float32, blank_ignored, components, decide
+from flawline.models.decide import as_float32, blank_ignored, components, decide, peak
 from flawline.models.evidence import Encoded, Evidence, Prepared, Refined, pick, points_in_frame
 from flawline.models.frames import FrameGeometry
 from flawline.models.fuse import fuse, map_in_frame, region_in_frame
@@ -73,6 +73,7 @@ def conclude_by_clip(
         if recipe.prompt.region != "absolute" and bool(regions[own].any()):
             threshold = float(maps[own][regions[own]].min())
         whole = stitch(encoded, recipe, located, picture)
+        peak(whole)  # before anything takes a value that is no number for a small one
         inside = stitch(encoded, recipe, marked, picture)
         # Enlarging may lower a peak a little: inside S_a the map says at least what S_a was cut at.
         cut = as_float32(threshold)

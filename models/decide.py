@@ -1,16 +1,20 @@
 """From the final anomaly map to the decision: defects, mask, score. NumPy and OpenCV only."""
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from flawline.config.errors import FlawlineError
 from flawline.config.recipe import Recipe
 from flawline.models.results import Defect
 
 Map = NDArray[np.float32]  # (H, W) in [0, 1]
 Mask = NDArray[np.bool_]  # (H, W)
+LEAST = float(np.nextafter(np.float32(0.0), np.float32(1.0)))
 
 
 def counted_region(recipe: Recipe, height: int, width: int) -> tuple[slice, slice]:
@@ -21,8 +25,9 @@ def counted_region(recipe: Recipe, height: int, width: int) -> tuple[slice, slic
     return slice(min(y, height), min(y + h, height)), slice(min(x, width), min(x + w, width))
 
 
-def blank_ignored(recipe: Recipe, anomaly_map: Map, top: int = 0, left: int = 0) -> None:
-    """Set the boxes to ignore to zero, in place; the map's first pixel is (left, top) of the frame."""
+def blank_ignored(recipe: Recipe, anomaly_map: Any, top: int = 0, left: int = 0) -> None:
+    """Set the boxes to ignore to zero, in place; the first pixel of the map, an array or a tensor (H, W), is
+    (left, top) of the frame."""
     for x, y, w, h in recipe.ignore:
         anomaly_map[max(y - top, 0) : max(y - top + h, 0), max(x - left, 0) : max(x - left + w, 0)] = 0.0
 
@@ -33,10 +38,12 @@ def decide(anomaly_map: Map, recipe: Recipe, threshold: float) -> tuple[Mask, li
     A defect is an 8-connected component of `anomaly_map >= threshold` with at least `min_defect_area_px`
     pixels; the mask is their union. The score is the largest threshold at which there would be one, 0.0
     where there is none at any, so that there are defects if and only if score >= threshold (for thresholds
-    above 0). What does not count (outside the region, ignored) must be zero in the map.
+    above 0). What does not count (outside the region, ignored) must be zero in the map: zero is never a defect,
+    also at a threshold of 0. Raises FlawlineError where the map holds a value that is no number.
     """
-    mask, defects = components(anomaly_map, threshold, recipe.min_defect_area_px, recipe.mm_per_px)
-    return mask, defects, image_score(anomaly_map, recipe.min_defect_area_px)
+    score = image_score(anomaly_map, recipe.min_defect_area_px)
+    mask, defects = components(anomaly_map, max(threshold, LEAST), recipe.min_defect_area_px, recipe.mm_per_px)
+    return mask, defects, score
 
 
 def components(
@@ -75,18 +82,29 @@ def as_float32(threshold: float) -> np.float32:
     return rounded if float(rounded) >= threshold else np.nextafter(rounded, np.float32(np.inf))
 
 
+def peak(anomaly_map: Map) -> float:
+    """The largest value, 0.0 of an empty map. Raises FlawlineError where a value is no number.
+
+    Not a number is never above a threshold: such a part would pass. Only an inspection that came to an end may.
+    """
+    largest = float(anomaly_map.max(initial=0.0))
+    if not math.isfinite(largest):
+        raise FlawlineError("the models gave an anomaly map that holds values that are no numbers")
+    return largest
+
+
 def image_score(anomaly_map: Map, min_area: int) -> float:
     """Largest t with an 8-connected component of `anomaly_map >= t` of at least `min_area` pixels; 0.0 if none.
 
     Component areas only grow as t falls, so t is found by bisection over the values of the map. Whatever
     passes at a higher t lies inside what passes at a lower one: the search shrinks to that after a few steps.
     """
-    top = float(anomaly_map.max(initial=0.0))
+    top = peak(anomaly_map)
     if top <= 0.0:
         return 0.0
     region = anomaly_map
     for factor in (0.95, 0.8, 0.5, 0.2, 0.0):
-        low = np.float32(top * factor) if factor else np.nextafter(np.float32(0.0), np.float32(1.0))
+        low = np.float32(top * factor) if factor else np.float32(LEAST)
         box = _box_of_large(region >= low, min_area)
         if box is not None:
             region = region[box]

@@ -67,7 +67,7 @@ class CascadeStage:
 @dataclass(frozen=True, slots=True)
 class InspectionTrace:
     """An inspection with every intermediate, for tests and papers. Where S_a is empty, SAM did not run:
-    `points` is (0, 2), `stages` is [], `sam_embedding` and `box` are None."""
+    `points` is (0, 2), `stages` is [], `sam_embedding` and `box` are None. What the result says is said here too."""
 
     result: InspectionResult
     clip_map: NDArray[np.float32]  # (S, S) in [0, 1], mean over the tapped layers, CLIP's input frame
@@ -77,3 +77,38 @@ class InspectionTrace:
     labels: NDArray[np.int64]  # (n,), 1 positive, 0 negative
     box: NDArray[np.float32] | None  # (4,) x0, y0, x1, y1, pixels of the given image
     stages: list[CascadeStage]
+
+    @property
+    def anomaly_map(self) -> NDArray[np.float32]:
+        """(H, W) in [0, 1]."""
+        return self.result.anomaly_map
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """(H, W), union of the defects."""
+        return self.result.mask
+
+    @property
+    def score(self) -> float:
+        """Of the picture."""
+        return self.result.score
+
+    @property
+    def threshold(self) -> float:
+        """What the score was compared with."""
+        return self.result.threshold
+
+    @property
+    def defects(self) -> list[Defect]:
+        """Largest first."""
+        return self.result.defects
+
+    @property
+    def passed(self) -> bool:
+        """True if there is no defect."""
+        return self.result.passed
+
+    @property
+    def stage_ms(self) -> dict[str, float]:
+        """How long the parts took."""
+        return self.result.stage_ms

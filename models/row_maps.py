@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from flawline.config.recipe import Recipe
+from flawline.models.decide import blank_ignored
 from flawline.models.evidence import Encoded, Evidence
 from flawline.models.fuse import fuse
 from flawline.models.inspector import Inspector
@@ -63,6 +64,9 @@ class RowMaps:
             if row.source == "contrast":
                 plane = contrast(picture, size)
                 frame = cv2.resize(plane, picture.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+                if recipe.ignore:
+                    blank_ignored(recipe, frame)
+                    plane = resize(torch.from_numpy(frame).unsqueeze(0), size)[0].numpy()
                 result[row.key] = RowMap(plane, np.asarray(frame, np.float32), {})
                 continue
             if row.source == "peer":
@@ -83,16 +87,18 @@ class RowMaps:
         """The row's map at `size`, (h, w) in [0, 1]."""
         frame = (encoded.height, encoded.width)
         whole = len(encoded.tiles) == 1 and (encoded.tiles[0].height, encoded.tiles[0].width) == frame
-        if not whole and size != frame:
-            # tiles and regions of interest are put together in the captured frame
+        if (not whole or recipe.ignore) and size != frame:
+            # tiles and regions of interest are put together in the captured frame, and ignored boxes are of it
             return resize(self._plane(row, recipe, encoded, evidence, frame).unsqueeze(0), size)[0]
         tile_size = size if whole else (encoded.tiles[0].height, encoded.tiles[0].width)
         planes = self._tile_planes(row, recipe, encoded, evidence, tile_size)
         if whole:
-            return planes[0]
-        total = planes.new_zeros(frame)
-        for tile, plane in zip(encoded.tiles, planes, strict=True):
-            total[tile.rows, tile.columns] = torch.maximum(total[tile.rows, tile.columns], plane)
+            total = planes[0]
+        else:
+            total = planes.new_zeros(frame)
+            for tile, plane in zip(encoded.tiles, planes, strict=True):
+                total[tile.rows, tile.columns] = torch.maximum(total[tile.rows, tile.columns], plane)
+        blank_ignored(recipe, total)
         return total
 
     def _tile_planes(self, row: Row, recipe: Recipe, encoded: Encoded, evidence: Evidence, size: Size) -> Tensor:

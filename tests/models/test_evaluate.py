@@ -22,6 +22,8 @@ from flawline.models.class_report import METRICS
 from flawline.models.datasets import read_dataset
 from flawline.models.ground_truth import read_mask, read_rgb
 from flawline.models.inspector import Inspector
+from flawline.models.row_maps import RowMaps
+from flawline.models.study import rows_of
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,20 @@ def test_native_metrics_are_those_of_the_inspectors_own_maps(place: Path, tmp_pa
     for metric in METRICS:
         mean = np.mean([entry[metric] for entry in results["sets"].values()])
         assert results["mean"][metric] == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("size", [None, 96])
+def test_ignored_boxes_count_nothing_in_any_row(place: Path, size: int | None) -> None:
+    inspector = Inspector.load(place / "bundle", device="cpu")
+    sample = next(sample for sample in read_dataset("folder", place / "data")[0].test if sample.mask)
+    image = read_rgb(sample.image)
+    height, width = image.shape[:2]
+    recipe = Recipe(ignore=((0, 0, width, height // 2),))
+    maps = RowMaps(inspector, rows_of([], ["clip", "blur", "contrast", "boxes"]), recipe, size)(image)
+    for row in maps.values():
+        assert not row.in_frame[: height // 2].any()
+        assert not row.at_size[: row.at_size.shape[0] // 2 - 2].any()
+    assert maps["flawline"].in_frame.any()
 
 
 def test_all_rows_share_one_encoding_and_the_last_level_is_the_agents_own(

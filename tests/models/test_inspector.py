@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tiny_bundle import picture, write_tiny_bundle
 from torch.nn import functional
 
-from flawline.config.errors import ConfigError, ImageError
+from flawline.config.errors import ConfigError, FlawlineError, ImageError
 from flawline.config.recipe import Recipe
 from flawline.models.decide import decide
 from flawline.models.inspector import Inspector
@@ -235,6 +235,41 @@ def test_the_score_is_the_largest_threshold_with_a_defect(
             assert defect.centroid == pytest.approx(tuple(np.mean([(b, a) for a, b in part], axis=0)))
 
 
+@pytest.mark.parametrize("half", ["embed", "_map"])
+def test_a_part_whose_map_is_no_number_never_passes(
+    inspector: Inspector, monkeypatch: pytest.MonkeyPatch, half: str
+) -> None:
+    image = picture(64, 64)
+    recipe = recipe_for(inspector, image)
+    if half == "_map":
+        made = inspector._map
+        monkeypatch.setattr(inspector, "_map", lambda *given: made(*given) * float("nan"))
+    else:
+        decode = inspector.towers.refiner.decode
+        monkeypatch.setattr(
+            inspector.towers.refiner, "decode", lambda *given: (decode(*given)[0] * float("nan"), decode(*given)[1])
+        )
+    for inspect in (inspector.inspect, inspector.trace):
+        with pytest.raises(FlawlineError, match="no numbers"):
+            inspect(image, recipe)
+    encoded = inspector.encode([image], recipe)
+    if half == "_map":
+        with pytest.raises(FlawlineError, match="no numbers"):
+            inspector.judge(encoded, recipe, clip_only=True)
+    else:
+        assert inspector.judge(encoded, recipe, clip_only=True)[0].degraded
+
+
+def test_what_does_not_count_is_no_defect_at_a_threshold_of_zero(inspector: Inspector) -> None:
+    recipe = Recipe(threshold=0.0, roi=(50, 50, 100, 100), ignore=((50, 50, 100, 30),))
+    result = inspector.inspect(picture(300, 400), recipe)
+    assert result.mask.any()
+    assert not result.passed
+    rows, columns = np.nonzero(result.mask)
+    assert (rows.min(), columns.min()) >= (80, 50)
+    assert (rows.max(), columns.max()) <= (149, 149)
+
+
 def test_a_defects_area_has_a_scale(inspector: Inspector) -> None:
     image = picture(64, 64)
     recipe = recipe_for(inspector, image, mm_per_px=0.5)
@@ -274,6 +309,12 @@ def test_a_trace_keeps_the_contract_and_explains_the_map(inspector: Inspector, s
     trace = inspector.trace(image, recipe)
     assert trace.clip_map.shape == trace.region.shape == (64, 64)
     assert trace.clip_map.dtype == np.float32
+    result = inspector.inspect(image, recipe)
+    assert np.array_equal(trace.anomaly_map, result.anomaly_map)
+    assert np.array_equal(trace.mask, result.mask)
+    assert (trace.score, trace.threshold, trace.passed) == (result.score, result.threshold, result.passed)
+    assert trace.defects == result.defects
+    assert trace.stage_ms.keys() == result.stage_ms.keys()
     assert trace.sam_embedding is not None
     assert trace.sam_embedding.shape == (32, 16, 16)
     assert trace.points.shape == (len(trace.labels), 2)
