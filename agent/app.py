@@ -100,7 +100,7 @@ class Agent:
             self.ring,
             settings.model,
             settings.worker,
-            self.recipes.for_worker(),
+            self.recipes.for_worker,
             on_message=self.pipeline.on_message,
             on_ready=self._on_models,
             on_lost=self.pipeline.on_worker_lost,

@@ -38,6 +38,7 @@ class RecipeBook:
         self._bundle: tuple[str, str | None] | None = None  # name and hash of what judges, once it is known
         self._warned: set[tuple[str, str | None]] = set()  # (key, the bundle's hash)
         self._newest: dict[str, int] = {}
+        unusable: dict[str, str] = {}
         for name, version, sha256, text in journal.query(
             "SELECT id, version, sha256, content FROM recipes ORDER BY id, version"
         ):
@@ -45,16 +46,15 @@ class RecipeBook:
             try:
                 recipe = Recipe.model_validate_json(text)
                 known = ActiveRecipe(name, version, recipe, sha256, recipe.threshold, _memory_sha256(recipe))
-            except (
-                ValidationError,
-                ConfigError,
-            ):  # of an older flawline, or its memory is gone: the number stays taken
+            except (ValidationError, ConfigError) as error:  # of an older flawline, or its memory is gone
+                unusable[f"{name}@{version}"] = str(error)  # the number stays taken
                 continue
             self._versions[known.key] = known
         self._journal = journal
         configured = self.configured(settings)
         for active in configured.values():
             self._register(active)
+        self._configured = {active.key for active in configured.values()}
         self._base = {camera.name: configured[camera.recipe].key for camera in settings.cameras}
         self._active = {camera.name: configured[camera.recipe] for camera in settings.cameras}
         for camera, name, version, base in journal.query("SELECT camera, id, version, base FROM active"):
@@ -62,6 +62,9 @@ class RecipeBook:
             if again is not None and self._base.get(camera) == base:
                 self._active[camera] = again
                 log.info("recipe_still_active", camera=camera, recipe=again.key)
+            elif f"{name}@{version}" in unusable and self._base.get(camera) == base:
+                key, instead = f"{name}@{version}", self._active[camera].key
+                log.error("recipe_not_active_any_more", camera=camera, recipe=key, by=instead, error=unusable[key])
         self.keep(configured.values())
 
     def version_of(self, name: str, recipe: Recipe) -> ActiveRecipe:
@@ -122,6 +125,7 @@ class RecipeBook:
         """
         for recipe in configured.values():
             self._register(recipe)
+        self._configured = {recipe.key for recipe in configured.values()}
         moved = [
             camera
             for camera, name in recipe_of.items()
@@ -151,9 +155,11 @@ class RecipeBook:
             log.error("recipe_not_kept", error=str(error))
 
     def for_worker(self) -> dict[str, dict[str, Any]]:
-        """What the worker must know from its start: the newest version of each, and what is active."""
-        wanted = {self.find(name).key for name in self._newest if self.known(f"{name}@{self._newest[name]}")}
-        wanted |= {active.key for active in self._active.values()}
+        """What a worker must know from its start: what is configured, and what is active.
+
+        Not all that this station has ever seen: the journal also holds recipes that fit other models.
+        """
+        wanted = self._configured | {active.key for active in self._active.values()}
         return {key: self._versions[key].recipe.model_dump(mode="json") for key in sorted(wanted)}
 
     def judged_by(self, bundle: str, bundle_sha256: str | None) -> None:

@@ -51,6 +51,9 @@ class Reloader:
         except FlawlineError as error:
             log.error("reload_refused", error=str(error))
             return f"reload refused, nothing was changed: {error}"
+        except Exception as error:  # no file, however odd, ends a line that runs
+            log.exception("reload_refused")
+            return f"reload refused: {type(error).__name__}: {error}"
         log.info("reloaded", taken_up=hot, needs_restart=cold)
         text = f"reloaded: {', '.join(hot) or 'nothing has changed'}"
         return text + (f"; needs a restart: {', '.join(cold)}" if cold else "")

@@ -21,21 +21,22 @@ from flawline.models.protocol import Message
 
 log = structlog.get_logger()
 _PING_EVERY_S = 1.0
+_MOST_ADDED = 8
 _PATIENCE_S = 15.0
 """So long what waits is kept for a worker that does not start, which may take minutes to fail; then it is answered."""
 
 
 class WorkerClient:
-    """One worker process at a time. `on_message` gets what it says of jobs, `on_ready` what it says of its models,
-    `on_lost` is called when it is gone, `on_unhealthy` when it was not replaced in time. Without `maps` it leaves the
-    anomaly maps out of the ring."""
+    """One worker process at a time. `recipes` says which a new one must know; `on_message` gets what it says of jobs,
+    `on_ready` what it says of its models, `on_lost` is called when it is gone, `on_unhealthy` when it was not replaced
+    in time. Without `maps` it leaves the anomaly maps out of the ring."""
 
     def __init__(
         self,
         ring: FrameRing,
         model: ModelSettings,
         settings: WorkerSettings,
-        recipes: dict[str, dict[str, Any]],
+        recipes: Callable[[], dict[str, dict[str, Any]]],
         on_message: Callable[[Message], None],
         on_ready: Callable[[dict[str, Any]], None],
         on_lost: Callable[[], None],
@@ -47,6 +48,7 @@ class WorkerClient:
         self._model = model
         self._settings = settings
         self._recipes = recipes
+        self._added: dict[str, dict[str, Any]] = {}  # the latest: one may not be active yet, or waiting frames name it
         self._on_message = on_message
         self._on_ready = on_ready
         self._on_lost = on_lost
@@ -93,10 +95,14 @@ class WorkerClient:
         self._channel = ours
         model = self._model
         how = (model.bundle, model.device, model.precision, model.threads)
-        self.send(protocol.load(*how, self._recipes, maps=self._maps))
+        first, rest = protocol.that_fit(self._added | self._recipes())
+        self.send(protocol.load(*how, first, maps=self._maps))
         try:
             async with asyncio.timeout(self._settings.start_limit_s):
                 message = await self._receive()
+                if message is not None and message["op"] == "ready":
+                    for key, table in rest.items():
+                        message["about"]["thresholds"][key] = await self._tell(key, table)
         except TimeoutError as error:
             await self._kill()
             raise WorkerError(
@@ -105,15 +111,27 @@ class WorkerClient:
             ) from error
         if message is None or message["op"] != "ready":
             await self._kill()
-            raise BundleError(
-                message["error"] if message else "the worker ended while it was loading; see the log above"
-            )
+            if message is not None and message["exit_code"] == BundleError.exit_code:
+                raise BundleError(message["error"])
+            # Killed, or the GPU was full: nothing that stands in the configuration, so it may go well another time.
+            why = message["error"] if message else "the worker ended while it was loading; see the log above"
+            raise WorkerError(why, "worker_lost")
         self.about = message["about"]
         self.ready = True
         self.busy_since = None
         self._pong = time.monotonic()
         self._on_ready(self.about)
         log.info("worker_ready", pid=message["pid"], seconds=round(message["seconds"], 2), **self.about)
+
+    async def _tell(self, key: str, table: dict[str, Any]) -> float:
+        """A recipe that found no room in `load`, before anything else is asked of the worker."""
+        answer = await self._receive() if self.send(protocol.recipe(key, table)) else None
+        if answer is None or "error" in answer:
+            await self._kill()
+            if answer is None:
+                raise WorkerError(f"the worker did not take recipe {key}", "worker_lost")
+            raise BundleError(answer["error"])
+        return float(answer["threshold"])
 
     def send(self, message: Message) -> bool:
         """Hand over one message; False where no worker is there to take it."""
@@ -202,7 +220,9 @@ class WorkerClient:
             raise WorkerError("the worker did not take the recipe in time", "worker_lost") from error
         finally:
             del self._recipe_replies[key]
-        self._recipes[key] = table
+        self._added[key] = table
+        while len(self._added) > _MOST_ADDED:
+            del self._added[next(iter(self._added))]
         return threshold
 
     async def learn(self, action: str, fields: dict[str, Any]) -> dict[str, Any]:
@@ -249,6 +269,7 @@ class WorkerClient:
                     await self.start()
                 except (BundleError, WorkerError) as error:
                     log.error("worker_does_not_start", error=str(error))
+                    self._added.clear()  # the memory of one that is out of use may be gone
                     if time.monotonic() - lost > _PATIENCE_S:
                         self._give_up()
                 else:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flawline.config.errors import BundleError, ConfigError
+from flawline.config.errors import BundleError, ConfigError, FlawlineError
 from flawline.config.recipe import Recipe
 from flawline.models.engine import Judgement
 from flawline.models.evidence import Encoded, Evidence, points_in_frame
@@ -22,6 +22,8 @@ MARGIN_S = 0.015
 """What publishing wants of a deadline after the judgement: the mask's way through the ring, the commit."""
 CAUTION = 1.25
 """Factor on the running estimate of SAM's time."""
+WARM = ""
+"""No recipe's key: what running everything once said."""
 
 
 class CollaborationEngine:
@@ -31,7 +33,8 @@ class CollaborationEngine:
         self._inspector: Inspector
         self._recipes: dict[str, Recipe] = {}
         self._session: MemorySession | None = None
-        self._sam_s = 0.0  # running estimate: from a suspicious map to the judgement
+        # Running estimates by recipe, of one suspicious tile: from the map to the judgement. WARM holds for new ones.
+        self._sam_s: dict[str, float] = {WARM: 0.0}
         self.tile_batch: int | None = None
 
     def load(
@@ -55,7 +58,7 @@ class CollaborationEngine:
         """Compute the recipe's text features; returns its decision threshold."""
         try:
             prepared = self._inspector.prepare(recipe)
-        except BundleError as error:
+        except FlawlineError as error:  # of its memory too
             raise BundleError(f"recipe {key.partition('@')[0]!r}: {error}") from error
         self._recipes[key] = recipe
         return prepared.threshold
@@ -92,7 +95,7 @@ class CollaborationEngine:
             encoded = self._inspector.encode([grey], everything)
             began = time.monotonic()
             self._inspector.judge(encoded, everything)
-            self._sam_s = time.monotonic() - began
+            self._sam_s = {WARM: time.monotonic() - began}
 
     def inspect(
         self,
@@ -108,13 +111,16 @@ class CollaborationEngine:
         located = inspector.evidence(encoded, rules, clip_only=True)
         if located.suspicious and deadline_mono is not None:  # having read that, CLIP's time is over and known
             left = deadline_mono - time.monotonic() - MARGIN_S
-            if 0.0 < left < CAUTION * self._sam_s:
+            expected = self._sam_s.get(recipe, self._sam_s[WARM]) * len(located.suspicious)
+            if 0.0 < left < CAUTION * expected:
                 degraded(Judgement(inspector.decide(encoded, located, rules, clip_only=True)[0]))
         began = time.monotonic()
         evidence = inspector.evidence(encoded, rules, located=located)
         result = inspector.decide(encoded, evidence, rules)[0]
         if evidence.refined is not None:
-            self._sam_s += 0.2 * (time.monotonic() - began - self._sam_s)
+            before = self._sam_s.get(recipe, self._sam_s[WARM])
+            taken = (time.monotonic() - began) / len(located.suspicious)
+            self._sam_s[recipe] = before + 0.2 * (taken - before)
         return Judgement(result, _points(encoded, evidence))
 
 

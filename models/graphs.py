@@ -45,7 +45,7 @@ class Captured:
 
 
 class Graphs:
-    """The graphs of one set of models, at most `MOST_GRAPHS`; the one unused for longest goes first.
+    """The graphs of one set of models, at most `MOST_GRAPHS`; the one unused for longest gives way, for good.
 
     `capture` is CUDA's where `enabled` on a CUDA device; another one may be given.
     """
@@ -93,7 +93,8 @@ class Graphs:
             return
         self._captured[full] = captured
         if len(self._captured) > MOST_GRAPHS:
-            self._captured.popitem(last=False)
+            unused, _ = self._captured.popitem(last=False)
+            self._promising[unused] = False  # where there are more shapes than graphs, capturing in turn costs the most
 
 
 def _alike(made: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:

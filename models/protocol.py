@@ -34,6 +34,17 @@ def unpack(data: bytes) -> Message:
     return message
 
 
+def that_fit(recipes: dict[str, dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Those that `load` can carry in one packet, and those that are to follow in `recipe` messages of their own."""
+    first: dict[str, dict[str, Any]] = {}
+    rest: dict[str, dict[str, Any]] = {}
+    room = PACKET_BYTES * 3 // 4
+    for key, table in recipes.items():
+        room -= len(pack({key: table}))
+        (first if room >= 0 else rest)[key] = table
+    return first, rest
+
+
 def load(
     bundle: str,
     device: str,

@@ -168,6 +168,9 @@ class Worker:
             text = f"{type(error).__name__}: {error}"
             log.exception("inspection_failed", job=job)
             self._send("failed_job", job=job, reason="internal", error=text, refining=first_sent)
+            if _device_is_lost(error):
+                log.critical("device_lost", error=text)
+                os._exit(1)  # the agent starts another; an orderly end may hang in the driver
         else:
             answer(judgement, op="refined" if first_sent else "result", degraded=False)
             if copied is not None:
@@ -204,19 +207,29 @@ class Worker:
             answer()
 
     def _inspect_with_retry(self, picture: Any, message: Message, degraded: Any) -> Judgement:
-        """CUDA out of memory: free what the allocator keeps, try once more, tile by tile, then MemoryError."""
+        """Out of memory: free what the allocator keeps, try once more, tile by tile, then MemoryError."""
         for attempt in (1, 2):
             self._engine.tile_batch = None if attempt == 1 else 1
             try:
                 return self._engine.inspect(picture, message["recipe"], message["deadline_mono"], degraded)
             except RuntimeError as error:
-                if type(error).__name__ != "OutOfMemoryError":
+                if not _is_out_of_memory(error):
                     raise
                 if "torch" in sys.modules:
-                    sys.modules["torch"].cuda.empty_cache()
+                    sys.modules["torch"].cuda.empty_cache()  # does nothing without CUDA
                 if attempt == 2:
                     raise MemoryError(str(error)) from error
         raise AssertionError("unreachable")
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """CUDA's has a type of its own, the processor's allocator only says so."""
+    return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+
+
+def _device_is_lost(error: Exception) -> bool:
+    """An illegal access, a failed launch, a GPU that fell off the bus: every later call in this process fails too."""
+    return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
 
 
 def _gpu_memory_bytes() -> int:

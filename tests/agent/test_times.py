@@ -81,7 +81,7 @@ class Way:
         self.pipeline = Pipeline(self.ring, VerdictWriter("line1", "boot", "0"), self.outbox, 2)
         model, worker = self.settings.model, self.settings.worker
         self.pipeline.worker = WorkerClient(
-            *(self.ring, model, worker, {}, print, print, self.pipeline.on_worker_lost),
+            *(self.ring, model, worker, dict, print, print, self.pipeline.on_worker_lost),
             on_unhealthy=self.pipeline.on_worker_unhealthy,
         )
         self.seen: list[dict[str, Any]] = []

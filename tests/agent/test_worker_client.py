@@ -6,13 +6,17 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flawline.agent import worker_client
 from flawline.agent.worker_client import WorkerClient
 from flawline.camera.ring import FrameRing
+from flawline.config.errors import BundleError, WorkerError
+from flawline.config.recipe import Recipe
 from flawline.config.settings import ModelSettings, WorkerSettings
+from flawline.models.noop import NoopEngine
 
 NOOP = "flawline.models.noop:NoopEngine"
 
@@ -25,9 +29,11 @@ async def until(true: Callable[[], bool], limit_s: float = 120.0) -> None:
     assert true()
 
 
-def make_client(ring: FrameRing, settings: WorkerSettings, said: list[str]) -> WorkerClient:
+def make_client(
+    ring: FrameRing, settings: WorkerSettings, said: list[str], recipes: Callable[[], dict[str, Any]] = dict
+) -> WorkerClient:
     return WorkerClient(
-        *(ring, ModelSettings(), settings, {}),
+        *(ring, ModelSettings(), settings, recipes),
         on_message=lambda message: said.append(message["op"]),
         on_ready=lambda _: said.append("ready"),
         on_lost=lambda: said.append("lost"),
@@ -75,5 +81,92 @@ async def test_a_replacement_that_is_not_ready_in_time_is_said(monkeypatch: pyte
     assert said == ["ready", "lost", "unhealthy", "ready"]
     running.cancel()
     await asyncio.wait([running])
+    await client.stop()
+    ring.close()
+
+
+class Exits:
+    """An engine whose process is killed while it loads."""
+
+    def load(self, *_: object) -> None:
+        os._exit(9)
+
+
+class Lacks:
+    """An engine that finds its GPU full while it loads."""
+
+    def load(self, *_: object) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("engine", ["Exits", "Lacks"])
+async def test_a_worker_that_dies_while_loading_is_no_wrong_configuration(
+    monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    """With exit code 2 the service would not be started again."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+    ring = FrameRing(1, 1000)
+    client = make_client(ring, WorkerSettings(engine=f"test_worker_client:{engine}"), [])
+    with pytest.raises(WorkerError, match="while it was loading") as caught:
+        await client.start()
+    assert caught.value.exit_code == 1
+    await client.stop()
+    ring.close()
+
+
+async def test_a_wrong_engine_is_a_wrong_configuration() -> None:
+    ring = FrameRing(1, 1000)
+    client = make_client(ring, WorkerSettings(engine="flawline.models.noop:Nothing"), [])
+    with pytest.raises(BundleError, match="Nothing"):
+        await client.start()
+    ring.close()
+
+
+class Refuses(NoopEngine):
+    """Takes no recipe at its start whose threshold is 0.9."""
+
+    def load(
+        self, bundle: str, device: str, precision: str, threads: int | None, recipes: dict[str, Recipe]
+    ) -> dict[str, Any]:
+        wrong = [key for key, recipe in recipes.items() if recipe.threshold == 0.9]
+        if wrong:
+            raise BundleError(f"recipe {wrong[0]!r}: its memory is gone")
+        return super().load(bundle, device, precision, threads, recipes)
+
+
+async def test_a_replacement_knows_what_judges_now_and_no_recipe_out_of_use_keeps_it_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+    active = {"a@1": Recipe().model_dump(mode="json")}
+    ring, said = FrameRing(1, 1000), []
+    settings = WorkerSettings(engine="test_worker_client:Refuses", restarts_per_minute=10)
+    client = make_client(ring, settings, said, lambda: active)
+    await client.start()
+    running = asyncio.create_task(client.run())
+    assert client.about["thresholds"].keys() == {"a@1"}
+    for number in range(20):
+        await client.add_recipe(f"old@{number}", Recipe(threshold=0.9).model_dump(mode="json"))
+    await client.add_recipe("b@1", Recipe(threshold=0.4).model_dump(mode="json"))
+    active = {"b@1": Recipe(threshold=0.4).model_dump(mode="json")}
+    assert client.pid is not None
+    os.kill(client.pid, signal.SIGKILL)
+    await until(lambda: client.restarts == 1)
+    assert client.about["thresholds"].keys() == {"b@1"}
+    assert client.healthy
+    running.cancel()
+    await asyncio.wait([running])
+    await client.stop()
+    ring.close()
+
+
+async def test_a_line_of_many_products_starts_with_all_their_recipes() -> None:
+    """More than one packet holds."""
+    words = tuple(f"{{}} with a mark of sort {number}" for number in range(20))
+    tables = {f"product{number}@1": Recipe(states_abnormal=words).model_dump(mode="json") for number in range(500)}
+    ring = FrameRing(1, 1000)
+    client = make_client(ring, WorkerSettings(engine=NOOP, start_limit_s=60), [], lambda: tables)
+    await client.start()
+    assert client.about["thresholds"] == dict.fromkeys(tables, 0.5)
     await client.stop()
     ring.close()

@@ -8,7 +8,7 @@ import torch
 from tiny_bundle import write_tiny_bundle
 
 from flawline.config.recipe import Recipe
-from flawline.models.collaboration import CollaborationEngine
+from flawline.models.collaboration import WARM, CollaborationEngine
 from flawline.models.engine import Judgement
 
 LEFT_S = 20.0  # until the deadline: ample for the tiny bundle on any machine
@@ -36,7 +36,7 @@ def inspect(engine: CollaborationEngine, recipe: str, left_s: float | None) -> t
 
 
 def test_an_estimate_too_long_gives_the_clip_maps_verdict_first(engine: CollaborationEngine) -> None:
-    engine._sam_s = TOO_LONG_S
+    engine._sam_s = {WARM: TOO_LONG_S}
     (first,), last = inspect(engine, "suspects all", LEFT_S)
     assert (first.result.degraded, first.result.refined, first.points) == (True, False, [])
     assert (last.result.degraded, last.result.refined) == (False, True)
@@ -45,7 +45,7 @@ def test_an_estimate_too_long_gives_the_clip_maps_verdict_first(engine: Collabor
 
 
 def test_an_estimate_that_fits_leaves_one_verdict(engine: CollaborationEngine) -> None:
-    engine._sam_s = SHORT_S
+    engine._sam_s = {WARM: SHORT_S}
     first, last = inspect(engine, "suspects all", LEFT_S)
     assert (first, last.result.degraded, last.result.refined) == ([], False, True)
 
@@ -55,15 +55,31 @@ def test_an_estimate_that_fits_leaves_one_verdict(engine: CollaborationEngine) -
 )
 def test_nothing_goes_first_without_need(engine: CollaborationEngine, recipe: str, left_s: float | None) -> None:
     """SAM need not run; there is no deadline; or it has passed, and the agent has answered."""
-    engine._sam_s = TOO_LONG_S
+    engine._sam_s = {WARM: TOO_LONG_S}
     first, last = inspect(engine, recipe, left_s)
     assert (first, last.result.degraded, last.result.refined) == ([], False, recipe == "suspects all")
 
 
 def test_the_estimate_follows_what_sam_really_takes(engine: CollaborationEngine) -> None:
-    engine._sam_s = TOO_LONG_S
+    engine._sam_s = {WARM: TOO_LONG_S}
     degraded = [len(inspect(engine, "suspects all", LEFT_S)[0]) for _ in range(12)]
     assert degraded[0] == 1
     assert degraded[-1] == 0
     assert degraded == sorted(degraded, reverse=True)
-    assert engine._sam_s < LEFT_S / 4
+    assert engine._sam_s["suspects all"] < LEFT_S / 4
+
+
+def test_tiles_count_and_one_recipes_tiles_say_nothing_of_anothers(engine: CollaborationEngine) -> None:
+    tiled = Recipe.model_validate(
+        {"prompt": {"region_threshold": 0.0}, "tiling": {"enabled": True, "size": 128, "overlap": 0}}
+    )
+    engine.add_recipe("tiled", tiled)
+    picture = np.random.default_rng(0).integers(90, 160, (256, 256, 3), dtype=np.uint8)
+    engine._sam_s = {WARM: LEFT_S / 3}  # one tile fits, four do not
+    first: list[Judgement] = []
+    engine.inspect(picture, "tiled", time.monotonic() + LEFT_S, first.append)
+    assert len(first) == 1
+    assert inspect(engine, "suspects all", LEFT_S)[0] == []
+    for _ in range(30):
+        inspect(engine, "suspects all", None)
+    assert engine._sam_s["suspects all"] < engine._sam_s["tiled"] < engine._sam_s[WARM]

@@ -98,7 +98,7 @@ def test_with_a_deadline_too_the_encoder_runs_once_and_the_gate_is_read_once(
 ) -> None:
     engine = CollaborationEngine()
     engine.load(str(folder), "cpu", "fp32", 1, {"good": CLEAN, "bad": SUSPICIOUS})
-    engine._sam_s = 600.0  # so long, the engine believes, does SAM take
+    engine._sam_s = {"": 600.0}  # so long, the engine believes, does SAM take
     encoder = passes(engine._inspector.towers.sam.image_encoder)
     clip = clip_passes(engine._inspector)
     early: list[Judgement] = []

@@ -11,6 +11,7 @@ import pytest
 
 from flawline.camera.ring import FrameRing
 from flawline.models import protocol
+from flawline.models import worker as worker_module
 from flawline.models.engine import Judgement
 from flawline.models.noop import NoopEngine
 from flawline.models.worker import Worker
@@ -76,26 +77,36 @@ class OutOfMemoryError(RuntimeError):
     """Called like CUDA's."""
 
 
+class AcceleratorError(RuntimeError):
+    """Called like CUDA's."""
+
+
 class ShortOfMemory(NoopEngine):
     """Its memory holds `room` tiles at once."""
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, room: int, error: RuntimeError) -> None:
         super().__init__()
         self.room = room
+        self.error = error
         self.tile_batch: int | None = None
         self.tried: list[int | None] = []
 
     def inspect(self, *arguments: Any) -> Judgement:
         self.tried.append(self.tile_batch)
         if (self.tile_batch or 4) > self.room:
-            raise OutOfMemoryError("CUDA out of memory")
+            raise self.error
         return super().inspect(*arguments)
 
 
-def test_out_of_memory_is_tried_again_tile_by_tile_and_only_that_picture(ring: FrameRing) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+    ids=["cuda", "cpu"],
+)
+def test_out_of_memory_is_tried_again_tile_by_tile_and_only_that_picture(ring: FrameRing, error: RuntimeError) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        engine = ShortOfMemory(room=1)
+        engine = ShortOfMemory(1, error)
         worker = Worker(ours, ring, engine)
         message = protocol.inspect(1, 0, 48, 64, "default@1", None)
         for _ in range(2):
@@ -103,5 +114,27 @@ def test_out_of_memory_is_tried_again_tile_by_tile_and_only_that_picture(ring: F
             assert judged.result.defects
         assert engine.tried == [None, 1, None, 1]
         engine.room = 0
-        with pytest.raises(MemoryError, match="CUDA out of memory"):
+        with pytest.raises(MemoryError, match=str(error)):
             worker._inspect_with_retry(np.zeros((48, 64, 3), np.uint8), message, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "leaves"),
+    [
+        (AcceleratorError("an illegal memory access was encountered"), True),
+        (RuntimeError("CUDA error: unspecified launch failure"), True),
+        (RuntimeError("sizes do not match"), False),
+    ],
+)
+def test_a_worker_whose_gpu_is_lost_answers_and_makes_room_for_another(
+    ring: FrameRing, monkeypatch: pytest.MonkeyPatch, error: RuntimeError, leaves: bool
+) -> None:
+    left: list[int] = []
+    monkeypatch.setattr(worker_module.os, "_exit", left.append)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        Worker(ours, ring, ShortOfMemory(0, error))._inspect(protocol.inspect(7, 0, 48, 64, "default@1", None))
+        assert receive(theirs)["op"] == "began"
+        failed = receive(theirs)
+    assert (failed["op"], failed["job"], failed["reason"]) == ("failed_job", 7, "internal")
+    assert left == [1] * leaves
