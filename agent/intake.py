@@ -100,9 +100,9 @@ class Intake:
     async def announce(self, camera: str, trigger_id: str | None, part_id: str | None) -> bool:
         """Name the part that a hardware-triggered camera exposes next: it is owed a verdict from now on.
 
-        The next frame exposed after this is its frame. It is answered `camera_fault` where none comes within
-        `trigger_timeout_ms`, or where another part is announced before one does. Returns whether it is journalled.
-        Raises ConfigError as `trigger` does.
+        The next frame whose `t_grab` lies after this is its frame. It is answered `camera_fault` where none comes
+        within `trigger_timeout_ms`, or where another part is announced before one does. Returns whether it is
+        journalled. Raises ConfigError as `trigger` does.
         """
         line = self._line_for_command(camera, "hardware")
         recipe = self._recipes.of(camera)
@@ -151,7 +151,8 @@ class Intake:
     def _announced_for(self, line: Line, t_grab: int) -> Trigger | None:
         """The part last announced before this exposure; those announced before it have got no frame.
 
-        What is announced after an exposure is never that frame's, however late the frame arrives.
+        `t_grab` lies after the exposure by the shortest transfer: what is announced in that time is taken for this
+        frame's, so parts are to be announced after the verdict of the one before.
         """
         found: Trigger | None = None
         while line.announced and line.announced[0].t_trigger <= t_grab:
@@ -173,7 +174,8 @@ class Intake:
         except TimeoutError:
             pass  # `_no_frame` says it
         except (CameraError, NotImplementedError) as error:
-            self._lose_step(line, f"camera {line.name!r} could not be triggered: {error}")
+            if job in line.pending:
+                self._lose_step(line, f"camera {line.name!r} could not be triggered: {error}")
 
     def _no_frame(self, line: Line, job: Job, limit: str) -> None:
         """The true reason goes out, and in time: `camera_fault` just before it would be `deadline`."""
@@ -383,7 +385,10 @@ class Intake:
 
 
 def _send(camera: Camera, job: Job) -> None:
-    """On the line's trigger thread."""
+    """On the line's trigger thread. What was answered while it waited here makes no exposure: its frame would be
+    taken for the next trigger's."""
+    if job.verdict is not None:
+        return
     camera.trigger()
     job.t_sent = time.time_ns()
 

@@ -135,3 +135,35 @@ async def test_all_that_wait_are_answered_and_the_camera_is_opened_again(tmp_pat
     await asyncio.wait_for(grabbing, 30)
     intake.close()
     await way.close()
+
+
+class Slow(Forgetful):
+    """Takes a while to start an exposure."""
+
+    def __init__(self) -> None:
+        super().__init__(ignores=0)
+        self.asked = 0
+
+    def trigger(self) -> None:
+        self.asked += 1
+        time.sleep(0.4)
+
+
+async def test_a_trigger_that_was_answered_in_the_queue_makes_no_exposure(tmp_path: Path) -> None:
+    way = Way(tmp_path)
+    camera = Slow()
+    settings = CameraSettings(name="top", trigger="software", trigger_timeout_ms=100, guard={"enabled": False})
+    recipes = RecipeBook(Settings(cameras=[settings], recipes={"default": Recipe()}), way.journal)
+    intake = Intake([(camera, settings)], way.ring, recipes, way.pipeline, way.outbox, 20, None)
+    line = intake.lines["top"]
+    grabbing = asyncio.create_task(intake.run_camera(line))
+    await intake.until_open(30)
+    await asyncio.gather(*(intake.trigger("top", name, None) for name in "ABC"))
+    await until(lambda: {header["trigger_id"] for header in way.seen} == {"A", "B", "C"})
+    assert {header["reason"] for header in way.seen} == {"camera_fault"}
+    await asyncio.get_running_loop().run_in_executor(line.trigger_thread, lambda: None)  # behind all that was queued
+    assert camera.asked == 1
+    intake.stop()
+    await asyncio.wait_for(grabbing, 30)
+    intake.close()
+    await way.close()
