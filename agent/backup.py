@@ -27,6 +27,7 @@ from typing import Any
 from flawline import __version__
 from flawline.agent.numbers import NumberMark
 from flawline.config.errors import ConfigError, JournalError
+from flawline.config.memory_versions import FOLDER, is_numbered
 from flawline.config.settings import Settings
 
 SCHEMA = "flawline.backup/1"
@@ -38,7 +39,8 @@ _NOT_STATE = {"lock", "journal.sqlite", "journal.sqlite-wal", "journal.sqlite-sh
 def back_up(config: Path, settings: Settings, target: Path, *, pictures: bool) -> list[str]:
     """Write `target`; returns the paths that are in it. Raises ConfigError naming the file that is wrong."""
     state = settings.journal.path / settings.station
-    wanted = {path.resolve(): path for path in (*_of_config(config, settings), *_of_state(state, pictures))}
+    kept = (*_of_config(config, settings), *_memories(config, settings), *_of_state(state, pictures))
+    wanted = {path.resolve(): path for path in kept}
     partial = target.with_name(f".{target.name}.partial")
     try:
         with tempfile.TemporaryDirectory(prefix="flawline-backup-") as folder:
@@ -62,16 +64,23 @@ def _of_config(config: Path, settings: Settings) -> Iterator[Path]:
     yield config.absolute()
     environment = config.absolute().with_suffix(".env")
     keys = config.absolute().parent / "keys" / config.stem  # where the unit takes its credentials from
-    memories = [recipe.model_dump().get("memory") for recipe in settings.recipes.values()]
     for path in (
         *(environment, keys, settings.publish.curve_secret, settings.publish.curve_clients),
         *(settings.control.curve_secret, settings.control.curve_clients, settings.preview.token_file),
-        *(Path(memory).absolute() for memory in memories if memory),
     ):
         if path is not None and path.is_file():
             yield path
         elif path is not None and path.is_dir():
             yield from sorted(inner for inner in path.rglob("*") if inner.is_file())
+
+
+def _memories(config: Path, settings: Settings) -> Iterator[Path]:
+    """What the recipes name, and every version beside it, to roll back to; and what was learnt on the running line."""
+    named = [Path(recipe.memory).absolute() for recipe in settings.recipes.values() if recipe.memory]
+    folders = {memory.parent for memory in named} | {config.absolute().parent / FOLDER, settings.journal.path / FOLDER}
+    yield from (memory for memory in named if memory.is_file())
+    for folder in sorted(folders):
+        yield from (path for path in sorted(folder.glob("*.safetensors")) if is_numbered(path))
 
 
 def _of_state(state: Path, pictures: bool) -> Iterator[Path]:
@@ -230,7 +239,7 @@ def _own(path: Path, owner: str | None) -> None:
 
 
 def _put(source: Path, target: Path, mode: int, state: Path, owner: str | None) -> None:
-    """State belongs to the service's user; configuration and keys to who restores them."""
+    """State and what was learnt belong to the service's user; configuration and keys to who restores them."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -238,8 +247,9 @@ def _put(source: Path, target: Path, mode: int, state: Path, owner: str | None) 
         shutil.copyfileobj(stream, out)
     partial.chmod(mode)
     partial.replace(target)
-    if target.is_relative_to(state):
-        for path in (target, *target.parents):
-            _own(path, owner)
-            if path == state:
-                break
+    for folder in (state, state.parent / FOLDER):
+        if target.is_relative_to(folder):
+            for path in (target, *target.parents):
+                _own(path, owner)
+                if path == folder:
+                    break

@@ -52,7 +52,7 @@ class Journal:
         self._unwritten: deque[Unwritten] = deque(maxlen=_KEPT_UNWRITTEN)
         self._lock = self._lock_folder()
         self._mark = NumberMark(folder / "seq.mark")
-        self._spill = Spill(folder / "spill")
+        self._spill = Spill(folder / "spill", synced=durability == "power")
         self._ballast = folder / "ballast"
         self._found_version = 0
         self._damaged = False  # noticed while running: the next start looks into it

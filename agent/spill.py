@@ -26,8 +26,10 @@ Unwritten = tuple[Header, int | None]
 class Spill:
     """Not thread-safe; used from the journal's thread."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, synced: bool = False) -> None:
+        """With `synced` what was added survives the power."""
         self._path = path
+        self._synced = synced
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
             there = os.fstat(self._fd).st_size
@@ -65,6 +67,8 @@ class Spill:
         try:
             if os.pwrite(self._fd, data, self._end) < len(data):
                 return False
+            if self._synced:
+                os.fdatasync(self._fd)
         except OSError:
             return False
         self._end += len(records)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -102,6 +102,21 @@ def test_power_loss_jumps_over_what_may_have_been_lost(tmp_path: Path, monkeypat
     again = Journal(tmp_path)
     assert again.seq_jump == (1, 1 + numbers.BLOCK + 1)
     again.close()
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_what_the_full_disk_refuses_survives_the_power_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Literal["process", "power"]
+) -> None:
+    """Else its numbers, which are out, would be given again."""
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fdatasync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    journal = Journal(tmp_path, durability)
+    synced.clear()
+    with full_disk(), pytest.raises(JournalError):
+        journal.commit([(verdict(journal, padding=150_000), None)])
+    assert synced.count(str(tmp_path / "spill")) == (durability == "power")
+    journal.close()
 
 
 def test_a_full_disk_is_said_and_its_verdicts_are_kept_over_a_restart(tmp_path: Path) -> None:

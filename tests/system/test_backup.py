@@ -108,3 +108,21 @@ def test_what_is_no_backup_or_damaged_is_refused_before_anything_is_written(tmp_
     assert not root.exists()
     restore(file, root, force=False, skip_numbers=None)
     assert (root / config.relative_to("/")).read_text() == "# whole\n"
+
+
+def test_what_was_learnt_is_kept_with_every_version_to_roll_back_to(tmp_path: Path) -> None:
+    config = tmp_path / "line.toml"
+    names = [f"plates.000{number}.{'ab' * 6}.safetensors" for number in (1, 2)]
+    config.write_text(f'[journal]\npath = "state"\n[recipes.default]\n[recipes.plates]\nmemory = "memory/{names[1]}"\n')
+    kept = [tmp_path / "memory" / name for name in names]  # by `flawline learn`
+    kept += [tmp_path / "state/memory" / name for name in names]  # on the running line
+    for path in (*kept, tmp_path / "memory/notes.txt"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(str(path))
+    Journal(tmp_path / "state/line1").close()
+    file, root = tmp_path / "backup", tmp_path / "root"
+    assert {str(path) for path in kept} < set(back_up(config, load_settings(config, environ={}), file, pictures=False))
+    restore(file, root, force=False, skip_numbers=None)
+    for path in kept:
+        assert (root / path.relative_to("/")).read_text() == str(path)
+    assert not (root / tmp_path.relative_to("/") / "memory/notes.txt").exists()
