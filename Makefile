@@ -54,8 +54,9 @@ soak: install
 wheelhouse: install
 	rm -rf $(WHEELHOUSE) && mkdir -p $(WHEELHOUSE)
 	$(BIN)/python -m pip wheel --quiet --wheel-dir $(WHEELHOUSE) '.$(EXTRAS)'
+	echo 'flawline$(EXTRAS)' > $(WHEELHOUSE)/requirements.txt
 	cp systemd/install.sh $(WHEELHOUSE)/
-	cd $(WHEELHOUSE) && sha256sum *.whl install.sh > SHA256SUMS
+	cd $(WHEELHOUSE) && sha256sum *.whl requirements.txt install.sh > SHA256SUMS
 
 clean:
 	rm -rf $(VENV) $(WHEELHOUSE)

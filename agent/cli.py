@@ -4,11 +4,14 @@ import asyncio
 import json
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+import structlog
 import tomli_w
 import zmq
 from click.exceptions import NoArgsIsHelpError
@@ -24,12 +27,16 @@ from flawline.agent.cli_service import SERVICE
 from flawline.agent.cli_training import train_demo
 from flawline.agent.cli_workbench import WORKBENCH
 from flawline.agent.control import ask
-from flawline.agent.security import make_keys
+from flawline.agent.guard import refuse_open
+from flawline.agent.security import Curve, make_keys
 from flawline.agent.subscriber import Subscriber
 from flawline.config.errors import ConfigError, FlawlineError
 from flawline.config.logging import hide_passwords, set_up_logging
 from flawline.config.settings import LogSettings
 from flawline.config.sources import load_settings
+
+_DRIVERS_S = 2.0  # that threads may take to end
+_LARGEST_SEQ = 2**63 - 1  # of the journal and of msgpack
 
 
 @click.group()
@@ -47,10 +54,32 @@ def run(file: Path | None, overrides: tuple[str, ...], frames: int | None, check
     """Run the agent."""
     settings = load_settings(file, overrides)
     if check:
+        Curve.files("publish", settings.publish)
+        Curve.files("control", settings.control, settings.publish)
+        if settings.preview.enabled:
+            refuse_open(settings.preview)
         click.echo(hide_passwords(tomli_w.dumps(_without_none(settings.model_dump(mode="json")))), nl=False)
         return
     set_up_logging(settings.log, station=settings.station)
-    sys.exit(asyncio.run(run_agent(settings, frames, lambda: load_settings(file, overrides))))
+    code = asyncio.run(run_agent(settings, frames, lambda: load_settings(file, overrides)))
+    _leave_hanging_drivers(code)
+    sys.exit(code)
+
+
+def _leave_hanging_drivers(code: int) -> None:
+    """The interpreter waits at its end for every thread, and one in a camera's driver may never come back.
+
+    Everything of ours is written and closed by now.
+    """
+    end = time.monotonic() + _DRIVERS_S
+    for thread in threading.enumerate():
+        if thread.name.startswith(("camera-", "trigger")):
+            thread.join(max(0.0, end - time.monotonic()))
+            if thread.is_alive():
+                structlog.get_logger().error("left_hanging", thread=thread.name)
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
 
 
 def _with_keys(command: Callable[..., None]) -> Callable[..., None]:
@@ -109,8 +138,8 @@ def subscribe(
 
 
 @cli.command()
-@click.option("--from-seq", type=click.IntRange(min=1), required=True, help="the first verdict")
-@click.option("--to-seq", type=click.IntRange(min=1), help="the last verdict; left out: the newest")
+@click.option("--from-seq", type=click.IntRange(1, _LARGEST_SEQ), required=True, help="the first verdict")
+@click.option("--to-seq", type=click.IntRange(1, _LARGEST_SEQ), help="the last verdict; left out: the newest")
 @click.option("--endpoint", default="tcp://127.0.0.1:5556", show_default=True, help="where an agent takes commands")
 @_with_keys
 def replay(from_seq: int, to_seq: int | None, endpoint: str, server_key: Path | None, client_key: Path | None) -> None:
@@ -118,14 +147,18 @@ def replay(from_seq: int, to_seq: int | None, endpoint: str, server_key: Path | 
     done = False
     keys = _keys(server_key, client_key)
     while not done:
-        reply = ask(endpoint, {"cmd": "replay", "id": 1, "from_seq": from_seq, "to_seq": to_seq}, keys=keys)
+        request = {"cmd": "replay", "id": 1, "from_seq": from_seq, "to_seq": to_seq}
+        try:
+            reply = ask(endpoint, request, keys=keys)
+        except ValueError as error:
+            raise FlawlineError(f"replay from {from_seq}: {error}") from error
         for verdict in reply["verdicts"]:
             click.echo(json.dumps(verdict))
         from_seq, done = reply["next_seq"], reply["done"]
 
 
 @cli.command()
-@click.argument("seq", type=click.IntRange(min=1))
+@click.argument("seq", type=click.IntRange(1, _LARGEST_SEQ))
 @click.option("--good/--bad", "good", default=None, required=True, help="what the part is, whatever the verdict says")
 @click.option("--who", required=True, help="who says so; kept with it")
 @click.option("--note", default="", help="a remark; kept with it")

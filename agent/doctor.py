@@ -8,6 +8,7 @@ import errno
 import fcntl
 import json
 import os
+import pwd
 import re
 import shutil
 import socket
@@ -22,12 +23,15 @@ from urllib.parse import urlsplit
 from flawline.camera.registry import make_camera
 from flawline.config.errors import ConfigError, FlawlineError
 from flawline.config.settings import Settings
+from flawline.config.sources import CREDENTIALS, keys_folder
 from flawline.models.bundle import open_bundle
 
 Verdict = Literal["ok", "warning", "fail"]
 _OPENCV_NEEDS = {"libGL.so.1": "libgl1", "libglib-2.0.so.0": "libglib2.0-0"}  # library: Debian's package
 _SOCKET_BUFFER = 8 << 20  # bytes: some GigE frames that wait while the camera's thread is not scheduled
 _GIGE = ("genicam", "pylon", "gentl")
+_STATIONS = Path("/etc/flawline")  # the unit's configurations
+_HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # by the unit's ProtectHome and PrivateTmp
 _TORCH_TELLS = """
 import json, torch
 print(json.dumps({"torch": torch.__version__, "built_for": torch.version.cuda, "sees": torch.cuda.is_available(),
@@ -54,16 +58,17 @@ class Finding:
 def examine(settings: Settings) -> Iterator[Finding]:
     """All findings, as they are made."""
     running = _agent_is_running(settings)
+    user = _service_user()
     checks: list[Callable[[], Iterator[Finding]]] = [
         _libraries,
         lambda: _gpu(settings),
         lambda: _bundle(settings),
-        lambda: _cameras(settings, running),
+        lambda: _cameras(settings, running, user),
         lambda: _network(settings),
         lambda: _ports(settings, running),
         _clock,
         lambda: _state(settings),
-        lambda: _secrets(settings),
+        lambda: _secrets(settings, user),
     ]
     for check in checks:
         yield from check()
@@ -82,6 +87,35 @@ def _agent_is_running(settings: Settings) -> bool:
     finally:
         os.close(lock)
     return False
+
+
+def _service_user() -> pwd.struct_passwd | None:
+    """Who runs the station, where root asks about a station's configuration; else None: whoever asks runs it."""
+    if os.geteuid() != 0 or _keys().parent != _STATIONS / "keys":
+        return None
+    try:
+        return pwd.getpwnam("flawline")
+    except KeyError:
+        return None
+
+
+def _keys() -> Path:
+    """The folder that systemd takes the station's credentials from, as root."""
+    return Path(os.environ.get(CREDENTIALS[1:], ""))
+
+
+def _why_unseen(path: Path, user: pwd.struct_passwd) -> str | None:
+    """What keeps a file or folder from the service; None where it can read it."""
+    hidden = next((place for place in _HIDDEN if path.resolve().is_relative_to(place)), None)
+    if hidden is not None:
+        return f"cannot be seen by the service, as all below {hidden}"
+    try:  # as that user, so that folders on the way and access lists count
+        done = subprocess.run(
+            ["test", "-r", path], user=user.pw_uid, group=user.pw_gid, extra_groups=[], cwd="/", check=False
+        )
+    except OSError:  # a root that may not become another user
+        return None
+    return f"cannot be read by the service's user {user.pw_name}" if done.returncode else None
 
 
 def _libraries() -> Iterator[Finding]:
@@ -187,7 +221,7 @@ def _bundle(settings: Settings) -> Iterator[Finding]:
                 yield Finding("calibration", "ok", f"recipe {name}: {made.date}, from {made.count} good parts")
 
 
-def _cameras(settings: Settings, running: bool) -> Iterator[Finding]:
+def _cameras(settings: Settings, running: bool, user: pwd.struct_passwd | None) -> Iterator[Finding]:
     for one in settings.cameras:
         where = f"camera {one.name} ({one.backend})"
         if running and one.backend not in ("simulated", "folder"):
@@ -202,6 +236,9 @@ def _cameras(settings: Settings, running: bool) -> Iterator[Finding]:
             yield Finding("cameras", "fail", f"{where}: {type(error).__name__}: {error}", "see the camera's manual")
         else:
             yield Finding("cameras", "ok", f"{where} answers: {about}")
+            if user is not None and one.path is not None and (unseen := _why_unseen(one.path, user)):
+                remedy = f"move it to a place such as /srv/flawline that {user.pw_name} can read"
+                yield Finding("cameras", "warning", f"{where}: {one.path} {unseen}", remedy)
 
 
 # -- network --------------------------------------------------------------------------------------------------
@@ -307,7 +344,10 @@ def _state(settings: Settings) -> Iterator[Finding]:
     free_mb = shutil.disk_usage(there).free / 1e6
     wanted_mb = settings.journal.archive_mb + settings.journal.min_free_mb
     if free_mb < settings.journal.min_free_mb:
-        remedy = "make room, or set journal.path to a larger disk"
+        drop_in = "systemctl edit flawline@STATION: [Service] ReadWritePaths=/data/flawline"
+        remedy = (
+            f"make room, or set journal.path to a larger disk; a service writes there only with a drop-in: {drop_in}"
+        )
         yield Finding("disk", "fail", f"{there}: {free_mb:.0f} MB are free, below journal.min_free_mb", remedy)
     elif free_mb < wanted_mb:
         found = f"{there}: {free_mb:.0f} MB are free; archive_mb and min_free_mb add up to {wanted_mb:.0f} MB"
@@ -316,11 +356,11 @@ def _state(settings: Settings) -> Iterator[Finding]:
         yield Finding("disk", "ok", f"{there}: {free_mb / 1000:.0f} GB are free")
 
 
-def _secrets(settings: Settings) -> Iterator[Finding]:
-    for key, file in (
-        ("publish.curve_secret", settings.publish.curve_secret),
-        ("control.curve_secret", settings.control.curve_secret),
-        ("preview.token_file", settings.preview.token_file),
+def _secrets(settings: Settings, user: pwd.struct_passwd | None) -> Iterator[Finding]:
+    for key, file, credential in (
+        ("publish.curve_secret", settings.publish.curve_secret, "curve.secret"),
+        ("control.curve_secret", settings.control.curve_secret, "curve.secret"),
+        ("preview.token_file", settings.preview.token_file, "preview.token"),
     ):
         if file is None:
             continue
@@ -330,16 +370,23 @@ def _secrets(settings: Settings) -> Iterator[Finding]:
         except OSError as error:
             yield Finding("permissions", "fail", f"{key}: {file} cannot be read: {error.strerror}", f"ls -l {file}")
             continue
-        if mode & 0o077:
-            yield Finding("permissions", "fail", f"{key}: {file} is open to others", f"chmod 600 {file}")
+        trouble = "is open to others" if mode & 0o077 else None
+        remedy = f"chmod 600 {file}"
+        if user is not None and file.parent != _keys():  # those systemd reads and hands over
+            trouble = _why_unseen(file, user) or trouble
+            # Not chmod: root's file, closed to others, is closed to the service's user too.
+            moved = f"install -D -m 600 {file} {_keys() / credential}; rm {file}"
+            remedy = f'{moved}; then set {key} to "{CREDENTIALS}/{credential}"'
+        if trouble:
+            yield Finding("permissions", "fail", f"{key}: {file} {trouble}", remedy)
         else:
             yield Finding("permissions", "ok", f"{key}: {file} is ours alone")
 
 
 def load_for_doctor(load: Callable[[], Settings], config: Path | None) -> Settings:
-    """The settings; outside the service, its credentials are looked for where the unit takes them from."""
-    if config is not None and "CREDENTIALS_DIRECTORY" not in os.environ:
-        os.environ["CREDENTIALS_DIRECTORY"] = str(config.absolute().parent / "keys" / config.stem)
+    """The settings; keys that are not there are findings, and no configuration that does not load."""
+    if config is not None:
+        os.environ.setdefault(CREDENTIALS[1:], str(keys_folder(config)))
     try:
         return load()
     except ConfigError as error:

@@ -36,10 +36,20 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def refuse_open(settings: PreviewSettings) -> None:
+    """Raises ConfigError for settings that would leave the page open to other machines."""
+    if settings.token_file is None and not is_loopback(settings.host) and not settings.insecure:
+        raise ConfigError(
+            f"preview.host = {settings.host!r} is reached from other machines: give preview.token_file, "
+            "or write `insecure = true` to allow it"
+        )
+
+
 class Guard:
     """Checks every request. Raises ConfigError at the start for settings that would leave the page open."""
 
     def __init__(self, settings: PreviewSettings) -> None:
+        refuse_open(settings)
         self._token: bytes | None = None
         self._local = is_loopback(settings.host)
         self._host = settings.host
@@ -54,11 +64,6 @@ class Guard:
                     f"preview.token_file: {settings.token_file} needs a token of at least {_LEAST_TOKEN} characters"
                 )
             self._token = token.encode()
-        elif not self._local and not settings.insecure:
-            raise ConfigError(
-                f"preview.host = {settings.host!r} is reached from other machines: give preview.token_file, "
-                "or write `insecure = true` to allow it"
-            )
 
     def _cookie(self) -> str:
         """What the browser keeps: made from the token, but not the token."""

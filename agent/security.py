@@ -80,11 +80,14 @@ class Curve:
     secret: bytes
     clients: Path
 
-    @classmethod
-    def of(
-        cls, section: str, settings: PublishSettings | ControlSettings, fallback: PublishSettings | None = None
-    ) -> "Curve | None":
-        """What the settings ask for. Raises ConfigError where they leave a socket open to other machines."""
+    @staticmethod
+    def files(
+        section: str, settings: PublishSettings | ControlSettings, fallback: PublishSettings | None = None
+    ) -> tuple[Path, Path] | None:
+        """The secret and the clients' folder that the settings name; neither is looked at.
+
+        Raises ConfigError where they leave a socket open to other machines.
+        """
         secret = settings.curve_secret or (fallback.curve_secret if fallback else None)
         clients = settings.curve_clients or (fallback.curve_clients if fallback else None)
         if secret is None and clients is None:
@@ -97,6 +100,17 @@ class Curve:
         if secret is None or clients is None:
             missing = "curve_secret" if secret is None else "curve_clients"
             raise ConfigError(f"{section}.{missing}: CURVE needs curve_secret and curve_clients both")
+        return secret, clients
+
+    @classmethod
+    def of(
+        cls, section: str, settings: PublishSettings | ControlSettings, fallback: PublishSettings | None = None
+    ) -> "Curve | None":
+        """What the settings ask for. Raises ConfigError as `files` does, and where the files are not as they should."""
+        files = cls.files(section, settings, fallback)
+        if files is None:
+            return None
+        secret, clients = files
         if not clients.is_dir():
             raise ConfigError(f"{section}.curve_clients: {clients} is not a folder")
         return cls(section, read_key(secret, "secret", f"{section}.curve_secret"), clients)

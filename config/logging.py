@@ -17,7 +17,10 @@ import structlog
 from flawline.config.settings import LogSettings
 
 _SECRET_NAME = re.compile(r"token|secret|password|passphrase|private_?key|credential", re.IGNORECASE)
-_SECRET_IN_URL = re.compile(r"(?<=://)([^/@\s:]+):[^/@\s]+(?=@)")  # rtsp://user:password@camera
+_LOGIN_IN_URL = re.compile(r"(?<=://)([^/\s:]*):[^/\s]*(?=@)")  # rtsp://user:p@ssword@camera: up to the last @
+_SECRET_IN_QUERY = re.compile(  # http://camera/?user=a&pwd=secret, also api_key=, access_token=
+    r"([?&][\w.-]*(?:pwd|pass|password|passwd|passphrase|token|secret|key)=)[^&\"\s]+", re.IGNORECASE
+)
 _PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}  # syslog(3)
 Event = MutableMapping[str, Any]
 
@@ -33,7 +36,7 @@ def _mask_secrets(_: Any, __: str, event: Event) -> Event:
 
 def hide_passwords(text: str) -> str:
     """The text without passwords in its URLs."""
-    return _SECRET_IN_URL.sub(r"\1:***", text)
+    return _SECRET_IN_QUERY.sub(r"\1***", _LOGIN_IN_URL.sub(r"\1:***", text))
 
 
 RECORDS = frozenset({"truth"})

@@ -9,9 +9,9 @@ Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Strict(BaseModel):
-    """Base of every settings table: unknown keys are refused, values do not change after loading."""
+    """Base of every settings table: unknown keys, inf and nan are refused, values do not change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class PromptSettings(Strict):

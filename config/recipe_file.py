@@ -41,7 +41,9 @@ def update_recipe(file: Path, recipe: str, values: Mapping[str, Any]) -> None:
             table.pop(key, None)
         else:
             table[key] = value
-    _replace(file, tomlkit.dumps(document))
+    text = tomlkit.dumps(document)
+    load_settings(file, environ={}, text=text)
+    _replace(file, text)
 
 
 def _replace(file: Path, text: str) -> None:
@@ -56,12 +58,9 @@ def _replace(file: Path, text: str) -> None:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
-        load_settings(temporary, environ={})
         temporary.chmod(target.stat().st_mode & 0o7777)
         temporary.replace(target)
     except OSError as error:
         raise ConfigError(f"{file}: cannot be written: {error.strerror or error}") from error
-    except ConfigError as error:
-        raise ConfigError(str(error).replace(str(temporary), str(file))) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -56,7 +56,10 @@ class PublishSettings(Strict):
     masks: Literal["fail", "always", "never"] = Field("fail", description="which verdicts carry a mask")
     encoding: Literal["png", "coco_rle"] = Field("png", description="how masks are written")
     high_water_mark: int = Field(
-        1000, ge=1, description="messages kept for one slow subscriber; beyond that it loses the newest ones"
+        1000,
+        ge=1,
+        le=2**31 - 1,  # ZeroMQ's int
+        description="messages kept for one slow subscriber; beyond that it loses the newest ones",
     )
     curve_secret: Path | None = Field(None, description="file with the server's CURVE secret key (also for control)")
     curve_clients: Path | None = Field(None, description="folder of the allowed clients' public keys")
@@ -67,7 +70,7 @@ class ControlSettings(Strict):
     """The socket that takes commands (ZeroMQ ROUTER)."""
 
     endpoint: str = Field("tcp://127.0.0.1:5556", description="address to bind")
-    max_message_bytes: int = Field(65536, ge=1024, description="a larger request is refused")
+    max_message_bytes: int = Field(65536, ge=1024, le=2**31 - 1, description="a larger request is refused")
     curve_secret: Path | None = Field(None, description="file with the server's CURVE secret key; default: publish's")
     curve_clients: Path | None = Field(None, description="folder of the allowed clients' keys; default: publish's")
     insecure: bool = Field(False, description="allow an address other than loopback without CURVE")
@@ -83,14 +86,14 @@ class JournalSettings(Strict):
         "process",
         description="what a published verdict survives: `process` death, or `power` loss too (slower)",
     )
-    keep_days: float = Field(90.0, gt=0.0, description="verdicts older than this are dropped")
+    keep_days: float = Field(90.0, gt=0.0, le=1e6, description="verdicts older than this are dropped")
     keep_verdicts: int = Field(5_000_000, ge=1000, description="at most this many verdicts are kept")
-    keep_mb: float = Field(4000.0, ge=1.0, description="of verdicts; the oldest go first")
+    keep_mb: float = Field(4000.0, ge=1.0, le=1e9, description="of verdicts; the oldest go first")
     archive: Literal["fail", "never"] = Field("fail", description="which pictures are kept beside the journal")
     archive_good_every: int = Field(200, ge=0, description="of the good ones, every so many-th is kept; 0: none")
     archive_format: Literal["jpg", "png"] = Field("jpg", description="how they are kept; png is exact, and slow")
-    archive_mb: float = Field(2000.0, ge=0.0, description="budget of the pictures; the oldest go first")
-    min_free_mb: float = Field(500.0, ge=0.0, description="below this free space no picture is archived")
+    archive_mb: float = Field(2000.0, ge=0.0, le=1e9, description="budget of the pictures; the oldest go first")
+    min_free_mb: float = Field(500.0, ge=0.0, le=1e9, description="below this free space no picture is archived")
 
 
 class LogSettings(Strict):
@@ -103,7 +106,7 @@ class LogSettings(Strict):
 class Settings(BaseSettings):
     """Everything that `flawline run` can be told."""
 
-    model_config = SettingsConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     station: Name = Field("line1", description="this station's name; part of every topic")
     cameras: tuple[CameraSettings, ...] = Field(

@@ -38,20 +38,26 @@ _PATH_KEYS = {
 
 
 def load_settings(
-    file: Path | None = None, overrides: Iterable[str] = (), environ: Mapping[str, str] | None = None
+    file: Path | None = None,
+    overrides: Iterable[str] = (),
+    environ: Mapping[str, str] | None = None,
+    text: str | None = None,
 ) -> Settings:
-    """The effective settings. Raises ConfigError naming the key, variable or file, with the nearest known name."""
-    tree = read_file(file) if file is not None else {}
+    """The effective settings; with `text`, as if that stood in the file.
+
+    Raises ConfigError naming the key, variable or file, with the nearest known name.
+    """
+    tree = read_file(file, text) if file is not None else {}
     environ = os.environ if environ is None else environ
-    for variable, text in sorted(environ.items()):
+    for variable, value in sorted(environ.items()):
         if variable.startswith(PREFIX) and variable not in NOT_SETTINGS:
-            path = [part.lower() for part in variable.removeprefix(PREFIX).split("__")]
-            _assign(tree, path, text, Path.cwd(), f"environment variable {variable}", any_case=True)
+            path = variable.removeprefix(PREFIX).split("__")
+            _assign(tree, path, value, file, f"environment variable {variable}", any_case=True)
     for item in overrides:
-        key, separator, text = item.partition("=")
+        key, separator, value = item.partition("=")
         if not separator or not key:
             raise ConfigError(f"--set {item}: write it as a.b=value")
-        _assign(tree, key.split("."), text, Path.cwd(), f"--set {key}", any_case=False)
+        _assign(tree, key.split("."), value, file, f"--set {key}", any_case=False)
     where = str(file) if file is not None else "settings"
     try:
         return Settings(**tree)
@@ -59,10 +65,10 @@ def load_settings(
         raise ConfigError(explain(error, Settings, where, list(tree.get("cameras", {})))) from error
 
 
-def read_file(file: Path) -> dict[str, Any]:
+def read_file(file: Path, text: str | None = None) -> dict[str, Any]:
     """The file's tree, cameras by name, relative paths made absolute. Raises ConfigError naming the file."""
     try:
-        tree = tomllib.loads(file.read_text(encoding="utf-8"))
+        tree = tomllib.loads(file.read_text(encoding="utf-8") if text is None else text)
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -80,41 +86,68 @@ def read_file(file: Path) -> dict[str, Any]:
                 raise ConfigError(f"{file}: cameras: two cameras are called {name!r}")
             by_name[name] = camera
         tree["cameras"] = by_name
-    _resolve_paths(tree, (), file.resolve().parent)
+    _resolve_paths(tree, (), file.resolve().parent, file)
     return tree
 
 
-def _resolve_paths(tree: dict[str, Any], above: tuple[str, ...], base: Path) -> None:
+def _resolve_paths(tree: dict[str, Any], above: tuple[str, ...], base: Path, file: Path) -> None:
     for key, value in tree.items():
         path = (*above, key)
         if isinstance(value, dict):
-            _resolve_paths(value, path, base)
+            _resolve_paths(value, path, base, file)
         elif isinstance(value, str) and _pattern(path) in _PATH_KEYS:
-            tree[key] = _absolute(value, base, ".".join(path))
+            tree[key] = _absolute(value, base, file, ".".join(path))
     model = tree.get("model") if not above else None
     if isinstance(model, dict) and isinstance(model.get("bundle"), str) and "/" in model["bundle"]:
-        model["bundle"] = str(base / Path(model["bundle"]).expanduser())
+        model["bundle"] = str(base / _at_home(model["bundle"], "model.bundle"))
 
 
-def _absolute(text: str, base: Path, where: str) -> str:
+def _absolute(text: str, base: Path, file: Path | None, where: str) -> str:
     """The path, from `base` where it is relative. `$CREDENTIALS_DIRECTORY/` leads to what systemd hands a service."""
     if text.startswith(CREDENTIALS):
-        folder = os.environ.get(CREDENTIALS[1:])
-        if folder is None:
-            raise ConfigError(
-                f"{where}: {text}: {CREDENTIALS[1:]} is not set; systemd sets it for a service, elsewhere "
-                "set it to the folder that holds the keys"
-            )
-        text = folder + text.removeprefix(CREDENTIALS)
-    return str(base / Path(text).expanduser())
+        text = _credentials(file, f"{where}: {text}") + text.removeprefix(CREDENTIALS)
+    return str(base / _at_home(text, where))
+
+
+def _at_home(text: str, where: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # `~pictures/`: no such user
+        raise ConfigError(f"{where}: {text}: {error}") from error
+
+
+def keys_folder(file: Path) -> Path:
+    """Where the unit has systemd take the credentials of a station from: `keys/NAME` beside its NAME.toml."""
+    return file.absolute().parent / "keys" / file.stem
+
+
+def _credentials(file: Path | None, where: str) -> str:
+    """What systemd says; outside the service, for a command by hand, the folder that it takes them from."""
+    if CREDENTIALS[1:] in os.environ:
+        return os.environ[CREDENTIALS[1:]]
+    unset = f"{where}: {CREDENTIALS[1:]} is not set; systemd sets it for a service, elsewhere"
+    if file is None:
+        raise ConfigError(f"{unset} set it to the folder that holds the keys")
+    folder = keys_folder(file)
+    try:
+        folder.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        remedy = "put them there (`flawline keys` makes CURVE's), or set it to the folder that holds them"
+        raise ConfigError(f"{unset} the keys are taken from {folder}, which is not there: {remedy}") from error
+    except OSError:
+        pass  # it is root's alone: who only checks the file needs no key, and who does is told what cannot be read
+    return str(folder)
 
 
 def _pattern(path: tuple[str, ...]) -> tuple[str, ...]:
     return (path[0], "*", *path[2:]) if path[0] in ("cameras", "recipes") else path
 
 
-def _assign(tree: dict[str, Any], path: list[str], text: str, base: Path, source: str, *, any_case: bool) -> None:
+def _assign(
+    tree: dict[str, Any], written: list[str], text: str, file: Path | None, source: str, *, any_case: bool
+) -> None:
     """Put one value into the tree. Only names that exist are accepted; a camera must be there already."""
+    path = [part.lower() for part in written] if any_case else written
     if path[0] == "cameras" and "cameras" not in tree:
         tree["cameras"] = {
             camera.name: camera.model_dump(exclude={"name"}, exclude_unset=True)
@@ -129,14 +162,14 @@ def _assign(tree: dict[str, Any], path: list[str], text: str, base: Path, source
         if match is None:
             if not open_ended:
                 raise ConfigError(f"{source}: unknown key {'.'.join(path)!r}{_nearest(part, known)}")
-            match = part
+            match = written[depth] if depth > 1 else part  # features have a case of their own
         kind = _child(kind, match, depth, path)
         if depth == len(path) - 1:
             if kind is not None and kind is not dict and isinstance(kind, type) and issubclass(kind, BaseModel):
                 raise ConfigError(f"{source}: {'.'.join(path)!r} is a table; name a key inside it")
             value: Any = _value(text, source)
             if _pattern((*path[:-1], match)) in _PATH_KEYS and isinstance(value, str):
-                value = _absolute(value, base, source)
+                value = _absolute(value, Path.cwd(), file, source)
             node[match] = value
         else:
             node = node.setdefault(match, {})

@@ -5,6 +5,6 @@ here=$(cd "$(dirname "$0")" && pwd)
 target=${1:-/opt/flawline}
 cd "$here" && sha256sum --check --quiet SHA256SUMS
 "${PYTHON:-python3}" -m venv "$target"
-"$target/bin/pip" install --quiet --no-index --find-links "$here" flawline
+"$target/bin/pip" install --quiet --upgrade --no-index --find-links "$here" --requirement "$here/requirements.txt"
 "$target/bin/flawline" --version
 echo "next: $target/bin/flawline service install"

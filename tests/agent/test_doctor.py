@@ -2,16 +2,32 @@
 
 import json
 import os
+import pwd
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 from tiny_bundle import write_tiny_bundle
 
-from flawline.agent.doctor import _agent_is_running, _ports, _torch
+from flawline.agent import doctor as doctors
+from flawline.agent.doctor import (
+    Finding,
+    _agent_is_running,
+    _cameras,
+    _ports,
+    _secrets,
+    _service_user,
+    _state,
+    _torch,
+    load_for_doctor,
+)
 from flawline.agent.journal import Journal
 from flawline.config.sources import load_settings
 
@@ -112,6 +128,77 @@ def test_a_configuration_that_does_not_load_is_exit_2(tmp_path: Path) -> None:
     done = subprocess.run([*CLI, "doctor", "--config", str(file)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "did you mean 'model'" in done.stderr
+
+
+@pytest.fixture
+def etc(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder in the place of /etc/flawline that all may read, and `nobody` in the place of the user flawline."""
+    nobody = pwd.getpwnam("nobody")
+    monkeypatch.setattr(pwd, "getpwnam", lambda name: {"flawline": nobody}[name])
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", "set, so that it is taken back at the end")
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        monkeypatch.setattr(doctors, "_STATIONS", Path(folder))
+        monkeypatch.setattr(doctors, "_HIDDEN", (f"{folder}/home",))
+        yield Path(folder)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may look at files as another user")
+def test_root_is_told_what_the_services_user_cannot_read(etc: Path) -> None:
+    def token(mode: int, file: str = "preview.token") -> Finding:
+        (etc / file).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (etc / file).write_text("0123456789abcdef")
+        (etc / file).chmod(mode)
+        (finding,) = _secrets(settings, _service_user())
+        return finding
+
+    line = config(etc)
+    line.write_text(line.read_text().replace("[preview]\n", '[preview]\ntoken_file = "preview.token"\n'))
+    settings = load_for_doctor(lambda: load_settings(line, environ={}), line)
+    kept = etc / "keys/line/preview.token"
+    for mode, says in ((0o644, "is open to others"), (0o600, "cannot be read by the service's user nobody")):
+        finding = token(mode)
+        assert finding.verdict == "fail"
+        assert says in finding.found
+        assert str(kept) in finding.remedy
+        assert 'preview.token_file to "$CREDENTIALS_DIRECTORY/preview.token"' in finding.remedy
+        assert "chmod" not in finding.remedy
+    line.write_text(line.read_text().replace('"preview.token"', '"$CREDENTIALS_DIRECTORY/preview.token"'))
+    settings = load_for_doctor(lambda: load_settings(line, environ={}), line)
+    assert token(0o600, "keys/line/preview.token").verdict == "ok"  # root's alone: systemd hands it over
+    assert token(0o644, "keys/line/preview.token").remedy == f"chmod 600 {kept}"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may look at files as another user")
+@pytest.mark.parametrize(("place", "mode", "says"), [("home", 0o755, "cannot be seen"), ("srv", 0o700, "nobody")])
+def test_root_is_warned_of_pictures_that_the_service_does_not_see(etc: Path, place: str, mode: int, says: str) -> None:
+    (etc / place).mkdir()
+    cv2.imwrite(str(etc / place / "1.png"), np.zeros((64, 64), np.uint8))
+    (etc / place).chmod(mode)
+    line = config(etc, f'[[cameras]]\nname = "top"\nbackend = "folder"\npath = "{place}"\n')
+    settings = load_for_doctor(lambda: load_settings(line, environ={}), line)
+    findings = list(_cameras(settings, False, _service_user()))
+    assert [finding.verdict for finding in findings] == ["ok", "warning"]
+    assert says in findings[1].found
+    (etc / place).rename(etc / "seen")
+    (etc / "seen").chmod(0o755)
+    line.write_text(line.read_text().replace(f'"{place}"', '"seen"'))
+    settings = load_settings(line, environ={})
+    assert [finding.verdict for finding in _cameras(settings, False, _service_user())] == ["ok"]
+
+
+def test_another_configuration_is_not_a_services(etc: Path, tmp_path: Path) -> None:
+    line = config(tmp_path)
+    load_for_doctor(lambda: load_settings(line, environ={}), line)
+    assert _service_user() is None
+
+
+def test_a_larger_disk_comes_with_the_services_drop_in(tmp_path: Path) -> None:
+    line = config(tmp_path)
+    settings = load_settings(line, ["journal.min_free_mb=1e9"], environ={})
+    (finding,) = (finding for finding in _state(settings) if finding.check == "disk")
+    assert "ReadWritePaths=/data/flawline" in finding.remedy
 
 
 WELL: dict[str, Any] = {

@@ -1,10 +1,15 @@
 """What an engineer sees when the configuration is right, overridden or wrong."""
 
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from flawline.config.errors import ConfigError
+from flawline.config.recipe_file import update_recipe
 from flawline.config.sources import load_settings
 
 TOP = '[[cameras]]\nname = "top"\nbackend = "folder"\npath = "pictures"\nfps = 5.0\n'
@@ -30,6 +35,14 @@ def test_set_beats_environment_beats_file(tmp_path: Path) -> None:
     assert load_settings(file, ["cameras.top.fps=7"], env).cameras[0].fps == 7
 
 
+def test_features_in_the_environment_keep_their_case(tmp_path: Path) -> None:
+    file = write(tmp_path, TOP + "[cameras.features]\nGain = 1\n")
+    env = {"FLAWLINE_CAMERAS__TOP__FEATURES__ExposureTime": "5000", "FLAWLINE_CAMERAS__TOP__FEATURES__GAIN": "2"}
+    assert load_settings(file, environ=env).cameras[0].features == {"ExposureTime": "5000", "Gain": "2"}
+    # Tables of their own names take the one that is there.
+    assert load_settings(file, environ={"FLAWLINE_RECIPES__DEFAULT__OBJECT": "nut"}).recipes["default"].object == "nut"
+
+
 def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert load_settings(write(tmp_path, TOP), environ={}).cameras[0].path == tmp_path / "pictures"
 
@@ -40,6 +53,12 @@ def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         (TOP + "fsp = 3\n", [], {}, "unknown key 'cameras.top.fsp'; did you mean 'fps'"),
         ('statoin = "x"\n', [], {}, "did you mean 'station'"),
         ("[recipes.default]\ntreshold = 0.5\n", [], {}, "did you mean 'threshold'"),
+        ("[journal]\nkeep_days = inf\n", [], {}, "journal.keep_days: Input should be a finite number (given: inf)"),
+        ("[journal]\narchive_mb = 1e308\n", [], {}, "journal.archive_mb"),  # finite, but its bytes are not
+        ("[recipes.default]\nmemory_rotations = [nan]\n", [], {}, "recipes.default.memory_rotations.0"),
+        (TOP + "[cameras.features]\nExposureTime = inf\n", [], {}, "cameras.top.features.ExposureTime"),
+        ("", [], {"FLAWLINE_PREVIEW__FPS": "nan"}, "preview.fps"),
+        ("[publish]\nhigh_water_mark = 3000000000\n", [], {}, "publish.high_water_mark"),
         ("[recipes.default]\nthreshold = 2\n", [], {}, "recipes.default.threshold"),
         ("[recipes.default]\nroi = [0, 0, 0, 5]\n", [], {}, "needs x, y >= 0"),
         ('[recipes.default]\nstates_normal = ["fine"]\n', [], {}, "exactly once"),
@@ -59,3 +78,58 @@ def test_wrong_configuration_is_one_clear_line(
         load_settings(write(tmp_path, text), overrides, env)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+KEYS = '[publish]\ncurve_secret = "$CREDENTIALS_DIRECTORY/curve.secret"\n'
+
+
+def test_a_command_by_hand_takes_the_keys_where_the_unit_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    file = write(tmp_path, KEYS)
+    with pytest.raises(ConfigError) as caught:
+        load_settings(file, environ={})
+    assert str(tmp_path / "keys/flawline") in str(caught.value)
+    (tmp_path / "keys/flawline").mkdir(parents=True)
+    secret = tmp_path / "keys/flawline/curve.secret"
+    assert load_settings(file, environ={}).publish.curve_secret == secret
+    by_set = load_settings(file, ["preview.token_file=$CREDENTIALS_DIRECTORY/preview.token"], {})
+    assert by_set.preview.token_file == secret.with_name("preview.token")
+    update_recipe(file, "default", {"threshold": 0.25})  # what calibrate and learn do
+    assert load_settings(file, environ={}).recipes["default"].threshold == 0.25
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/credentials/x")
+    assert load_settings(file, environ={}).publish.curve_secret == Path("/run/credentials/x/curve.secret")
+
+
+@contextmanager
+def _no_root() -> Iterator[None]:
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_who_may_not_see_the_keys_can_still_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own is closed to other users
+        file = write(Path(folder), KEYS)
+        keys = Path(folder) / "keys"
+        (keys / "flawline").mkdir(parents=True)
+        Path(folder).chmod(0o755)
+        keys.chmod(0)
+        try:
+            with _no_root():
+                assert load_settings(file, environ={}).publish.curve_secret == keys / "flawline/curve.secret"
+        finally:
+            keys.chmod(0o700)
+
+
+def test_a_recipe_that_would_not_load_leaves_the_file_as_it_is(tmp_path: Path) -> None:
+    file = write(tmp_path, "# mine\n")
+    with pytest.raises(ConfigError, match=r"flawline\.toml: recipes\.default\.threshold"):
+        update_recipe(file, "default", {"threshold": 2.0})
+    assert file.read_text() == "# mine\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["flawline.toml"]

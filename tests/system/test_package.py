@@ -94,25 +94,49 @@ def test_wheel_and_sdist_hold_everything_and_the_wheel_runs(tree: set[str], tmp_
     assert "WatchdogSec=" in shown.stdout, shown.stderr
 
 
-def test_a_folder_of_wheels_installs_without_a_network(tmp_path: Path) -> None:
-    """install.sh with a wheel that has no dependencies: a small one of our own, called flawline."""
-    source = tmp_path / "small"
-    (source / "flawline").mkdir(parents=True)
-    (source / "flawline/__init__.py").write_text("def main():\n    print('flawline, version 9')\n")
+def small_wheel(folder: Path, name: str, more: str = "") -> Path:
+    """A wheel without dependencies, with one function `main` that says the versions."""
+    source = folder / name
+    (source / name).mkdir(parents=True)
+    (source / name / "__init__.py").write_text(f"def main():\n    print('{name}, version 9')\n")
     (source / "pyproject.toml").write_text(
         '[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n'
-        '[project]\nname = "flawline"\nversion = "9"\n[project.scripts]\nflawline = "flawline:main"\n'
+        f'[project]\nname = "{name}"\nversion = "9"\n{more}'
     )
-    house = tmp_path / "wheelhouse"
-    wheel = build("wheel", source, house)
-    shutil.copy(ROOT / "systemd/install.sh", house)
-    with (house / "SHA256SUMS").open("w") as sums:
-        subprocess.run(["sha256sum", wheel.name, "install.sh"], cwd=house, stdout=sums, check=True)
+    return build("wheel", source, folder / "out" / name)
+
+
+@pytest.mark.parametrize("extras", ["", "[camera]"])
+def test_a_folder_of_wheels_installs_without_a_network(tmp_path: Path, extras: str) -> None:
+    """`make wheelhouse` and install.sh with small wheels of our own, in the place of what pip would fetch."""
+    need(shutil.which("make"), "make")
+    with_extra = (
+        '[project.optional-dependencies]\ncamera = ["cameralib"]\n[project.scripts]\nflawline = "flawline:main"\n'
+    )
+    wheel, library = small_wheel(tmp_path, "flawline", with_extra), small_wheel(tmp_path, "cameralib")
+    venv, house = tmp_path / "venv", tmp_path / "wheelhouse"
+    (venv / "bin").mkdir(parents=True)
+    python = venv / "bin/python"  # stands for `python -m pip wheel --quiet --wheel-dir HOUSE .EXTRAS`
+    python.write_text(f'#!/bin/sh\n[ "$7" = ".{extras}" ] && cp {wheel} {library} "$6"\n')
+    python.chmod(0o755)
+    (venv / ".installed").touch()
+    done = subprocess.run(
+        ["make", "wheelhouse", f"VENV={venv}", f"WHEELHOUSE={house}", f"EXTRAS={extras}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "requirements.txt" in (house / "SHA256SUMS").read_text()
+    wheel = house / wheel.name
     install = ["sh", str(house / "install.sh"), str(tmp_path / "opt")]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"PYTHON": sys.executable}
     done = subprocess.run(install, capture_output=True, text=True, timeout=280, env=environment)
     assert done.returncode == 0, done.stderr
     assert "flawline, version 9" in done.stdout
+    there = {path.name for path in (tmp_path / "opt").glob("lib/python*/site-packages/*")}
+    assert ("cameralib" in there) == bool(extras)
     wheel.write_bytes(wheel.read_bytes() + b"x")
     done = subprocess.run(install, capture_output=True, text=True, timeout=280, env=environment)
     assert done.returncode != 0

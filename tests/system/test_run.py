@@ -195,3 +195,55 @@ def running(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+HANGS = """
+import time
+from flawline.camera.folder import FolderCamera
+grab = FolderCamera.grab
+FolderCamera.grab = lambda camera, timeout_s: time.sleep(600) if camera.name == "side" else grab(camera, timeout_s)
+from flawline.agent.cli import main; main()
+"""
+
+
+def test_a_driver_that_never_comes_back_does_not_keep_the_process(line: tuple[list[str], str, Path]) -> None:
+    _, _, folder = line
+    config = folder / "line.toml"
+    config.write_text(config.read_text() + '[[cameras]]\nname = "side"\nbackend = "folder"\npath = "pictures"\n')
+    command = [sys.executable, "-c", HANGS, "run", "--config", str(config), "--frames", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stderr
+    assert "left_hanging" in done.stdout + done.stderr
+
+
+def test_numbers_that_no_journal_holds_are_wrong_usage() -> None:
+    done = subprocess.run([*CLI, "replay", "--from-seq", "9" * 20], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "--from-seq" in done.stderr
+
+
+@pytest.mark.parametrize("key", ["publish.endpoint", "control.endpoint", "preview.host"])
+def test_a_check_tells_of_a_door_left_open(line: tuple[list[str], str, Path], key: str) -> None:
+    command, _, _ = line
+    value = "0.0.0.0" if key == "preview.host" else "tcp://0.0.0.0:5555"
+    section = key.split(".")[0]
+    for more, code in (([], 2), (["--set", f"{section}.insecure=true"], 0)):
+        done = subprocess.run(
+            [*command, "--check", "--set", f"{key}={value}", *more], capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == code, done.stderr
+        assert (key in done.stderr) == (code == 2)
+
+
+@pytest.mark.parametrize("key", ["path", "bundle"])
+def test_a_home_that_is_nobodys_is_wrong_usage(line: tuple[list[str], str, Path], key: str) -> None:
+    command, _, folder = line
+    config = folder / "line.toml"
+    text = config.read_text()
+    changed = text.replace('path = "pictures"', 'path = "~nobody-here/pictures"')
+    config.write_text(changed if key == "path" else text + '[model]\nbundle = "~nobody-here/demo"\n')
+    done = subprocess.run([*command, "--check"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert f"{'cameras.top.path' if key == 'path' else 'model.bundle'}: ~nobody-here/" in done.stderr
+    assert "Traceback" not in done.stderr
