@@ -11,6 +11,7 @@ import tomli_w
 from flawline.agent.control import ask
 from flawline.agent.progress import WorkProgress
 from flawline.config.errors import ConfigError, FlawlineError
+from flawline.config.memory_versions import stored_sha256
 from flawline.config.recipe import Recipe
 from flawline.config.recipe_file import update_recipe
 from flawline.config.sources import load_settings
@@ -21,11 +22,12 @@ AT_ONCE = 500  # verdicts asked for in one request
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of good parts, and the bundle that gave them."""
+    """Scores of good parts, the bundle that gave them, and the memory, where they were judged by one."""
 
     scores: list[float]
     bundle: str
     bundle_sha256: str
+    memory_sha256: str | None = None
 
 
 @click.command()
@@ -88,6 +90,8 @@ def calibrate(
         keys = (server_key, client_key) if server_key is not None and client_key is not None else None
         found_scores = scores_of_line(endpoint, recipe, last, keys)
         require_enough(len(found_scores.scores), target_fpr, confidence, "--last")
+        if file is not None and not dry_run:
+            _refuse_another_memory(found_scores.memory_sha256, recipe_named(file, recipe), recipe, file)
     found = find_threshold(found_scores.scores, target_fpr, confidence)
     calibration = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -154,7 +158,7 @@ def scores_of_line(endpoint: str, recipe: str, count: int, keys: tuple[Path, Pat
     scores say nothing of what will come. Raises ConfigError where nobody answers, FlawlineError on a refusal.
     """
     scores: list[float] = []
-    version = bundle = sha256 = None
+    version = bundle = sha256 = memory = None
     upper: int | None = None
     try:
         while len(scores) < count and (upper is None or upper >= 1):
@@ -172,20 +176,29 @@ def scores_of_line(endpoint: str, recipe: str, count: int, keys: tuple[Path, Pat
                     continue
                 provenance = verdict["provenance"]
                 if version is None:
-                    version, bundle, sha256 = (
-                        verdict["recipe"]["version"],
-                        provenance["bundle"],
-                        provenance["bundle_sha256"],
-                    )
+                    version = verdict["recipe"]["version"]
+                    bundle, sha256 = provenance["bundle"], provenance["bundle_sha256"]
+                    memory = provenance.get("memory_sha256")
                 if (verdict["recipe"]["version"], provenance["bundle_sha256"]) != (version, sha256):
-                    return Scores(scores, str(bundle), str(sha256))
+                    return Scores(scores, str(bundle), str(sha256), memory)
                 scores.append(float(verdict["score"]))
                 if len(scores) == count:
                     break
             upper = lower - 1
     except ValueError as error:
         raise FlawlineError(f"--endpoint {endpoint}: the agent refuses: {error}") from error
-    return Scores(scores, str(bundle), str(sha256))
+    return Scores(scores, str(bundle), str(sha256), memory)
+
+
+def _refuse_another_memory(judged_by: str | None, content: Recipe, recipe: str, file: Path) -> None:
+    """A threshold belongs to the scale of the memory that gave the scores: one by words alone has another."""
+    written = stored_sha256(Path(content.memory)) if content.memory else None
+    if written != judged_by:
+        of_line, of_file = (f"the memory {sha[:12]}" if sha else "no memory" for sha in (judged_by, written))
+        raise ConfigError(
+            f"--last: the line judges recipe {recipe!r} with {of_line}, {file} has {of_file} there: "
+            f"set recipes.{recipe}.memory first, or reload the line"
+        )
 
 
 def recipe_named(file: Path | None, name: str) -> Recipe:

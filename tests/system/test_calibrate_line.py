@@ -5,8 +5,10 @@ import subprocess
 from collections.abc import Callable
 
 import numpy as np
+from safetensors.numpy import save_file
 from station import CLI, Station
 
+from flawline.config.recipe_file import update_recipe
 from flawline.config.sources import load_settings
 
 
@@ -33,4 +35,16 @@ def test_a_threshold_from_the_last_parts_of_a_running_line(make_station: Callabl
     done = subprocess.run(all_parts, capture_output=True, text=True, timeout=60)
     assert json.loads(done.stdout)["count"] == 15
     assert json.loads(done.stdout)["threshold"] > 0.9  # 15 good parts of which one scores 0.9: none may be rejected
+    # a threshold found without a memory is none for a recipe with one
+    memory = station.folder / "default.0001.aaaaaaaaaaaa.safetensors"
+    save_file({"cells": np.zeros(1, np.float32)}, memory, {"sha256": "a" * 64})
+    update_recipe(station.config, "default", {"memory": str(memory)})
+    before = station.config.read_text()
+    other = subprocess.run(
+        [*command, "--last", "14", "--target-fpr", "0.2"], capture_output=True, text=True, timeout=60
+    )
+    assert other.returncode == 2
+    assert "with no memory" in other.stderr
+    assert "the memory aaaaaaaaaaaa" in other.stderr
+    assert station.config.read_text() == before
     station.stop()
