@@ -8,11 +8,11 @@ from typing import Any
 from genicam import genapi, gentl
 from harvesters.core import Harvester
 
-from flawline.camera.buffers import as_picture
 from flawline.camera.device_camera import Block, DeviceCamera
 from flawline.camera.discovery import Device, choose
 from flawline.camera.features import FeatureMap
 from flawline.camera.genapi import GenApiFeatures
+from flawline.camera.gentl_buffer import picture_of
 from flawline.config.errors import CameraError, ConfigError, ImageError
 from flawline.config.settings_camera import CameraSettings
 
@@ -123,25 +123,24 @@ class GentlCamera(DeviceCamera):
     def receive(self, timeout_s: float) -> Block | None:
         """The next buffer; the one before is queued again."""
         self._give_back()
-        buffer = self._acquirer.try_fetch(timeout=max(timeout_s, 0.001))
+        assert self._map is not None
+        buffer = self._acquirer.try_fetch(timeout=max(timeout_s, 0.001), is_raw=True)
         if buffer is None:
             return None
         self._buffer = buffer
         number, device_ns = buffer.frame_id, _device_ns(buffer)
-        component = next((part for part in buffer.payload.components if part.data is not None), None)
-        if component is None or not buffer.is_complete():
+        if not buffer.is_complete():
             return Block(number, device_ns, None, "", fault="the producer delivered only a part of it")
-        name, height, width = component.data_format, component.height, component.width
         try:
-            pixels = as_picture(component.data.view("uint8"), name, height, width, component.x_padding)
+            pixels, name, extent = picture_of(buffer, self._map)
         except ImageError as error:
-            return Block(number, device_ns, None, name, fault=str(error))
-        return Block(number, device_ns, pixels, name, (height, width) if pixels.ndim == 1 else None)
+            return Block(number, device_ns, None, "", fault=str(error))
+        return Block(number, device_ns, pixels, name, extent if pixels.ndim == 1 else None)
 
     def _give_back(self) -> None:
         buffer, self._buffer = self._buffer, None
         if buffer is not None:
-            buffer.queue()
+            buffer.parent.queue_buffer(buffer)
 
     def check_alive(self) -> None:
         """Ask the camera for its width: GenTL has no other question that every camera answers."""

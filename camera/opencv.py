@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import structlog
 
+from flawline.camera import v4l2
 from flawline.camera.camera import Camera, EndOfFrames
 from flawline.camera.discovery import Device
 from flawline.camera.frame import Frame, Pixels
@@ -16,17 +17,10 @@ from flawline.camera.live_reader import LiveReader
 from flawline.camera.pace import Pace
 from flawline.camera.stream_format import note_of_tag
 from flawline.config.errors import CameraError, ConfigError
+from flawline.config.logging import hide_passwords
 from flawline.config.settings_camera import CameraSettings
 
 log = structlog.get_logger()
-_PROPERTIES: dict[str, tuple[int, float]] = {
-    "Width": (cv2.CAP_PROP_FRAME_WIDTH, 1.0),
-    "Height": (cv2.CAP_PROP_FRAME_HEIGHT, 1.0),
-    "AcquisitionFrameRate": (cv2.CAP_PROP_FPS, 1.0),
-    "ExposureTime": (cv2.CAP_PROP_EXPOSURE, 0.01),  # us to the 100 us of V4L2
-    "Gain": (cv2.CAP_PROP_GAIN, 1.0),
-}
-"""GenICam's names for what a V4L2 device can be told, and the factor to OpenCV's unit."""
 _PIXELS_OF_DEVICE, _PIXELS_OF_STREAM = cv2.CAP_PROP_FOURCC, cv2.CAP_PROP_CODEC_PIXEL_FORMAT
 
 
@@ -100,9 +94,8 @@ class OpencvCamera(Camera):
             self._capture = cv2.VideoCapture(self._source, cv2.CAP_FFMPEG, timeouts)
         if not self._capture.isOpened():
             self.close()
-            raise CameraError(f"camera {self.name!r}: {hide_password(self._source)} cannot be opened")
-        for name, value in settings.features.items():
-            self._set(name, value)
+            raise CameraError(f"camera {self.name!r}: {hide_passwords(self._source)} cannot be opened")
+        v4l2.configure(self.name, self._source, self._capture, settings.features)
         self.note = note_of_tag(int(self._capture.get(_PIXELS_OF_DEVICE if self._is_device else _PIXELS_OF_STREAM)))
         if self._is_file:
             self._pace = Pace(None if self._by_command else settings.fps)
@@ -114,25 +107,7 @@ class OpencvCamera(Camera):
             self._reader = LiveReader(self.name, self._capture.read)
         self._counts["opened"] += 1
         if self._counts["opened"] == 1:  # not at every try to have a lost one back
-            log.info("camera_open", camera=self.name, device=hide_password(self._source), trigger=settings.trigger)
-
-    def _set(self, name: str, value: float | int | bool | str) -> None:
-        """Tell the V4L2 device, and hold it to what it then says of itself."""
-        if name not in _PROPERTIES:
-            raise ConfigError(f"camera {self.name!r}: features.{name}: backend 'opencv' knows {', '.join(_PROPERTIES)}")
-        number, factor = _PROPERTIES[name]
-        try:
-            wanted = float(value) * factor
-        except ValueError as error:
-            raise ConfigError(f"camera {self.name!r}: features.{name} = {value!r}: a number is needed") from error
-        if name == "ExposureTime":
-            self._capture.set(cv2.CAP_PROP_AUTO_EXPOSURE, 1)  # V4L2's word for manual
-        self._capture.set(number, wanted)
-        taken = self._capture.get(number)
-        if abs(taken - wanted) > max(1.0, abs(wanted) * 0.02):
-            raise ConfigError(
-                f"camera {self.name!r}: features.{name} = {value!r}: {self._source} takes {taken / factor:g} instead"
-            )
+            log.info("camera_open", camera=self.name, device=hide_passwords(self._source), trigger=settings.trigger)
 
     def grab(self, timeout_s: float) -> Frame | None:
         """The next frame: of a file at the set rate, of a stream as it comes."""
@@ -170,7 +145,7 @@ class OpencvCamera(Camera):
             if item is None:
                 if self._reader.silent_s > self._settings.stall_s:
                     raise CameraError(
-                        f"camera {self.name!r}: {hide_password(self._source)} has sent no frame "
+                        f"camera {self.name!r}: {hide_passwords(self._source)} has sent no frame "
                         f"for {self._settings.stall_s:g} s"
                     )
                 return None
@@ -203,7 +178,7 @@ class OpencvCamera(Camera):
             return Frame(self._frame_id, time.time_ns(), None, fault=fault, fault_reason="overrun", lost=True)
         (pixels, arrived), self._held = self._held, None
         if pixels is None:
-            raise CameraError(f"camera {self.name!r}: {hide_password(self._source)} has ended or was cut off")
+            raise CameraError(f"camera {self.name!r}: {hide_passwords(self._source)} has ended or was cut off")
         return self._frame(pixels, arrived)
 
     def _is_asked_for(self, arrived: int) -> bool:
@@ -242,18 +217,9 @@ class OpencvCamera(Camera):
         return {
             "up": self._capture is not None,
             "backend": "opencv",
-            "address": hide_password(self._source),
+            "address": hide_passwords(self._source),
             "height": self._size[0],
             "width": self._size[1],
             "clock": "host",
             **self._counts,
         }
-
-
-def hide_password(url: str) -> str:
-    """The address as it may stand in a log: `rtsp://user:***@host/...`."""
-    scheme, separator, rest = url.partition("://")
-    login, at, host = rest.rpartition("@")
-    if not separator or not at or ":" not in login:
-        return url
-    return f"{scheme}://{login.partition(':')[0]}:***@{host}"

@@ -15,7 +15,7 @@ import pytest
 
 from flawline.camera.camera import Camera, EndOfFrames
 from flawline.camera.frame import Frame
-from flawline.camera.opencv import hide_password, list_devices
+from flawline.camera.opencv import list_devices
 from flawline.camera.pixels import to_rgb8
 from flawline.camera.stream_format import note_of_tag
 from flawline.config.errors import CameraError, ConfigError
@@ -334,7 +334,98 @@ def test_sources_that_are_wrong_or_missing(camera: Make, tmp_path: Path) -> None
         camera("opencv", path=tmp_path / "text.avi").open()
 
 
-def test_a_password_is_not_shown() -> None:
-    assert hide_password("rtsp://anna:se@cret@10.0.0.2/line") == "rtsp://anna:***@10.0.0.2/line"
-    assert hide_password("rtsp://10.0.0.2:554/line") == "rtsp://10.0.0.2:554/line"
-    assert hide_password("/dev/video0") == "/dev/video0"
+class V4l2Device:
+    """cv2.VideoCapture on a webcam, as OpenCV's V4L2 backend behaves.
+
+    A width waits for its height, and the other way round; then the stream begins anew and the driver takes the nearest
+    size that it has. `get` tells what the driver has. The exposure is the driver's own until it is told otherwise.
+    """
+
+    sizes = ((640, 480), (1280, 720), (1920, 1080))
+
+    def __init__(self, source: str, backend: int) -> None:
+        assert (source, backend) == ("/dev/video3", cv2.CAP_V4L2)
+        self.size, self.rate = (640, 480), 30.0
+        self.waiting: dict[int, float] = {}
+        self.controls = {cv2.CAP_PROP_AUTO_EXPOSURE: 3.0, cv2.CAP_PROP_EXPOSURE: 157.0, cv2.CAP_PROP_GAIN: 10.0}
+
+    def isOpened(self) -> bool:
+        return True
+
+    def set(self, number: int, value: float) -> bool:
+        if number in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT):
+            self.waiting[number] = value
+            if len(self.waiting) == 2:
+                width, height = self.waiting[cv2.CAP_PROP_FRAME_WIDTH], self.waiting[cv2.CAP_PROP_FRAME_HEIGHT]
+                self.size = min(self.sizes, key=lambda size: abs(size[0] - width) + abs(size[1] - height))
+                self.waiting, self.rate = {}, 30.0
+        elif number == cv2.CAP_PROP_FPS:
+            self.rate = min(value, 30.0)
+        elif number in self.controls:
+            locked = number == cv2.CAP_PROP_EXPOSURE and self.controls[cv2.CAP_PROP_AUTO_EXPOSURE] != 1
+            self.controls[number] = self.controls[number] if locked else value
+        return True
+
+    def get(self, number: int) -> float:
+        told = {
+            cv2.CAP_PROP_FRAME_WIDTH: float(self.size[0]),
+            cv2.CAP_PROP_FRAME_HEIGHT: float(self.size[1]),
+            cv2.CAP_PROP_FPS: self.rate,
+            cv2.CAP_PROP_FOURCC: float(cv2.VideoWriter.fourcc(*"YUYV")),
+        }
+        return (told | self.controls).get(number, -1.0)
+
+    def read(self) -> tuple[bool, np.ndarray]:
+        time.sleep(0.01)
+        return True, np.zeros((self.size[1], self.size[0], 3), np.uint8)
+
+    def release(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("features", "size"),
+    [
+        ({"Width": 1280, "Height": 720, "ExposureTime": 5000.0}, (720, 1280)),  # the manual's own example
+        ({"AcquisitionFrameRate": 15, "Height": "1080", "Gain": 20, "Width": 1920}, (1080, 1920)),
+        ({"Width": 640}, (480, 640)),
+        ({"Height": 480, "AcquisitionFrameRate": 10}, (480, 640)),
+        ({}, (480, 640)),
+    ],
+)
+def test_a_webcam_takes_its_size_and_the_rest(
+    camera: Make, grab: Grab, monkeypatch: pytest.MonkeyPatch, features: dict[str, object], size: tuple[int, int]
+) -> None:
+    made: list[V4l2Device] = []
+
+    def capture(source: str, backend: int) -> V4l2Device:
+        made.append(V4l2Device(source, backend))
+        return made[-1]
+
+    monkeypatch.setattr(cv2, "VideoCapture", capture)
+    source = camera("opencv", index=3, features=features)
+    source.open()
+    assert grab(source)[0].size == size
+    [device] = made
+    assert device.rate == features.get("AcquisitionFrameRate", 30.0)
+    assert device.controls[cv2.CAP_PROP_EXPOSURE] == features.get("ExposureTime", 15700.0) / 100
+    assert device.controls[cv2.CAP_PROP_GAIN] == features.get("Gain", 10.0)
+    assert source.note == "the source carries colour at half the width"
+
+
+@pytest.mark.parametrize(
+    ("features", "words"),
+    [
+        ({"Width": 1400, "Height": 900}, r"features\.Width = 1400: /dev/video3 takes 1280 instead"),
+        ({"Height": 720}, r"features\.Height = 720: /dev/video3 takes 480 instead"),
+        ({"Gain": 5, "AcquisitionFrameRate": 60}, r"features\.AcquisitionFrameRate = 60: /dev/video3 takes 30 instead"),
+        ({"Width": "wide"}, r"features\.Width = 'wide': a number is needed"),
+        ({"Gamma": 1}, r"features\.Gamma: backend 'opencv' knows Width, Height, "),
+    ],
+)
+def test_a_webcam_that_takes_something_else_is_refused(
+    camera: Make, monkeypatch: pytest.MonkeyPatch, features: dict[str, object], words: str
+) -> None:
+    monkeypatch.setattr(cv2, "VideoCapture", V4l2Device)
+    with pytest.raises(ConfigError, match=f"camera 'top': {words}"):
+        camera("opencv", index=3, features=features).open()

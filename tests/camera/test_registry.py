@@ -56,3 +56,5 @@ def test_buffers_are_seen_in_place_with_padded_lines() -> None:
         as_picture(data, "Mono8", 8, 8)
     with pytest.raises(ImageError, match="padding"):
         as_picture(data, "Mono12p", 2, 4, line_padding=2)
+    with pytest.raises(ImageError, match="5 x 4 pixels came in 40 bytes: unpacked, and not in Mono12p"):
+        as_picture(data, "Mono12p", 4, 5)
