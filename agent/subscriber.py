@@ -29,7 +29,8 @@ from flawline.config.errors import FlawlineError
 log = structlog.get_logger()
 _LIMIT = LARGEST_REPLY  # bytes of one message; a publisher that sends a larger one is disconnected
 _ASK_S = 2.0  # one attempt at a replay
-_AGAIN_S = 1.0  # between two attempts
+_AGAIN_S = 1.0  # between two attempts: so long the socket is read after one that failed
+_BACKLOG_S = 0.1  # what has come in by the end of a call's time is still read, for so long at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,8 @@ class Received:
 
 class Subscriber:
     """One station, or one camera of it where the topic names one. Not thread-safe.
+
+    Where verdicts are missing, those after them wait until replay has brought them; see `held_back`.
 
     `from_seq` begins with the journal's verdicts from that number on; left out, with the next one that comes.
     `keys`: the server's public and the client's own secret key file. `control` is where gaps are healed; left out, what
@@ -80,6 +83,7 @@ class Subscriber:
         self._ready: deque[Received] = deque()
         self._seq: int | None = None
         self._not_before = 0.0
+        self._replay_fails = False
         self._heard = self._connected = time.monotonic()
         self.lost: list[tuple[int, int]] = []
         """Numbers that not even the journal has: dropped by its limits, or jumped over after it was damaged."""
@@ -101,30 +105,42 @@ class Subscriber:
         return time.monotonic() - self._heard > self._silence_s
 
     @property
+    def held_back(self) -> bool:
+        """Verdicts are missing and the last attempt to fetch them failed: the later ones wait, so that none overtakes.
+
+        It is tried again every few seconds; until it succeeds no verdict comes. Treat every part as a reject.
+        """
+        return self._behind and self._replay_fails
+
+    @property
     def last_seq(self) -> int | None:
         """The number of the last verdict delivered; give it to `from_seq`, plus one, to go on after a restart."""
         return self._seq
 
     def receive(self, timeout_s: float) -> Received | None:
-        """The next message in order, or None. Verdicts come gapless; see `lost` for what is gone for good."""
+        """The next message in order, or None. Verdicts come gapless; see `lost` for what is gone for good.
+
+        Takes longer than `timeout_s` by one attempt at a replay, 2 s, at most.
+        """
         end = time.monotonic() + timeout_s
         while True:
+            if self._behind and not self._ready and time.monotonic() >= self._not_before:
+                self._heal()
             if self._ready:
                 return self._deliver(self._ready.popleft())
-            if self._behind and time.monotonic() >= self._not_before:
-                self._heal()
-                continue
             wait = end - time.monotonic()
             if self._behind:
                 wait = min(wait, self._not_before - time.monotonic())
-            if self._socket.poll(max(0, int(wait * 1000))):
+            arrived = bool(self._socket.poll(max(0, int(wait * 1000))))
+            if arrived:
                 received = self._take(*self._socket.recv_multipart())
                 if received is not None:
                     return self._deliver(received)
             else:
                 self._connect_anew_if_silent()
-                if time.monotonic() >= end:
-                    return None
+            # A status may lie behind verdicts that wait; unread, it would make `silent` true after a long attempt.
+            if time.monotonic() >= end + (_BACKLOG_S if arrived else 0.0):
+                return None
 
     def _connect_anew_if_silent(self) -> None:
         """ZeroMQ connects again after a fault of the network, but not after what it takes for one of the protocol.
@@ -139,7 +155,7 @@ class Subscriber:
             self._socket.connect(self._endpoint)
 
     def verdicts(self) -> Iterator[Header]:
-        """Verdicts without end, in order."""
+        """Verdicts without end, in order. While none comes nobody looks at `silent`: for a PLC take `receive`."""
         while True:
             received = self.receive(0.5)
             if received is not None and received.kind == "verdict":
@@ -185,6 +201,7 @@ class Subscriber:
         if self._have is not None and last < self._have and status["boot_id"] != self._boot:
             log.warning("station_counts_anew", had=self._have, last_seq=last)
             self._have, self._camera_has, self._newest = 0, None, last
+            self._behind = self._replay_fails = False  # what was missing belongs to the numbers before
         self._boot = status["boot_id"]
         if self._have is None:
             self._have, self._camera_has = last, camera_last  # from now on nothing is missed
@@ -204,17 +221,23 @@ class Subscriber:
     def _heal(self) -> None:
         """Fetch a page of what is missing; try again later where nobody answers."""
         assert self._have is not None
-        self._not_before = time.monotonic() + _AGAIN_S
         if self._control is None:
+            self._not_before = time.monotonic() + _AGAIN_S
             return  # the next status names it
         first, newest, camera_newest = self._have + 1, self._newest, self._camera_newest
         try:
             request = {"cmd": "replay", "id": 1, "from_seq": first, "to_seq": newest}
             reply = ask(self._control, request, _ASK_S, self._keys)
         except (FlawlineError, ValueError) as error:
-            log.warning("replay_failed", error=str(error))
+            # Counted from now: the attempt itself may take longer than the pause, and the socket would never be read.
+            self._not_before = time.monotonic() + _AGAIN_S
+            if not self._replay_fails:
+                log.warning("replay_failed", error=str(error), held_back_after_seq=self._have)
+            self._replay_fails = True
             return
-        self._not_before = 0.0
+        if self._replay_fails:
+            log.info("replay_back")
+        self._not_before, self._replay_fails = 0.0, False
         for header in reply["verdicts"]:
             self._have_up_to(header["seq"] - 1)
             self._have = header["seq"]

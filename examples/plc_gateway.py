@@ -3,8 +3,9 @@
     python examples/plc_gateway.py --publish tcp://127.0.0.1:5555 --listen 127.0.0.1:1502 --state acknowledged
 
 register  holds
-0         heartbeat: goes on counting while the station is heard; if it stands still, treat every part as a reject
-1         station: 0 not heard, 1 running, 2 degraded, 3 paused, 4 starting or stopping
+0         heartbeat: goes on counting while verdicts can come; if it stands still, treat every part as a reject
+1         station: 0 not heard, 1 running, 2 degraded, 3 paused, 4 starting or stopping; 5: it is heard, but verdicts
+          are missing that its control port does not give. Later ones wait for them, and the heartbeat stands still
 2, 3      number (seq) of the verdict shown, high word first; 0 while there is none
 4         result: 0 none, 1 pass, 2 fail, 3 error. Only 1 lets a part through
 5         reason of an error: its place in REASONS below, from 1; 0 none
@@ -14,7 +15,9 @@ register  holds
 10        verdicts that wait behind the one shown
 
 The acknowledged number is kept in the file --state, so that a restarted gateway goes on with the next verdict, and
-what was published meanwhile comes out of the station's journal: the PLC sees every verdict once, in order.
+what was published meanwhile comes out of the station's journal: the PLC sees every verdict once, in order. For that
+the station's control port must be reached from here; the station's status names it. Where the station demands CURVE,
+give --server-key and --client-key, as to `flawline subscribe`.
 """
 
 import argparse
@@ -28,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from flawline.agent.subscriber import Subscriber
+from flawline.config.errors import ConfigError
 
 REASONS = (
     *("deadline", "overrun", "worker_lost", "out_of_memory", "camera_fault"),
@@ -35,6 +39,7 @@ REASONS = (
 )
 RESULTS = {"pass": 1, "fail": 2, "error": 3}
 STATES = {"running": 1, "degraded": 2, "paused": 3, "starting": 4, "stopping": 4}
+HELD_BACK = 5
 MOST_WAITING = 1000
 """Then no more is read from the station; its journal keeps them."""
 
@@ -160,11 +165,21 @@ class Server(socketserver.ThreadingTCPServer):
     daemon_threads = True
 
 
+def connect(options: argparse.Namespace, start: int | None) -> Subscriber:
+    """To the station; `start` is the first verdict to show. Raises ConfigError where a key file is no good."""
+    if (options.server_key is None) != (options.client_key is None):
+        raise ConfigError("--server-key and --client-key: CURVE needs both")
+    keys = (options.server_key, options.client_key) if options.server_key is not None else None
+    return Subscriber(options.publish, options.topic, from_seq=start, keys=keys)
+
+
 def main() -> None:
     """Carry verdicts until interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--publish", default="tcp://127.0.0.1:5555")
     parser.add_argument("--topic", default="verdict/", help="verdict/STATION/CAMERA/ for one camera")
+    parser.add_argument("--server-key", type=Path, help="CURVE: file with the station's public key")
+    parser.add_argument("--client-key", type=Path, help="CURVE: file with our own secret key")
     parser.add_argument("--listen", default="127.0.0.1:1502")
     parser.add_argument("--state", type=Path, default=Path("acknowledged"))
     options = parser.parse_args()
@@ -172,10 +187,12 @@ def main() -> None:
     Modbus.registers = registers
     host, _, port = options.listen.rpartition(":")
     start = None if registers.acknowledged is None else registers.acknowledged + 1
-    with (
-        Server((host, int(port)), Modbus) as server,
-        Subscriber(options.publish, options.topic, from_seq=start) as line,
-    ):
+    try:
+        line = connect(options, start)
+    except ConfigError as error:
+        parser.error(str(error))
+    state = 0
+    with Server((host, int(port)), Modbus) as server, line:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         while True:
             if registers.full:
@@ -185,10 +202,9 @@ def main() -> None:
             if received is not None and received.kind == "verdict":
                 registers.add(received.header)
             elif received is not None and received.kind == "status":
-                registers.station = STATES.get(received.header["state"], 0)
-            if line.silent:
-                registers.station = 0
-            else:
+                state = STATES.get(received.header["state"], 0)
+            registers.station = 0 if line.silent else HELD_BACK if line.held_back else state
+            if not line.silent and not line.held_back:
                 registers.heartbeat = int(time.monotonic() * 10) & 0xFFFF
 
 

@@ -4,8 +4,12 @@
  *     ./subscriber tcp://127.0.0.1:5555 tcp://127.0.0.1:5556 [COUNT]
  *
  * Prints one line a verdict: seq, camera, trigger_id, result, reason. What was missed on the way (the numbers show it)
- * is fetched from the control socket. A station whose status stays away for three seconds is at fault: everything
- * but `pass` is a reject, and so is silence. Exit code 0 after COUNT verdicts, 1 on an error.
+ * is fetched from the control socket; while that does not answer, later verdicts wait, so that none overtakes. A
+ * station whose status stays away for three seconds is at fault: everything but `pass` is a reject, and so is silence.
+ * Exit code 0 after COUNT verdicts, 1 on an error.
+ *
+ * It has no CURVE: it reads a station on the same machine that has no keys, or one with `insecure = true`. With keys,
+ * set ZMQ_CURVE_SERVERKEY, ZMQ_CURVE_PUBLICKEY and ZMQ_CURVE_SECRETKEY on both sockets before zmq_connect.
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -114,6 +118,7 @@ static void print_text(const char *name, value v) {
 
 static int64_t last_seq = -1; /* of the last verdict that was printed */
 static long left = -1;        /* verdicts still to print; -1: without end */
+static double ask_after = 0;  /* not before then: a control socket that did not answer is left alone for a second */
 static const int64_t largest = 64 << 20; /* bytes of one message; who sends a larger one is disconnected */
 
 static double now(void) {
@@ -134,6 +139,7 @@ static void print_verdict(reader header, int replayed) {
 
 /* Ask the control socket for the verdicts after `last_seq` up to `newest`, and print them. 0 where nobody answers. */
 static int heal(void *context, const char *control, int64_t newest) {
+    if (now() < ask_after) return 0; /* meanwhile the publisher is read: it may have fallen silent */
     while (last_seq < newest && left != 0) {
         uint8_t request[64], *at = request;
         static const uint8_t head[] = "\x84\xa3" "cmd\xa6replay\xa2id\x01\xa8" "from_seq\xcf";
@@ -172,8 +178,14 @@ static int heal(void *context, const char *control, int64_t newest) {
         }
         zmq_msg_close(&reply);
         zmq_close(socket);
-        if (!ok) return 0;
+        if (!ok) {
+            if (ask_after == 0)
+                fprintf(stderr, "verdicts after %lld are missing: reject everything\n", (long long)last_seq);
+            ask_after = now() + 1.0;
+            return 0;
+        }
     }
+    ask_after = 0;
     return 1;
 }
 
