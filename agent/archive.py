@@ -31,6 +31,13 @@ def kept_pictures(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
+def _entries(folder: Path) -> Iterator["os.DirEntry[str]"]:
+    """What lies in the folders below."""
+    for below in folder.glob("*/"):
+        with contextlib.suppress(PermissionError, FileNotFoundError, NotADirectoryError):
+            yield from os.scandir(below)
+
+
 class Archive:
     """`wants` is asked on the event loop; `keep` and `scan` block, and run on the archive's own thread."""
 
@@ -50,20 +57,26 @@ class Archive:
     def scan(self) -> None:
         """Count what is there, that of earlier runs too, and note the oldest.
 
-        Names begin with the verdict's number, so that sorting is by age.
+        Names begin with the verdict's number, so that sorting is by age. What has no such name is not ours, nor what
+        cannot be read: a disk's `lost+found`.
         """
         pictures = total = 0
 
         def all_counted() -> Iterator[tuple[str, str, int]]:
             nonlocal pictures, total
-            for camera in self._folder.glob("*/"):
-                for entry in os.scandir(camera):
-                    with contextlib.suppress(FileNotFoundError):  # somebody has just taken it away
-                        size = entry.stat().st_size
-                        pictures, total = pictures + 1, total + size
-                        yield entry.name, entry.path, size
+            for entry in _entries(self._folder):
+                if _NAME.fullmatch(entry.name) is None:
+                    continue
+                with contextlib.suppress(FileNotFoundError):  # somebody has just taken it away
+                    size = entry.stat().st_size
+                    pictures, total = pictures + 1, total + size
+                    yield entry.name, entry.path, size
 
-        self._oldest = deque(heapq.nsmallest(OLDEST, all_counted()))
+        try:
+            self._oldest = deque(heapq.nsmallest(OLDEST, all_counted()))
+        except OSError as error:  # of the disk itself: nothing is known of what is there
+            self._say(f"{self._folder}: cannot be read: {error}")
+            pictures = total = 0
         self.pictures, self.bytes = pictures, total
 
     def wants(self, header: Header) -> bool:

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import tomli_w
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from flawline.camera.camera import Camera, EndOfFrames
 from flawline.camera.discovery import Device
@@ -23,7 +24,7 @@ from flawline.config.errors import CameraError, ConfigError, FlawlineError, Imag
 from flawline.config.logging import set_up_logging
 from flawline.config.settings import LogSettings
 from flawline.config.settings_camera import CameraSettings
-from flawline.config.sources import load_settings
+from flawline.config.sources import explain, load_settings
 
 DEVICE_BACKENDS = ("genicam", "pylon", "gentl", "opencv")
 
@@ -96,7 +97,10 @@ def snap(
     if file is not None or not given:
         settings = camera_settings(file, overrides, camera, given)
     else:
-        settings = CameraSettings.model_validate({"name": camera or "snap", **given})
+        try:
+            settings = CameraSettings.model_validate({"name": camera or "snap", **given})
+        except ValidationError as error:
+            raise ConfigError(explain(error, CameraSettings, "cameras snap", [])) from error
     with make_camera(settings) as source:
         picture, frame = take(source, settings, timeout_s)
     save(out, picture)

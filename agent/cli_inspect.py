@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 import numpy as np
+from pydantic import ValidationError
 
 from flawline import __version__
 from flawline.agent.progress import WorkProgress
@@ -16,7 +17,7 @@ from flawline.camera.folder import list_pictures, read_picture
 from flawline.camera.pixels import to_rgb8
 from flawline.config.errors import ConfigError, ImageError
 from flawline.config.recipe import Recipe
-from flawline.config.sources import load_settings
+from flawline.config.sources import explain, load_settings
 from flawline.models import inspect_report, overlay
 
 THUMBNAIL_EDGE = 480  # px, of the pictures in the HTML page
@@ -66,9 +67,12 @@ def inspect(
         raise ConfigError(f"--recipe {name}: not in {file or 'the defaults'} (there are: {known})")
     recipe = settings.recipes[name]
     given = {"threshold": threshold, "object": words}
-    recipe = Recipe.model_validate(
-        recipe.model_dump() | {key: value for key, value in given.items() if value is not None}
-    )
+    try:
+        recipe = Recipe.model_validate(
+            recipe.model_dump() | {key: value for key, value in given.items() if value is not None}
+        )
+    except ValidationError as error:
+        raise ConfigError(explain(error, Recipe, "inspect", [])) from error
     if page == Path():
         page = (out or page) / REPORT
     for target in (out, page.parent if page else None):
@@ -89,12 +93,12 @@ def inspect(
         for picture, target in pictures:
             line = judge(picture, target)
             lines.append(line)
-            click.echo(json.dumps(line.record) if as_json else _in_words(line.record))
+            click.echo(json.dumps(line.record) if as_json else _printable(_in_words(line.record)))
             if line.record["warning"] not in warned:
                 warned.append(line.record["warning"])
-                click.echo(f"warning: {picture}: {warned[-1]}", err=True)
+                click.echo(_printable(f"warning: {picture}: {warned[-1]}"), err=True)
             if not sys.stdout.isatty():
-                progress.step(picture.name)
+                progress.step(_printable(picture.name))
     records = [line.record for line in lines]
     if len(records) > 1 or any(path.is_dir() for path in paths):
         for text in inspect_report.summary(records):
@@ -217,6 +221,11 @@ def _in_words(record: dict[str, Any]) -> str:
     score, threshold, defects = record["score"], record["threshold"], len(record["defects"])
     found = f"{defects} defect{'' if defects == 1 else 's'}"
     return f"{record['result']}  score {score:.4f} (threshold {threshold:g})  {found}  {record['path']}"
+
+
+def _printable(text: str) -> str:
+    """A file's name may hold bytes that are no text."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _make_folder(folder: Path | None) -> None:

@@ -19,13 +19,14 @@ async def keep_house(outbox: Outbox, settings: JournalSettings) -> None:
     while True:
         await asyncio.sleep(_CHECKPOINT_EVERY_S)
         try:
+            # First, and whatever comes of the rest: on a full disk it makes the room that forgetting needs.
+            await asyncio.to_thread(outbox.journal.checkpoint)
             dropped = 1
             while dropped:
                 dropped = await outbox.on_journal(
                     outbox.journal.drop_old, settings.keep_days, settings.keep_verdicts, settings.keep_mb
                 )
                 await asyncio.sleep(_PAUSE_S)
-            await asyncio.to_thread(outbox.journal.checkpoint)
             if outbox.journal_fails or outbox.journal.unwritten:
                 await outbox.try_journal()
             await outbox.on_archive(outbox.journal.lay_ballast)

@@ -6,6 +6,7 @@ SQLite in WAL mode. What survives: the death of any process, always; loss of pow
 reserved mark (numbers.py), so that no number is used twice.
 """
 
+import contextlib
 import fcntl
 import os
 import sqlite3
@@ -34,6 +35,7 @@ from flawline.config.errors import ConfigError, JournalError
 log = structlog.get_logger()
 _KEPT_UNWRITTEN = 20_000  # verdicts kept in memory while the journal cannot be written
 _BALLAST = 1 << 20  # bytes
+_STRIDE = 5000  # numbers
 _STEP = 200  # rows in one step of catching up or forgetting, about a millisecond
 
 
@@ -55,6 +57,7 @@ class Journal:
         self._spill = Spill(folder / "spill", synced=durability == "power")
         self._ballast = folder / "ballast"
         self._found_version = 0
+        self._gaps: list[tuple[int, int]] | None = None  # not looked for yet
         self._damaged = False  # noticed while running: the next start looks into it
         self._database, self._reader, self._keeper = self._open(durability)
         self.lay_ballast()
@@ -122,7 +125,8 @@ class Journal:
                 part.write_bytes(bytes(_BALLAST))
                 part.rename(self._ballast)
             except OSError:
-                part.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    part.unlink(missing_ok=True)
 
     def _connect(self, file: Path, *, first: bool = False) -> sqlite3.Connection:
         database: sqlite3.Connection | None = None
@@ -323,11 +327,14 @@ class Journal:
         """
         oldest = time.time_ns() - int(keep_days * 86_400e9)
         try:
+            if self._gaps is None:
+                self._gaps = self._find_gaps()
             too_large = self._held_bytes() > keep_mb * 1e6
             rows = self._database.execute(
-                "SELECT seq, t_publish FROM verdicts WHERE seq < ? ORDER BY seq LIMIT ?", (self.last_seq, _STEP)
+                "SELECT seq, t_publish FROM verdicts WHERE seq < (SELECT max(seq) FROM verdicts) ORDER BY seq LIMIT ?",
+                (_STEP,),
             )
-            gone = [(seq,) for seq, t in rows if too_large or t < oldest or seq <= self.last_seq - keep_verdicts]
+            gone = [(seq,) for seq, t in rows if too_large or t < oldest or self._newer(seq) >= keep_verdicts]
             if gone:
                 self._begin()
                 for table in ("verdicts", "late", "feedback"):
@@ -337,6 +344,28 @@ class Journal:
             self._roll_back()
             raise self._refused(error, "cannot be written") from error
         return len(gone)
+
+    def _newer(self, seq: int) -> int:
+        """How many verdicts came after this one: numbers that were jumped over are none."""
+        return self.last_seq - seq - sum(size for below, size in self._gaps or () if below >= seq)
+
+    def _find_gaps(self) -> list[tuple[int, int]]:
+        """Where numbers were jumped over, from the newest down: the verdict below, and how many at least.
+
+        Gaps come from starts alone (after a power loss, or a backup that was restored). One look a stride finds them:
+        to count five million rows would take many seconds. Of each gap less than a stride stays unseen.
+        """
+        gaps: list[tuple[int, int]] = []
+        upper = self.last_seq + 1
+        while True:
+            (below,) = self._database.execute(
+                "SELECT max(seq) FROM verdicts WHERE seq <= ?", (upper - _STRIDE,)
+            ).fetchone()
+            if below is None:
+                return gaps
+            if below < upper - _STRIDE:
+                gaps.append((int(below), upper - _STRIDE - int(below)))
+            upper = int(below)
 
     def _held_bytes(self) -> int:
         """Of the database's pages that are in use."""

@@ -36,11 +36,16 @@ class ServiceFile:
 
 def service_files(prefix: Path, station: str, command: Path | None = None) -> list[ServiceFile]:
     """All files below `prefix` (`/` for this machine). Raises ConfigError where the service could not run `command`."""
-    command = command or Path(sys.executable).parent / "flawline"
+    own, command = command is None, command or Path(sys.executable).parent / "flawline"
     if not os.access(command, os.X_OK):
         raise ConfigError(f"{command}: the service's command is not there; install flawline with pip first")
-    if command.is_relative_to("/home") or command.is_relative_to("/root"):
-        raise ConfigError(f"{command}: a service does not see home directories; install flawline into /opt/flawline")
+    hidden = [command]
+    if own and prefix == Path("/"):  # a venv's Python may itself lie elsewhere, and an editable install's sources too
+        hidden += [path.resolve() for path in (command, Path(sys.executable), Path(sys.base_prefix), Path(__file__))]
+    for path in hidden:
+        if path.is_relative_to("/home") or path.is_relative_to("/root"):
+            instead = "install flawline into /opt/flawline, with the system's Python"
+            raise ConfigError(f"{path}: a service does not see home directories; {instead}")
     shipped = files("flawline") / "systemd"
 
     def text(name: str) -> str:

@@ -137,7 +137,11 @@ def _write(path: Path, text: str) -> None:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Only one process fetches into a folder; the lock goes with the process."""
-    with (folder / ".lock").open("w") as lock:
+    try:
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise BundleError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -1,5 +1,6 @@
 """A memory's file: one safetensors, its content hashed, refused where it belongs to other models or pictures."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -70,7 +71,8 @@ def write_memory(path: Path, memory: Memory) -> None:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the error that is on its way says more
+            partial.unlink(missing_ok=True)
 
 
 def read_memory(path: Path, device: torch.device | str = "cpu") -> Memory:

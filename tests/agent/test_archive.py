@@ -1,10 +1,13 @@
 """The archive of pictures: its budget over restarts, and that a full one costs no memory."""
 
+import os
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from flawline.agent.archive import OLDEST, Archive
 from flawline.config.settings import JournalSettings
@@ -64,3 +67,39 @@ def test_memory_does_not_grow_with_the_pictures_on_the_disk(tmp_path: Path) -> N
         tracemalloc.stop()
     assert archive.pictures == 501
     assert after - before < 40_000  # bytes; a name and a size for each would be more than 150 000
+
+
+def test_what_is_not_ours_is_neither_counted_nor_taken_away_nor_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The archive may have a disk of its own, with a `lost+found` that root alone may read."""
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "keep").mkdir()
+    (tmp_path / "keep/for the customer.jpg").write_bytes(bytes(5000))
+    scandir = os.scandir
+
+    def guarded(folder: Path) -> Iterator["os.DirEntry[str]"]:
+        if Path(folder).name == "lost+found":  # root, who runs tests, may look everywhere
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr("flawline.agent.archive.os.scandir", guarded)
+    first = make(tmp_path, 100)
+    assert (first.pictures, first.bytes, first.trouble) == (0, 0, None)
+    first.keep(header(1), PICTURE)
+    small = make(tmp_path, 1.5 * first.bytes / 1e6)
+    for seq in range(2, 6):
+        small.keep(header(seq), PICTURE)
+    assert names(tmp_path) == ["000000000005-fail.jpg", "for the customer.jpg"]
+
+
+def test_a_disk_that_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "top").mkdir()
+
+    def broken(folder: Path) -> Iterator["os.DirEntry[str]"]:
+        raise OSError(5, "Input/output error", str(folder))
+
+    monkeypatch.setattr("flawline.agent.archive.os.scandir", broken)
+    archive = make(tmp_path, 100)
+    assert archive.trouble is not None
+    assert "Input/output error" in archive.trouble

@@ -83,3 +83,9 @@ def test_teach_prints_a_table_that_the_file_accepts(tmp_path: Path) -> None:
     printed = run("teach", "--config", str(config), "--good", str(good)).stdout
     assert "pixel_format" not in tomllib.loads(printed)["cameras"]["guard"]  # the camera's is not known
     assert "holds no pictures" in run("teach", "--config", str(config), "--good", str(tmp_path / "no"), code=2).stderr
+
+
+def test_a_name_that_no_camera_may_have_is_one_line(tmp_path: Path) -> None:
+    done = run("snap", "a b", "--backend", "simulated", "--out", str(tmp_path / "o.png"), code=2)
+    assert done.stderr.count("\n") == 1
+    assert "name" in done.stderr

@@ -1,6 +1,7 @@
 """`flawline inspect` on real files: what is printed, what is written, and what a bad picture does."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -175,6 +176,23 @@ def test_wrong_paths_are_one_line(flawline: Run, bundle: str, tmp_path: Path) ->
     assert (code, err.count("\n")) == (2, 1)
     code, _, err = flawline("inspect", tmp_path / "a.png", "--bundle", "nowhere")
     assert (code, err.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize("words", ["", "x" * 201])
+def test_wrong_words_are_one_line(flawline: Run, bundle: str, tmp_path: Path, words: str) -> None:
+    write(tmp_path / "a.png")
+    code, lines, err = flawline("inspect", tmp_path / "a.png", "--bundle", bundle, "--object", words)
+    assert (code, lines, err.count("\n")) == (2, [], 1)
+    assert "object" in err
+
+
+def test_a_name_that_is_no_text_does_not_end_the_run(flawline: Run, bundle: str, tmp_path: Path) -> None:
+    content = write(tmp_path / "b.png").read_bytes()
+    with open(os.fsencode(tmp_path) + b"/a\xff.png", "wb") as stream:
+        stream.write(content)
+    code, lines, _ = flawline("inspect", tmp_path, "--bundle", bundle)
+    assert code == 0
+    assert [line.rpartition("/")[2] for line in lines[:2]] == ["a\\xff.png", "b.png"]
 
 
 def test_every_picture_has_a_name_of_its_own(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import pytest
 
+from flawline.agent import journal as journal_module
 from flawline.agent import numbers
 from flawline.agent.journal import Journal
 from flawline.agent.verdict import Trigger
@@ -195,6 +196,31 @@ def test_a_journal_keeps_to_its_size(tmp_path: Path) -> None:
     assert 500 < len(kept) < 2500
     assert max(sizes) < 1.6e6
     assert sizes[-1] <= sizes[6] * 1.02, sizes
+
+
+def test_numbers_that_were_jumped_over_are_no_verdicts_to_forget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restored backup goes on far above its numbers; what it brought back is not old for that."""
+    monkeypatch.setattr(journal_module, "_STRIDE", 10)
+    journal = Journal(tmp_path)
+    headers = [verdict(journal) for _ in range(100)]
+    journal.commit([(header, None) for header in headers])
+    journal.feedback(50, "good", "anna", "")
+    journal._mark.jump(5_000_000)
+    journal.close()
+    again = Journal(tmp_path)
+    assert again.last_seq > 4_000_000
+    keep = {"keep_days": 1e6, "keep_mb": 1e9}
+    assert again.drop_old(keep_verdicts=120, **keep) == 0
+    headers = [verdict(again) for _ in range(30)]
+    again.commit([(header, None) for header in headers])
+    while again.drop_old(keep_verdicts=120, **keep):
+        pass
+    left = [header["seq"] for header in again.replay(1, None, 999)[0]]
+    assert left[-30:] == [header["seq"] for header in headers]
+    assert 110 <= len(left) <= 120  # less than a stride of each gap may be taken for verdicts
+    again.close()
 
 
 def test_feedback_needs_its_verdict_and_old_verdicts_go(tmp_path: Path) -> None:

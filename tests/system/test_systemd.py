@@ -121,3 +121,15 @@ def test_a_command_that_the_service_could_not_run_is_refused(tmp_path: Path) -> 
     if not home.exists():
         with pytest.raises(ConfigError, match="flawline"):
             service_files(tmp_path, "line1", home)
+
+
+def test_an_interpreter_that_lies_in_a_home_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of a venv made with a Python from uv or pyenv."""
+    command = tmp_path / "bin/flawline"
+    command.parent.mkdir()
+    command.touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(command.with_name("python")))
+    monkeypatch.setattr(sys, "base_prefix", "/root/.pyenv/versions/3.12")
+    with pytest.raises(ConfigError, match=r"pyenv.*system's Python"):
+        service_files(Path("/"), "line1")
+    assert service_files(tmp_path, "line1"), "other roots have other Pythons"
