@@ -86,6 +86,6 @@ def test_teach_prints_a_table_that_the_file_accepts(tmp_path: Path) -> None:
 
 
 def test_a_name_that_no_camera_may_have_is_one_line(tmp_path: Path) -> None:
-    done = run("snap", "a b", "--backend", "simulated", "--out", str(tmp_path / "o.png"), code=2)
+    done = run("snap", "a b", "--backend", "folder", "--path", str(tmp_path), "--out", str(tmp_path / "o.png"), code=2)
     assert done.stderr.count("\n") == 1
     assert "name" in done.stderr
