@@ -17,6 +17,7 @@ from flawline.config.recipe_file import update_recipe
 from flawline.config.sources import load_settings
 
 SHARE = click.FloatRange(0.0, 1.0, min_open=True, max_open=True)
+TARGET_FPR = 0.01
 AT_ONCE = 500  # verdicts asked for in one request
 
 
@@ -47,7 +48,9 @@ class Scores:
     "--config", "file", type=click.Path(path_type=Path), help="the TOML file; the threshold is written into it"
 )
 @click.option(
-    "--target-fpr", type=SHARE, default=0.01, show_default=True, help="highest allowed share of good parts rejected"
+    "--target-fpr",
+    type=SHARE,
+    help=f"highest allowed share of good parts rejected [default: {TARGET_FPR}, or what so few parts can promise]",
 )
 @click.option("--confidence", type=SHARE, default=0.95, show_default=True, help="probability that this holds")
 @click.option("--bundle", help="--good: a bundle's name, or its folder [default: the file's, or demo]")
@@ -62,7 +65,7 @@ def calibrate(
     client_key: Path | None,
     recipe: str,
     file: Path | None,
-    target_fpr: float,
+    target_fpr: float | None,
     confidence: float,
     bundle: str | None,
     device: str | None,
@@ -74,7 +77,7 @@ def calibrate(
     The bound is the exact binomial one (Clopper-Pearson) for an order statistic; it holds for any distribution
     of scores, if the parts are a fair sample of those to come.
     """
-    from flawline.models.calibrate import METHOD, require_enough
+    from flawline.models.calibrate import METHOD, promised, require_enough, samples_needed
     from flawline.models.calibrate import calibrate as find_threshold
 
     if (good is None) == (last is None):
@@ -86,12 +89,22 @@ def calibrate(
         found_scores = _scores_of_pictures(good, judged_by, file, bundle, device, target_fpr, confidence)
     else:
         assert last is not None
-        require_enough(last, target_fpr, confidence, "--last")
+        if target_fpr is not None:
+            require_enough(last, target_fpr, confidence, "--last")
         keys = (server_key, client_key) if server_key is not None and client_key is not None else None
         found_scores = scores_of_line(endpoint, recipe, last, keys)
-        require_enough(len(found_scores.scores), target_fpr, confidence, "--last")
+        if target_fpr is not None:
+            require_enough(len(found_scores.scores), target_fpr, confidence, "--last")
+        elif not found_scores.scores:
+            raise ConfigError(f"--last: the line has judged no part by recipe {recipe!r} yet")
         if file is not None and not dry_run:
             _refuse_another_memory(found_scores.memory_sha256, recipe_named(file, recipe), recipe, file)
+    if target_fpr is None:
+        target_fpr = promised(len(found_scores.scores), TARGET_FPR, confidence)
+        if target_fpr > TARGET_FPR:
+            count, needed = len(found_scores.scores), samples_needed(TARGET_FPR, confidence)
+            few = f"{count} good parts promise no more than {100 * target_fpr:.3g} % false rejects"
+            click.echo(f"warning: {few}; {needed} would promise {100 * TARGET_FPR:g} %", err=True)
     found = find_threshold(found_scores.scores, target_fpr, confidence)
     calibration = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -128,7 +141,7 @@ def _scores_of_pictures(
     file: Path | None,
     bundle: str | None,
     device: str | None,
-    target_fpr: float,
+    target_fpr: float | None,
     confidence: float,
 ) -> Scores:
     from flawline.models.calibrate import require_enough
@@ -136,7 +149,8 @@ def _scores_of_pictures(
     from flawline.models.ground_truth import read_rgb
 
     pictures = good_pictures(good)
-    require_enough(len(pictures), target_fpr, confidence, "--good")
+    if target_fpr is not None:
+        require_enough(len(pictures), target_fpr, confidence, "--good")
     from flawline.models.inspector import Inspector  # loads torch; what is refused is refused before
 
     model = load_settings(file).model

@@ -15,7 +15,7 @@ from flawline import __version__
 from flawline.agent.progress import WorkProgress
 from flawline.camera.folder import list_pictures, read_picture
 from flawline.camera.pixels import to_rgb8
-from flawline.config.errors import ConfigError, ImageError
+from flawline.config.errors import ConfigError, FlawlineError, ImageError
 from flawline.config.recipe import Recipe
 from flawline.config.sources import explain, load_settings
 from flawline.models import inspect_report, overlay
@@ -176,12 +176,17 @@ class _Judge:
             record = self._record(path, result="error", reason="bad_frame", detail=text, score=None, defects=[])
             self._save(target, record, {})
             return inspect_report.Line(record)
+        except FlawlineError as error:  # of this picture alone, as far as we know
+            detail = f"{path}: {error}"
+            record = self._record(path, result="error", reason="internal", detail=detail, score=None, defects=[])
+            self._save(target, record, {})
+            return inspect_report.Line(record)
         record = self._record(
             path,
             result="pass" if result.passed else "fail",
             reason=None,
             score=result.score,
-            defects=[defect.as_wire() for defect in result.defects],
+            defects=result.defects,
             warning=result.warning,
             stage_ms=dict.fromkeys(STAGES, 0.0) | result.stage_ms,
         )

@@ -127,6 +127,8 @@ def evaluate(
     from flawline.models import datasets, results_report, study
     from flawline.models import evaluate as evaluation
 
+    ablations += [word for word in more if word in study.ABLATIONS]  # `--ablation table2 table3`
+    more = tuple(word for word in more if word not in study.ABLATIONS)
     if more and not named:
         raise ConfigError(f"unexpected argument {more[0]!r}: classes are named by --category")
     categories = datasets.read_dataset(kind, root, [*named, *more], tolerate=tolerate)
@@ -290,7 +292,10 @@ def _show(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
 @click.option("--cache", type=FOLDER, help="folder of CLIP's features [default: the user's cache]")
 @click.option("--no-cache", is_flag=True, help="compute the features anew in every epoch")
 @click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="FILE.safetensors; FILE.pth beside it"
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="FILE; by its suffix ours (.safetensors, or any) or APRIL-GAN's (.pth), the other beside it",
 )
 def train_adapter(
     kind: Any,
@@ -328,7 +333,7 @@ def train_adapter(
     opened.verify()
     features = None if no_cache else cache or default_folder()
     trainer = AdapterTrainer(opened, kind, categories, plan, choose_device(device), features)
-    state = out.with_suffix(".state")
+    state = out.with_name(f"{out.name}.state")
     with WorkProgress("train-adapter") as progress:
         done = trainer.resume(state)
         progress.start(plan.epochs * trainer.steps_per_epoch, trainer.done)
@@ -347,7 +352,9 @@ def train_adapter(
             trainer.save_state(state)
             progress.say(f"interrupted; the same command goes on from {state}")
             raise
-    safetensors, april_gan = out.with_suffix(".safetensors"), out.with_suffix(".pth")
+    beside = {".safetensors": out.with_suffix(".pth"), ".pth": out.with_suffix(".safetensors")}
+    other = beside.get(out.suffix, out.with_name(f"{out.name}.pth"))
+    safetensors, april_gan = (other, out) if out.suffix == ".pth" else (out, other)
     trainer.write(safetensors, april_gan)
     state.unlink(missing_ok=True)
     click.echo(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flawline.models.checkpoints import load_weights, read_state_dict
 from flawline.models.localise import AdapterLocaliser
-from flawline.models.towers import Towers
+from flawline.models.towers import Towers, require_activation
 
 
 def with_adapter(towers: Towers, path: Path) -> Towers:
@@ -17,5 +17,6 @@ def with_adapter(towers: Towers, path: Path) -> Towers:
         settings.temperature if settings else 100.0,
         settings.centred if settings else False,
     )
+    require_activation(path, towers.clip)
     load_weights(adapter, {name: tensor.float() for name, tensor in read_state_dict(path).items()}, path)
     return replace(towers, adapter=adapter.to(towers.device).eval().requires_grad_(False))

@@ -109,7 +109,12 @@ class AdapterTrainer:
         self.optimiser = torch.optim.Adam(self.adapter.parameters(), lr=plan.learning_rate, betas=plan.betas)
         self._device = device
         self.done = 0  # steps
-        known = [asdict(plan), identity, [(name, str(sample.image)) for name, sample in self.samples]]
+        known = [
+            asdict(plan),
+            identity,
+            self.clip.activation,
+            [(name, str(sample.image)) for name, sample in self.samples],
+        ]
         self.signature = hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
     @property
@@ -173,7 +178,7 @@ class AdapterTrainer:
 
     def save_state(self, path: Path) -> None:
         """Everything that is needed to go on."""
-        partial = path.with_suffix(".partial")
+        partial = path.with_name(f"{path.name}.partial")
         state = {
             "signature": self.signature,
             "done": self.done,
@@ -201,5 +206,6 @@ class AdapterTrainer:
     def write(self, safetensors: Path, april_gan: Path) -> None:
         """The layers as fc.N.weight and fc.N.bias, in a bundle's format and in APRIL-GAN's checkpoint."""
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.adapter.state_dict().items()}
-        save_file(state, safetensors, metadata={"format": "pt", "plan": json.dumps(asdict(self.plan))})
+        about = {"format": "pt", "plan": json.dumps(asdict(self.plan)), "activation": self.clip.activation}
+        save_file(state, safetensors, metadata=about)
         torch.save({"trainable_linearlayer": state}, april_gan)

@@ -27,7 +27,7 @@ Triple = tuple[float, float, float]
 class Table(BaseModel):
     """Base of the manifest's tables: unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ClipSettings(Table):
@@ -43,7 +43,9 @@ class ClipSettings(Table):
         description="blocks whose tokens are read, counted from 1; for towers of convolutions the feature "
         "levels, counted from 0; left out: the quarters of the depth, or the last four levels",
     )
-    activation: Literal["gelu", "quickgelu"] = Field("gelu", description="as the adapter was trained with")
+    activation: Literal["gelu", "quickgelu"] | None = Field(
+        None, description="as the adapter was trained with; left out: the architecture's own"
+    )
     mean: Triple | None = Field(None, description="of pixels in [0, 1]; left out: CLIP's own")
     std: Triple | None = Field(None, description="of pixels in [0, 1]; left out: CLIP's own")
 

@@ -80,6 +80,13 @@ def require_enough(count: int, target_fpr: float, confidence: float, option: str
         )
 
 
+def promised(count: int, target_fpr: float, confidence: float) -> float:
+    """The target, or where `count` parts are too few for it what a threshold above all of them promises."""
+    if not 0 < count < samples_needed(target_fpr, confidence):
+        return target_fpr
+    return min(1.0, clopper_pearson_upper(0, count, confidence) * (1 + 1e-9))
+
+
 def calibrate(scores: Sequence[float], target_fpr: float, confidence: float) -> CalibratedThreshold:
     """The lowest threshold whose false reject rate is at most `target_fpr` with probability `confidence`.
 

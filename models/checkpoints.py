@@ -1,6 +1,5 @@
 """Weight files as the world publishes them: safetensors, pickles without code, TorchScript archives."""
 
-import pickle
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -18,7 +17,6 @@ from flawline.config.errors import BundleError
 StateDict = dict[str, Tensor]
 
 DRAWN = frozenset({"normal_", "uniform_", "erfinv_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_"})
-UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError, pickle.UnpicklingError)
 
 
 def read_state_dict(path: Path) -> StateDict:
@@ -29,7 +27,7 @@ def read_state_dict(path: Path) -> StateDict:
     Raises BundleError naming the file.
     """
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix == ".safetensors" or _is_safetensors(path):
             return load_file(path)
         if _is_torchscript(path):
             with warnings.catch_warnings():  # torch would have the user rewrite OpenAI's files
@@ -37,10 +35,26 @@ def read_state_dict(path: Path) -> StateDict:
                 archive = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
             return {name: tensor.detach() for name, tensor in archive.state_dict().items()}
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
+    except Exception as error:  # what reads a damaged archive or pickle fails in many ways
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BundleError(f"{path}: not a readable weight file: {reason}") from error
     return _tensors(content, path)
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself besides its tensors; nothing for another file or a damaged one."""
+    try:
+        with safe_open(path, framework="pt") as content:
+            return dict(content.metadata() or {})
+    except (OSError, SafetensorError):
+        return {}
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whatever it is called: its head's length in eight bytes, then JSON."""
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        return stream.read(1) == b"{" and length < path.stat().st_size
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -68,6 +68,11 @@ class DenseClip(nn.Module):
         return _tokenizer(self.settings, self._config)
 
     @property
+    def activation(self) -> str:
+        """The kind of GELU that the towers run under."""
+        return "quickgelu" if self._config.get("quick_gelu") else "gelu"
+
+    @property
     def dtype(self) -> torch.dtype:
         """Precision of the image tower."""
         dtype: torch.dtype = next(self.model.visual.parameters()).dtype
@@ -141,7 +146,10 @@ def model_config(settings: ClipSettings, folder: Path) -> dict[str, Any]:
     config["vision_cfg"]["timm_model_pretrained"] = False
     config["text_cfg"]["hf_model_pretrained"] = False
     config["vision_cfg"]["image_size"] = settings.input_size
-    config["quick_gelu"] = settings.activation == "quickgelu"
+    if settings.activation is not None:
+        if settings.activation == "gelu" and (settings.architecture or "").endswith("-quickgelu"):
+            raise BundleError(f"{path}: clip.activation = 'gelu' contradicts {settings.architecture!r}")
+        config["quick_gelu"] = settings.activation == "quickgelu"
     return config
 
 

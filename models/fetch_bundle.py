@@ -60,6 +60,8 @@ def fetch_bundle(plan: FetchPlan, progress: Progress) -> Bundle:
             asyncio.run(_download(plan, missing, progress))
         adapter = _add_adapter(plan, before)
         activation = plan.activation
+        if activation is None and plan.adapter is not None:
+            activation = activation_of(plan.adapter)
         if activation is None and before is not None and plan.adapter is None:
             activation = before.manifest.clip.activation
         _write(folder / MANIFEST, manifest_of(plan.known, adapter, activation))
@@ -76,6 +78,14 @@ def require_fitting(adapter: Path, known: KnownBundle) -> None:
     config = open_clip.get_model_config(known.clip_architecture)
     layers = AdapterLocaliser([config["vision_cfg"]["width"]] * 4, config["embed_dim"], 100.0, False)
     load_weights(layers, read_state_dict(adapter), adapter)
+
+
+def activation_of(adapter: Path) -> Activation | None:
+    """What the layers were trained under, where their file says so."""
+    from flawline.models.checkpoints import metadata
+
+    said = metadata(adapter).get("activation")
+    return said if said in ("gelu", "quickgelu") else None  # type: ignore[return-value]
 
 
 async def _download(plan: FetchPlan, files: list[PublishedFile], progress: Progress) -> None:

@@ -277,7 +277,10 @@ def smoothed(planes: Tensor, deviation: float) -> Tensor:
 def _clip_of(spec: PeerSpec, device: torch.device) -> tuple[DenseClip, Bundle]:
     bundle = open_bundle(spec.bundle)
     bundle.verify()
-    clip = DenseClip(bundle.manifest.clip, bundle.folder)
+    # as each was trained and published, whatever the layers in this bundle were trained under
+    activation = "quickgelu" if spec.method == "anomalyclip" else "gelu"
+    settings = bundle.manifest.clip.model_copy(update={"activation": activation})
+    clip = DenseClip(settings, bundle.folder)
     check_tower(clip.model.visual, f"--peer {spec.method}={spec.bundle}")
     clip.load(bundle.path(bundle.manifest.clip.checkpoint))
     clip.to(device).float()

@@ -7,27 +7,50 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-@dataclass(frozen=True, slots=True)
-class Defect:
-    """One connected region of the mask, in pixels of the captured frame."""
+class Defect(dict[str, Any]):
+    """One connected region of the mask, in pixels of the captured frame: the map that goes on the wire.
 
-    bbox: tuple[int, int, int, int]  # x, y, w, h
-    area_px: int
-    centroid: tuple[float, float]  # x, y
-    score: float  # largest value of the anomaly map inside, in [0, 1]
-    area_mm2: float | None = None  # when the recipe has a scale
+    What it holds can be read by key or as an attribute. `area_mm2` is there only where the recipe has a scale.
+    """
 
-    def as_wire(self) -> dict[str, Any]:
-        """The map that goes on the wire; `area_mm2` only where there is a scale."""
-        wire: dict[str, Any] = {
-            "bbox": list(self.bbox),
-            "area_px": self.area_px,
-            "centroid": list(self.centroid),
-            "score": self.score,
-        }
-        if self.area_mm2 is not None:
-            wire["area_mm2"] = self.area_mm2
-        return wire
+    def __init__(
+        self,
+        bbox: tuple[int, int, int, int],
+        area_px: int,
+        centroid: tuple[float, float],
+        score: float,
+        area_mm2: float | None = None,
+    ) -> None:
+        super().__init__(bbox=list(bbox), area_px=area_px, centroid=list(centroid), score=score)
+        if area_mm2 is not None:
+            self["area_mm2"] = area_mm2
+
+    @property
+    def bbox(self) -> tuple[int, int, int, int]:
+        """x, y, w, h."""
+        x, y, w, h = self["bbox"]
+        return x, y, w, h
+
+    @property
+    def area_px(self) -> int:
+        """Pixels."""
+        return int(self["area_px"])
+
+    @property
+    def centroid(self) -> tuple[float, float]:
+        """x, y."""
+        x, y = self["centroid"]
+        return x, y
+
+    @property
+    def score(self) -> float:
+        """Largest value of the anomaly map inside, in [0, 1]."""
+        return float(self["score"])
+
+    @property
+    def area_mm2(self) -> float | None:
+        """None where there is no scale."""
+        return self.get("area_mm2")
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ def text_features(clip: DenseClip, words: Words, identity: str, cache: Path | No
     costs time, not the result.
     """
     folder = platformdirs.user_cache_path("flawline") / "text" if cache is None else cache
-    known = [identity, clip.settings.activation, list(words.normal), list(words.abnormal)]
+    known = [identity, clip.activation, list(words.normal), list(words.abnormal)]
     key = hashlib.sha256(json.dumps(known).encode()).hexdigest()
     path = folder / f"{key}.safetensors"
     try:

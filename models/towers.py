@@ -13,8 +13,8 @@ from torch import Tensor
 from flawline.config.errors import BundleError, ConfigError
 from flawline.config.recipe import CascadeSettings, PromptSettings, Recipe
 from flawline.config.settings import DEVICES
-from flawline.models.bundle import Bundle, open_bundle
-from flawline.models.checkpoints import Undrawn, load_weights, read_state_dict
+from flawline.models.bundle import MANIFEST, Bundle, open_bundle
+from flawline.models.checkpoints import Undrawn, load_weights, metadata, read_state_dict
 from flawline.models.clip import DenseClip, DenseFeatures
 from flawline.models.fold import fold_trunks
 from flawline.models.frames import FrameGeometry
@@ -74,10 +74,13 @@ class Towers:
             wanted = "adapter" if self.adapter is not None else "windows"
         if wanted == "adapter" and self.adapter is None:
             raise BundleError(
-                f'{self.bundle.folder / "bundle.toml"}: has no adapter; use localiser = "windows", or train one'
+                f'{self.bundle.folder / MANIFEST}: has no adapter; use localiser = "windows", or train one'
             )
         if wanted == "windows":
-            WindowLocaliser(self.clip)
+            try:
+                WindowLocaliser(self.clip)
+            except BundleError as error:
+                raise BundleError(f"{self.bundle.folder / MANIFEST}: {error}") from error
         return wanted
 
     def embed(self, fitted: Tensor) -> Tensor:
@@ -172,6 +175,17 @@ def load_towers(
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     chosen = choose_device(device)
     dtype = choose_precision(precision, chosen)
+    try:
+        return _built(opened, chosen, dtype, switches)
+    except (AssertionError, TypeError, ValueError) as error:  # of segment_anything and timm, of sizes that do not go
+        raise BundleError(f"{opened.folder / MANIFEST}: does not describe models: {error}") from error
+    except BundleError as error:
+        if str(opened.folder) in str(error):
+            raise
+        raise BundleError(f"{opened.folder / MANIFEST}: {error}") from error
+
+
+def _built(opened: Bundle, device: torch.device, dtype: torch.dtype, switches: Switches) -> Towers:
     manifest = opened.manifest
     with ThreadPoolExecutor(1, "verify") as beside:
         verified = beside.submit(opened.verify)
@@ -185,7 +199,7 @@ def load_towers(
     clip.load(opened.path(manifest.clip.checkpoint))
     load_sam(sam, manifest.sam, opened.path(manifest.sam.checkpoint))
     adapter = load_adapter(opened, clip) if manifest.adapter is not None else None
-    return assemble(opened, clip, sam, adapter, chosen, dtype, switches)
+    return assemble(opened, clip, sam, adapter, device, dtype, switches)
 
 
 def assemble(
@@ -217,5 +231,16 @@ def load_adapter(bundle: Bundle, clip: DenseClip) -> AdapterLocaliser:
     assert settings is not None
     path: Path = bundle.path(settings.checkpoint)
     adapter = AdapterLocaliser(clip.tap_channels(), clip.embed_dim, settings.temperature, settings.centred)
+    require_activation(path, clip)
     load_weights(adapter, {name: tensor.float() for name, tensor in read_state_dict(path).items()}, path)
     return adapter.eval().requires_grad_(False)
+
+
+def require_activation(path: Path, clip: DenseClip) -> None:
+    """Layers belong to the kind of GELU that they were trained under; ours say which. Raises BundleError."""
+    trained = metadata(path).get("activation")
+    if trained not in (None, clip.activation):
+        raise BundleError(
+            f"{path}: these layers were trained under {trained}, and this bundle's CLIP runs under {clip.activation}: "
+            f'set clip.activation = "{trained}"'
+        )

@@ -143,7 +143,7 @@ class Worker:
                 degraded=degraded,
                 score=float(result.score),
                 threshold=float(result.threshold),
-                defects=[defect.as_wire() for defect in largest],
+                defects=largest,
                 stage_ms={stage: float(ms) for stage, ms in result.stage_ms.items()},
                 points=[[float(x), float(y), int(label)] for x, y, label in judgement.points],
                 warning=result.warning,

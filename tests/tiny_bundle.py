@@ -37,7 +37,9 @@ def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     return soft.numpy().astype(np.uint8)
 
 
-def write_tiny_bundle(folder: Path, *, adapter: bool = True, region: float = 0.5) -> Path:
+def write_tiny_bundle(
+    folder: Path, *, adapter: bool = True, region: float = 0.5, activation: str | None = None
+) -> Path:
     """The bundle `tiny` in `folder`: ViT CLIP of four blocks at 64 px, lite0 SAM at 128 px."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "clip.json").write_text(json.dumps(CLIP_CONFIG))
@@ -56,10 +58,11 @@ def write_tiny_bundle(folder: Path, *, adapter: bool = True, region: float = 0.5
         }
         save_file(layers, folder / "adapter.safetensors")
     names = ["clip.json", "clip.safetensors", "sam.safetensors"] + ["adapter.safetensors"] * adapter
+    clip_table = {"config": "clip.json", "checkpoint": "clip.safetensors", "input_size": 64, "taps": [1, 2, 3, 4]}
     manifest = {
         "schema": "flawline.bundle/1",
         "name": "tiny",
-        "clip": {"config": "clip.json", "checkpoint": "clip.safetensors", "input_size": 64, "taps": [1, 2, 3, 4]},
+        "clip": clip_table | ({"activation": activation} if activation else {}),
         "sam": SAM,
         "thresholds": {"region": region, "decision": 0.5},
         "files": [

@@ -21,7 +21,7 @@ def rows() -> set[str]:
 def test_every_key_of_a_verdict_has_a_row() -> None:
     job = Job("top", ActiveRecipe("default", 1, Recipe(), None), 0, 0.0)
     writer = VerdictWriter("line1", "a", "1")
-    defect = Defect((0, 0, 1, 1), 1, (0.0, 0.0), 1.0, area_mm2=1.0).as_wire()
+    defect = Defect((0, 0, 1, 1), 1, (0.0, 0.0), 1.0, area_mm2=1.0)
     judged = writer.judged(job, Outcome(1.0, 0.5, [defect], {}, 0))
     error = writer.error(job, "internal", "why")
     keys = {*judged, *error, *(f"defects[].{key}" for key in defect)}

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import open_clip
@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from flawline.config.errors import BundleError
 from flawline.models.bundle import ClipSettings, SamSettings
-from flawline.models.checkpoints import load_weights, read_state_dict
-from flawline.models.clip import DenseClip
+from flawline.models.checkpoints import load_weights, metadata, read_state_dict
+from flawline.models.clip import DenseClip, model_config
 from flawline.models.localise import AdapterLocaliser
 from flawline.models.sam import build_sam, load_sam
 
@@ -238,6 +238,45 @@ class Runs:
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return (print, ("run",))
+
+
+def test_an_archive_that_is_damaged_anywhere_is_named(tmp_path: Path) -> None:
+    """A bundle's files have checksums; a file of `--adapter` has none."""
+    whole = tmp_path / "whole.pth"
+    torch.save({"fc.0.weight": torch.ones(3, 4), "fc.0.bias": torch.ones(4)}, whole)
+    content = whole.read_bytes()
+    damaged = tmp_path / "damaged.pth"
+    refused = 0
+    for place in range(0, len(content), 7):
+        spoilt = bytearray(content)
+        spoilt[place : place + 3] = b"\xff\x00\xff"
+        damaged.write_bytes(spoilt)
+        try:
+            read_state_dict(damaged)
+        except BundleError as error:
+            assert str(damaged) in str(error)  # noqa: PT017
+            refused += 1
+    assert refused > 20
+
+
+def test_weights_are_told_by_their_content_where_the_name_says_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "layers"
+    save_file({"fc.0.weight": torch.ones(3, 4)}, path, {"activation": "gelu"})
+    assert torch.equal(read_state_dict(path)["fc.0.weight"], torch.ones(3, 4))
+    assert metadata(path) == {"activation": "gelu"}
+    assert metadata(tmp_path / "nothing") == {}
+
+
+def test_an_architecture_of_quickgelu_runs_under_it(tmp_path: Path) -> None:
+    def quick(architecture: str, activation: Literal["gelu", "quickgelu"] | None) -> bool:
+        settings = ClipSettings(architecture=architecture, checkpoint="x", input_size=224, activation=activation)
+        return bool(model_config(settings, tmp_path).get("quick_gelu"))
+
+    assert quick("ViT-B-32-quickgelu", None)
+    assert not quick("ViT-B-32", None)
+    assert quick("ViT-B-32", "quickgelu")
+    with pytest.raises(BundleError, match="contradicts"):
+        quick("ViT-B-32-quickgelu", "gelu")
 
 
 def test_a_pickle_cannot_run_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """The inspector as a whole, on a tiny bundle with random weights: batches, tiles, regions, score, trace."""
 
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -275,7 +276,12 @@ def test_a_defects_area_has_a_scale(inspector: Inspector) -> None:
     recipe = recipe_for(inspector, image, mm_per_px=0.5)
     for defect in inspector.inspect(image, recipe).defects:
         assert defect.area_mm2 == pytest.approx(defect.area_px * 0.25)
-        assert defect.as_wire()["area_mm2"] == defect.area_mm2
+        assert defect["area_mm2"] == defect.area_mm2
+    plain = inspector.inspect(image, recipe_for(inspector, image)).defects
+    assert [defect.keys() for defect in plain] == [{"bbox", "area_px", "centroid", "score"}] * len(plain)
+    for defect in plain:
+        assert json.loads(json.dumps(defect)) == defect  # as it goes on the wire
+        assert (tuple(defect["bbox"]), defect["score"]) == (defect.bbox, defect.score)
 
 
 def test_forms_of_pictures(inspector: Inspector) -> None:

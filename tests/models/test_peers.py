@@ -213,6 +213,14 @@ def test_maps_follow_the_formulas(bundle: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(12 * plus - 4, smooth(plain + layers), rtol=0, atol=1e-3)
 
 
+def test_each_runs_under_the_activation_it_was_trained_with(bundle: Path, tmp_path: Path) -> None:
+    """Whatever the bundle's own layers were trained under."""
+    quick = write_tiny_bundle(tmp_path / "quick", activation="quickgelu")
+    for clip in (bundle, quick):
+        peers: Any = load_peers([PeerSpec.parse(f"sdp={clip}")], CPU, "mvtec")
+        assert peers["sdp"]._clip.activation == "gelu"
+
+
 def test_evaluate_runs_them_beside_ours(bundle: Path, tmp_path: Path) -> None:
     from flawline.models.bundle import open_bundle
     from flawline.models.clip import DenseClip

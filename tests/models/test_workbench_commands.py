@@ -13,6 +13,7 @@ from flawline.agent.cli_workbench import evaluate, train_adapter
 from flawline.config.errors import BundleError, ConfigError
 from flawline.config.sources import load_settings
 from flawline.models.bundle import read_bundle
+from flawline.models.checkpoints import read_state_dict
 from flawline.models.ground_truth import read_rgb
 from flawline.models.inspector import Inspector
 
@@ -63,6 +64,34 @@ def test_calibrate_refuses_before_it_loads_anything(tmp_path: Path) -> None:
         CliRunner().invoke(calibrate, ["--good", str(good), "--recipe", "bolt"], catch_exceptions=False)
 
 
+def test_few_parts_give_what_they_can_promise(tmp_path: Path, bundle: Path) -> None:
+    good = write_parts(tmp_path, "plate", good=6, defective=0) / "test" / "good"
+    arguments = ["--good", str(good), "--bundle", str(bundle), "--device", "cpu", "--dry-run", "--json"]
+    done = CliRunner().invoke(calibrate, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    said = json.loads(done.stdout)
+    assert (said["count"], said["rejected"]) == (6, 0)
+    assert said["false_reject_bound"] == pytest.approx(1 - 0.05 ** (1 / 6))
+    assert "299 would promise 1 %" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "beside"), [("layers2", "layers2.pth"), ("v1.2", "v1.2.pth"), ("own.pth", "own.safetensors")]
+)
+def test_trained_layers_are_written_to_the_file_that_was_named(
+    tmp_path: Path, bundle: Path, name: str, beside: str
+) -> None:
+    root = write_parts(tmp_path / "data", "plate", good=2, defective=2)
+    out = tmp_path / "made" / name
+    where = ["--dataset", "folder", "--root", str(root), "--bundle", str(bundle), "--device", "cpu"]
+    short = ["--epochs", "1", "--batch", "2", "--cache", str(tmp_path / "cache"), "--out", str(out)]
+    assert CliRunner().invoke(train_adapter, [*where, *short], catch_exceptions=False).exit_code == 0
+    assert {path.name for path in out.parent.iterdir()} == {name, beside}
+    ours, theirs = (read_state_dict(path) for path in (out, out.parent / beside))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
 def test_trained_layers_are_taken_up_by_evaluate(tmp_path: Path, bundle: Path) -> None:
     root = write_parts(tmp_path / "data", "plate", good=2, defective=3)
     out = tmp_path / "made" / "layers.safetensors"
@@ -90,6 +119,9 @@ def test_trained_layers_are_taken_up_by_evaluate(tmp_path: Path, bundle: Path) -
         figures[name] = json.loads((tmp_path / name / "results.json").read_text())["mean"]["pixel_ap"]
     assert figures["ours"] == figures["april_gan"]
     assert figures["ours"] > figures["own"]  # trained and measured on the same pictures
+    other = write_tiny_bundle(tmp_path / "other", activation="quickgelu")
+    with pytest.raises(BundleError, match="trained under gelu"):
+        CliRunner().invoke(evaluate, [*arguments, f"--bundle={other}", f"--adapter={out}"], catch_exceptions=False)
     wrong = tmp_path / "wrong.pth"
     torch.save({"fc.0.weight": torch.zeros(3, 3)}, wrong)
     with pytest.raises(BundleError, match=r"wrong\.pth"):
