@@ -81,6 +81,7 @@ def _memories(config: Path, settings: Settings) -> Iterator[Path]:
     yield from (memory for memory in named if memory.is_file())
     for folder in sorted(folders):
         yield from (path for path in sorted(folder.glob("*.safetensors")) if is_numbered(path))
+        yield from sorted(folder.glob("*.history"))
 
 
 def _of_state(state: Path, pictures: bool) -> Iterator[Path]:

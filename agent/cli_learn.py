@@ -10,7 +10,7 @@ from flawline.agent.cli_teach import finish
 from flawline.agent.progress import WorkProgress
 from flawline.agent.teaching import teach_from_feedback
 from flawline.config.errors import ConfigError, ImageError
-from flawline.config.memory_versions import FOLDER, activate, next_file, previous_file
+from flawline.config.memory_versions import FOLDER, activate, next_file, roll_back
 from flawline.config.settings import Settings
 from flawline.config.sources import load_settings
 
@@ -102,7 +102,7 @@ def learn(
     path = out if out is not None else next_file(place, recipe, memory.sha256)
     write_memory(path, memory)
     if file is not None:
-        activate(file, recipe, path)
+        activate(file, recipe, path, settings.recipes[recipe].memory)
     rules = settings.recipes[recipe]
     notes = []
     if memory.about.pictures == 1:
@@ -188,8 +188,7 @@ def _roll_back(settings: Settings, recipe: str, file: Path | None) -> None:
     current = settings.recipes[recipe].memory
     if current is None:
         raise ConfigError(f"{file}: recipes.{recipe} has no memory to go back from")
-    previous = previous_file(Path(current))
-    activate(file, recipe, previous)
+    previous = roll_back(file, recipe, Path(current))
     click.echo(
         f"recipes.{recipe} in {file}: "
         + (f"back to {previous}" if previous is not None else "there is no earlier memory; words alone judge again")

@@ -35,7 +35,7 @@ def finish(
     active: Path | None = None
     if go and report.memory is not None and report.memory_sha256 is not None and file is not None and not refused:
         active = number_pending(report.memory, recipe, report.memory_sha256)
-        activate(file, recipe, active)
+        activate(file, recipe, active, configured.memory)
     if as_json:
         content = _table(report) | {"recipe": recipe, "refused": refused, "activated": active is not None}
         if active is not None:

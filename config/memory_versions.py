@@ -8,6 +8,7 @@ from pathlib import Path
 from flawline.config.errors import ConfigError
 from flawline.config.recipe_file import update_recipe
 
+MOST_STEPS = 100  # back
 FOLDER = "memory"  # next to the configuration's file, or in the journal's folder
 _NAME = re.compile(r"(?P<recipe>[A-Za-z0-9_-]+)\.(?P<version>\d{4,})\.(?P<sha>[0-9a-f]{12})\.safetensors")
 
@@ -62,11 +63,54 @@ def number_pending(pending: Path, recipe: str, sha256: str) -> Path:
     return path
 
 
-def activate(file: Path, recipe: str, memory: Path | None) -> None:
-    """Write into the configuration which memory the recipe judges by; None: by words alone.
+def activate(file: Path, recipe: str, memory: Path | None, former: str | None) -> None:
+    """Write into the configuration which memory the recipe judges by, instead of `former`; None: by words alone.
 
-    As a whole or not at all. A running agent takes it up when it reloads its configuration.
+    As a whole or not at all. A running agent takes it up when it reloads its configuration. What was in use before is
+    remembered, to go back to: of two numbers the smaller one need not have been.
     """
+    _write(file, recipe, memory)
+    if former != (None if memory is None else str(memory.resolve())):
+        _keep_history(file, recipe, [*_history(file, recipe), former or ""])
+
+
+def roll_back(file: Path, recipe: str, current: Path) -> Path | None:
+    """Back to what was in use before `current`; returns it, None for words alone. Raises ConfigError."""
+    history = _history(file, recipe)
+    former = (Path(history[-1]) if history[-1] else None) if history else previous_file(current)
+    if former is not None and not former.is_file():
+        raise ConfigError(f"{former}: the memory that was in use before is not there any more")
+    _write(file, recipe, former)
+    _keep_history(file, recipe, history[:-1])
+    return former
+
+
+def _history_file(file: Path, recipe: str) -> Path:
+    return file.resolve().parent / FOLDER / f"{recipe}.history"
+
+
+def _history(file: Path, recipe: str) -> list[str]:
+    """The memories that were in use before, the last one last; "" for none."""
+    try:
+        return _history_file(file, recipe).read_text(encoding="utf-8").split("\n")[:-1]
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{_history_file(file, recipe)}: cannot be read: {error}") from error
+
+
+def _keep_history(file: Path, recipe: str, history: list[str]) -> None:
+    path = _history_file(file, recipe)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text("".join(f"{entry}\n" for entry in history[-MOST_STEPS:]), encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _write(file: Path, recipe: str, memory: Path | None) -> None:
     if memory is None:
         update_recipe(file, recipe, {"memory": None})
         return

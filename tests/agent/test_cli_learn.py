@@ -63,7 +63,7 @@ def test_versions_are_kept_and_taken_back(line: Path) -> None:
     assert line.read_text().startswith("# the press\n")
     again = json.loads(learn(line, "--good", str(good), "--json"))
     assert again["memory_sha256"] == first["memory_sha256"]
-    assert len(list((line.parent / "memory").iterdir())) == 1
+    assert len(list((line.parent / "memory").glob("*.safetensors"))) == 1
     write_part(good / "6.png", 6)
     second = json.loads(learn(line, "--good", str(good), "--json"))
     assert second["memory_sha256"] != first["memory_sha256"]
@@ -74,6 +74,37 @@ def test_versions_are_kept_and_taken_back(line: Path) -> None:
     assert memory_of(line) is None
     with pytest.raises(ConfigError, match=r"recipes\.plates has no memory"):
         learn(line, "--rollback")
+
+
+def test_the_way_back_leads_to_what_was_in_use(line: Path) -> None:
+    """Not to a memory that was taken back already, and also where an earlier one came into use again."""
+    good = line.parent / "good"
+
+    def learnt() -> str | None:
+        learn(line, "--good", str(good))
+        return memory_of(line)
+
+    first = learnt()
+    write_part(good / "6.png", 6)
+    learnt()
+    learn(line, "--rollback")
+    assert memory_of(line) == first
+    write_part(good / "7.png", 7)
+    third = learnt()
+    assert third is not None
+    assert "0003" in third
+    learn(line, "--rollback")
+    assert memory_of(line) == first
+    (good / "7.png").unlink()
+    second = learnt()
+    (good / "6.png").unlink()
+    assert learnt() == first
+    learn(line, "--rollback")
+    assert memory_of(line) == second
+    learn(line, "--rollback")
+    assert memory_of(line) == first
+    learn(line, "--rollback")
+    assert memory_of(line) is None
 
 
 def test_a_defective_part_and_a_double_are_named(line: Path) -> None:
