@@ -78,6 +78,8 @@ def learn(
             f"--recipe {recipe}: not in {file or 'the defaults'} (there are: {', '.join(sorted(settings.recipes))})"
         )
     if rollback:
+        if good is not None or out is not None or from_feedback:
+            raise ConfigError("--rollback: learns nothing, so without --good, --from-feedback and --out")
         _roll_back(settings, recipe, file)
         return
     place = (file.resolve().parent if file is not None else settings.journal.path) / FOLDER

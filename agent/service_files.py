@@ -93,7 +93,8 @@ def commands_after_install() -> list[list[str]]:
 
 
 def commands_before_uninstall(prefix: Path) -> Iterator[list[str]]:
-    """Every station that is started at boot is stopped, and started no more."""
+    """Every station is stopped, and none is started at boot any more."""
+    yield ["systemctl", "stop", "flawline@*.service"]
     for link in sorted((prefix / "etc/systemd/system/multi-user.target.wants").glob("flawline@*.service")):
         yield ["systemctl", "disable", "--now", link.name]
 

@@ -130,7 +130,8 @@ async def _transfer(
             part.remove()
             raise _Interrupted("the server sent another range than was asked for")
         if total is not None and total != file.size:
-            part.remove()
+            if answer.status == 206:  # else this is another document, as a gateway's page, and nothing of it is here
+                part.remove()
             raise BundleError(
                 f"{file.name}: {file.url}: the server's file has {total} bytes, {file.size} are expected: not this file"
             )
