@@ -1,5 +1,6 @@
 """What the operators' page shows beside the video: last verdicts, counters of the shift, last failed parts."""
 
+import math
 import time
 from collections import Counter, OrderedDict, deque
 from datetime import datetime, timedelta
@@ -26,7 +27,7 @@ class Board:
         self.counts: Counter[str] = Counter()
         self.per_camera: dict[str, Counter[str]] = {name: Counter() for name in cameras}
         self.since = time.time()
-        self._until = self._next_shift(time.time())
+        self._until = self._shift(self.since)[1]
         self.number = 0
 
     def note(self, header: Header) -> None:
@@ -47,6 +48,17 @@ class Board:
                 "t_trigger": header["t_trigger"],
             }
         )
+
+    def agrees(self, header: Header) -> bool:
+        """Whether a refined result is the one that was published of its part."""
+        told = next(
+            (entry for entry in reversed(self.history[header["camera"]]) if entry["seq"] == header["seq"]), None
+        )
+        return told is not None and told["result"] == header["result"]
+
+    def is_newest(self, header: Header) -> bool:
+        """Whether no later part of the camera has its verdict."""
+        return bool(self.history[header["camera"]][-1]["seq"] == header["seq"])
 
     def wants(self, header: Header) -> bool:
         """Whether a copy of the failed part is to be kept: not of every one where every part fails."""
@@ -92,23 +104,22 @@ class Board:
         }
 
     def _turn_shift(self) -> None:
-        """Start the counters again where a shift has begun."""
-        if self._until is None or time.time() < self._until:
+        """Start the counters again where a shift has begun; once, however many have passed since the last look."""
+        now = time.time()
+        if now < self._until:
             return
-        self.since = self._until
-        self._until = self._next_shift(self._until + 1)
+        self.since, self._until = self._shift(now)
         self.counts.clear()
         for counts in self.per_camera.values():
             counts.clear()
 
-    def _next_shift(self, after: float) -> float | None:
-        """The next local time of day at which a shift begins, as a Unix time."""
-        if not self._settings.shifts:
-            return None
-        moment = datetime.fromtimestamp(after)
+    def _shift(self, at: float) -> tuple[float, float]:
+        """When the shift of that moment began and ends, by the local times of day; Unix times."""
+        moment = datetime.fromtimestamp(at)
         starts = []
         for text in self._settings.shifts:
             hour, minute = (int(part) for part in text.split(":"))
-            start = moment.replace(hour=hour, minute=minute, second=0, microsecond=0)
-            starts.append(start if start > moment else start + timedelta(days=1))
-        return min(starts).timestamp()
+            today = moment.replace(hour=hour, minute=minute, second=0, microsecond=0)
+            starts += [(today + timedelta(days=days)).timestamp() for days in (-1, 0, 1)]
+        began = [start for start in starts if start <= at]
+        return max(began, default=at), min((start for start in starts if start > at), default=math.inf)

@@ -12,7 +12,7 @@ from flawline.config.errors import ConfigError
 from flawline.config.settings_preview import PreviewSettings
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-_COOKIE = "flawline"
+_COOKIE_S = 30 * 86400
 _OPEN = {"/healthz", "/readyz"}  # asked by supervisors that hold no token; they tell states, not pictures
 _LEAST_TOKEN = 16
 _HEADERS = {
@@ -64,11 +64,10 @@ class Guard:
                     f"preview.token_file: {settings.token_file} needs a token of at least {_LEAST_TOKEN} characters"
                 )
             self._token = token.encode()
-
-    def _cookie(self) -> str:
-        """What the browser keeps: made from the token, but not the token."""
-        assert self._token is not None
-        return hmac.new(self._token, b"flawline page", hashlib.sha256).hexdigest()
+            # Made from the token, but not the token. A browser keeps one cookie of a name for all ports of a host, so
+            # stations that have tokens of their own have names of their own.
+            self._cookie = hmac.new(self._token, b"flawline page", hashlib.sha256).hexdigest()
+            self._cookie_name = f"flawline-{hashlib.sha256(self._cookie.encode()).hexdigest()[:8]}"
 
     def _knows_token(self, request: web.Request) -> bool:
         if self._token is None:
@@ -76,7 +75,17 @@ class Guard:
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self._token):
             return True
-        return hmac.compare_digest(request.cookies.get(_COOKIE, "").encode(), self._cookie().encode())
+        return self._shows_cookie(request)
+
+    def _shows_cookie(self, request: web.Request) -> bool:
+        if self._token is None:
+            return False
+        return hmac.compare_digest(request.cookies.get(self._cookie_name, "").encode(), self._cookie.encode())
+
+    def _give_cookie(self, response: web.StreamResponse) -> None:
+        # Lax: a link from a dashboard shows the page at once. Nothing here can be changed, and no other site's page
+        # may read an answer.
+        response.set_cookie(self._cookie_name, self._cookie, httponly=True, samesite="Lax", max_age=_COOKIE_S, path="/")
 
     def _host_is_ours(self, request: web.Request) -> bool:
         """On loopback a foreign name in `Host` means that a web page made its name point at this machine."""
@@ -89,12 +98,16 @@ class Guard:
         return is_loopback(host) or host == self._host
 
     def cors(self, request: web.Request) -> dict[str, str]:
-        """Headers that let pages of the allowed origins use WHEP; none for the others."""
+        """Headers that let pages of the allowed origins use WHEP; none for the others.
+
+        `*` counts only where a token is needed: any web site that is open in the station's browser reaches loopback.
+        """
         origin = request.headers.get("Origin")
-        if origin is None or not ("*" in self._origins or origin in self._origins):
+        anybody = "*" in self._origins and self._token is not None
+        if origin is None or not (anybody or origin in self._origins):
             return {}
         return {
-            "Access-Control-Allow-Origin": "*" if "*" in self._origins else origin,
+            "Access-Control-Allow-Origin": "*" if anybody else origin,
             "Access-Control-Expose-Headers": "Location, Accept-Post",
             "Vary": "Origin",
         }
@@ -127,6 +140,8 @@ class Guard:
         """The headers; a handler that streams calls this before it prepares its answer."""
         for name, value in _HEADERS.items():
             response.headers.setdefault(name, value)
+        if (request.path == "/events" or request.path.startswith("/fails/")) and self._shows_cookie(request):
+            self._give_cookie(response)  # who watches need not sign in again
         if request.path.count("/") >= 2 and "/whep" in request.path:
             response.headers.update(self.cors(request))
 
@@ -135,5 +150,5 @@ class Guard:
         if not hmac.compare_digest(given.encode(), self._token):
             return web.Response(status=401, text="this is not the token\n")
         answer = web.Response(status=303, headers={"Location": "/"})
-        answer.set_cookie(_COOKIE, self._cookie(), httponly=True, samesite="Strict", max_age=30 * 86400, path="/")
+        self._give_cookie(answer)
         return answer

@@ -125,10 +125,20 @@ class _Counts(Collector):
         for stage, key in (("inspect", "waiting"), ("late", "late_waiting"), ("worker", "in_flight")):
             depth.add_metric([stage], status[key])
         yield depth
-        up = GaugeMetricFamily("flawline_camera_up", "1 while the camera delivers", labels=["camera"])
+        up = GaugeMetricFamily(
+            "flawline_camera_up",
+            "1 while the camera delivers or has come to its end; none before it was first opened",
+            labels=["camera"],
+        )
         for name, camera in status["cameras"].items():
-            up.add_metric([name], float(camera["up"]))
+            # While models are loaded no camera is open yet, and no fault. One that does not open later on is one.
+            if camera["state"] != "closed" or status["state"] not in ("starting", "stopping"):
+                up.add_metric([name], float(camera["up"] or camera["state"] == "ended"))
         yield up
+        unwritten = status["journal"]["unwritten"]
+        yield GaugeMetricFamily(
+            "flawline_journal_unwritten_verdicts", "Verdicts that the journal could not yet take", value=unwritten
+        )
         memory = GaugeMetricFamily("flawline_gpu_memory_bytes", "Memory the worker holds on the GPU; 0 without one")
         memory.add_metric([], float(worker.get("gpu_memory_bytes") or 0))
         yield memory

@@ -2,8 +2,11 @@
 
 import asyncio
 import contextlib
+import hashlib
 import json
+import socket
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -29,10 +32,13 @@ from flawline.config.settings_preview import PreviewSettings
 log = structlog.get_logger()
 _EVENT_S = 0.1  # live values at most so often
 _STATUS_S = 0.5  # and at least so often: a page that hears nothing for two seconds says so
+_DRAIN_S = 0.01  # a slow reader is looked at so often
 _WRITE_S = 5.0  # a page or player that takes no data for so long is let go
 _UNWATCHED_PER_S = 1.0  # who comes to an idle line sees the last part, not an old one
 _BURST = 3.0  # pictures copied at once above the rate, so that the last of a few parts in a row is shown
-_COPIES = 2  # slots that the preview may hold at once
+_COPIES = 2  # slots of a camera that the preview may hold at once; a failed part may take one more
+_PACKS = 4  # failed parts that may wait to be packed
+_SEND_BUFFER = 32 * 1024  # bytes, which Linux doubles: what lies in it is as old as the reader is slow
 _BOUNDARY = "flawline-frame"
 
 
@@ -72,9 +78,12 @@ class Preview:
         self._guard = Guard(settings)
         self.board = Board(settings, cameras)
         self._document, self._policy = compose()
+        self._version = hashlib.sha256(self._document).hexdigest()[:12]  # by it a page knows that it is an old one
         self._threads = ThreadPoolExecutor(1, "preview")
         self._copier = ThreadPoolExecutor(1, "preview-copy")
-        self._copying = 0
+        self._packer = ThreadPoolExecutor(1, "preview-pack")  # takes long: no slot is held for it
+        self._copying: Counter[str] = Counter()
+        self._packing = 0
         self._plain = {name: Stream(name, settings, self._threads, metrics.encoded, burn=False) for name in cameras}
         self._burnt = {name: Stream(name, settings, self._threads, metrics.encoded, burn=True) for name in cameras}
         self.sessions = Sessions(settings.codec)
@@ -91,39 +100,51 @@ class Preview:
         """Note the verdict. Have a picture copied that is to be shown or kept: on a thread, while the slot is held.
 
         As often as the video shows one, or rarely where nobody watches. A picture whose turn comes before the last
-        one is copied is left out: the line's slots are not for the preview to fill.
+        ones are copied is left out: the line's slots are not for the preview to fill. What is copied to be kept is
+        shown as well, so that a line which stops on a failed part shows that one.
+
+        What the line did with the part counts, not what was found too late: no late result is shown or kept, and no
+        refined one that says otherwise than the verdict. A refined picture does not take the place of a newer part's.
         """
         header, camera = frame.header, frame.header["camera"]
         if frame.kind == "verdict":
             self.board.note(header)
-        if frame.picture is None or self._copying >= _COPIES:
+        if frame.picture is None or frame.kind == "late" or self._copying[camera] > _COPIES:
             return
+        if frame.kind == "refined" and not self.board.agrees(header):
+            return
+        newest = self.board.is_newest(header)
         streams = self._plain[camera], self._burnt[camera]
         rate = self._settings.fps if any(stream.watched for stream in streams) else _UNWATCHED_PER_S
-        show, keep = self._copies[camera].take(rate), self.board.wants(header)
+        show = newest and self._copying[camera] < _COPIES and self._copies[camera].take(rate)
+        keep = self._packing < _PACKS and self.board.wants(header)
         if not show and not keep:
             return
         release = frame.hold()
-        self._copying += 1
+        self._copying[camera] += 1
+        self._packing += keep
         arrays = (frame.picture, frame.mask, frame.anomaly_map)
         work = partial(shot.take, header, *arrays, frame.points, self._settings.long_side)
         copy = asyncio.get_running_loop().run_in_executor(self._copier, work)
 
         def done(copied: asyncio.Future[Shot]) -> None:
             release()
-            self._copying -= 1
+            self._copying[camera] -= 1
+            if copied.cancelled() or copied.exception() is not None:
+                self._packing -= keep
             if copied.cancelled():
                 return
             if keep:
-                packed = asyncio.get_running_loop().run_in_executor(self._copier, Fail.of, copied.result())
+                packed = asyncio.get_running_loop().run_in_executor(self._packer, Fail.of, copied.result())
                 packed.add_done_callback(self._keep)
-            if show:
+            if newest:
                 for stream in streams:
                     stream.show(copied.result())
 
         copy.add_done_callback(done)
 
     def _keep(self, packed: asyncio.Future[Fail]) -> None:
+        self._packing -= 1
         if not packed.cancelled():
             self.board.keep(packed.result())
 
@@ -181,6 +202,7 @@ class Preview:
             await self._runner.cleanup()
             self._runner = None
         self._copier.shutdown()
+        self._packer.shutdown()
         self._threads.shutdown()
 
     # -- page, health, metrics --------------------------------------------------------------------------------
@@ -197,7 +219,7 @@ class Preview:
         checks = {
             "models": bool(status["worker"]["ready"]),
             "worker": bool(status["worker"]["healthy"]),
-            "cameras": all(camera["up"] for camera in status["cameras"].values()),
+            "cameras": all(camera["up"] or camera["state"] == "ended" for camera in status["cameras"].values()),
             "running": status["state"] in ("running", "paused"),
         }
         ready = all(checks.values())
@@ -216,8 +238,7 @@ class Preview:
             return self._full("preview.max_pages")
         self._pages -= 1
         try:
-            response = self._stream_response(request, "text/event-stream")
-            await response.prepare(request)
+            response = await self._begin_stream(request, "text/event-stream")
             number, told_at = 0, 0.0
             while not self._closing.is_set():
                 news = self.board.since_event(number)
@@ -225,7 +246,8 @@ class Preview:
                 if news or now - told_at >= _STATUS_S:
                     event: dict[str, Any] = {"t": time.time_ns(), "verdicts": news}
                     if now - told_at >= _STATUS_S:
-                        event |= {"station": self._station, "status": self._status(), **self.board.summary()}
+                        event |= {"station": self._station, "page": self._version, "status": self._status()}
+                        event |= self.board.summary()
                         told_at = now
                     number = news[-1]["n"] if news else number
                     await self._write(
@@ -296,11 +318,14 @@ class Preview:
         headers = {
             "Accept-Post": "application/sdp",
             "Allow": "POST, DELETE, OPTIONS",
-            "Access-Control-Allow-Methods": "POST, DELETE, OPTIONS",
-            "Access-Control-Allow-Headers": "Authorization, Content-Type",
-            "Access-Control-Max-Age": "600",
         }
-        return web.Response(status=204, headers=headers if self._guard.cors(request) else {"Allow": headers["Allow"]})
+        if self._guard.cors(request):
+            headers |= {
+                "Access-Control-Allow-Methods": "POST, DELETE, OPTIONS",
+                "Access-Control-Allow-Headers": "Authorization, Content-Type",
+                "Access-Control-Max-Age": "600",
+            }
+        return web.Response(status=204, headers=headers)
 
     async def _mjpeg(self, request: web.Request) -> web.StreamResponse:
         stream = self._stream(request)
@@ -308,8 +333,7 @@ class Preview:
             return self._full("preview.max_viewers")
         self._seats -= 1
         try:
-            response = self._stream_response(request, f"multipart/x-mixed-replace; boundary={_BOUNDARY}")
-            await response.prepare(request)
+            response = await self._begin_stream(request, f"multipart/x-mixed-replace; boundary={_BOUNDARY}")
             while not self._closing.is_set():
                 try:
                     async with asyncio.timeout(1.0):
@@ -328,16 +352,28 @@ class Preview:
     def _full(self, key: str) -> web.Response:
         return web.Response(status=503, text=f"{key} are watching already\n", headers={"Retry-After": "10"})
 
-    def _stream_response(self, request: web.Request, kind: str) -> web.StreamResponse:
+    async def _begin_stream(self, request: web.Request, kind: str) -> web.StreamResponse:
+        """Its head is sent. The kernel keeps little of what follows: it would keep megabytes, all shown as live."""
         response = web.StreamResponse(headers={"Content-Type": kind, "X-Accel-Buffering": "no"})
         self._guard.protect(request, response)
+        await response.prepare(request)
+        if request.transport is not None:
+            with contextlib.suppress(OSError):  # the reader has gone meanwhile
+                request.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         return response
 
     async def _write(self, request: web.Request, response: web.StreamResponse, data: bytes) -> None:
-        """Write, but wait for a slow reader only so long."""
+        """Write, and wait until the kernel has it, so that the next thing sent is a new one; but only so long.
+
+        `write` alone comes back while up to 64 KiB wait.
+        """
         try:
             async with asyncio.timeout(_WRITE_S):
                 await response.write(data)
+                for _ in range(int(2 * _WRITE_S / _DRAIN_S)):
+                    if request.transport is None or not request.transport.get_write_buffer_size():
+                        break
+                    await asyncio.sleep(_DRAIN_S)
         except TimeoutError as error:
             if request.transport is not None:
                 request.transport.abort()

@@ -20,6 +20,8 @@ const REASONS = {
 const id = (name) => document.getElementById(name);
 const tiles = new Map();
 let heardAt = 0;
+let refused = false; // the agent wants a token that this browser does not have, or no longer
+let first = null; // what the agent was when this page was opened
 let clockGap = 0;
 let cameras = {};
 let starting = false;
@@ -33,10 +35,29 @@ function listen() {
   source?.close();
   source = new EventSource("/events");
   source.onmessage = (event) => hear(JSON.parse(event.data));
+  source.onerror = ({ target }) => { if (target.readyState === EventSource.CLOSED) askWhy(); };
+}
+
+// Events that end do not tell whether the agent has refused them or is not there.
+async function askWhy() {
+  const answer = await fetch("/", { method: "HEAD" }).catch(() => null);
+  refused = answer?.status === 401;
+}
+
+// Tiles are made from what is heard first: where a restarted agent has other cameras, or another page, this one is old.
+function isOutdated({ status, per_camera, page }) {
+  const now = { boot: status.boot_id, made: [page, ...Object.keys(per_camera)].join(" ") };
+  first ??= now;
+  return now.boot !== first.boot && now.made !== first.made;
 }
 
 function hear(news) {
+  if (news.status && isOutdated(news)) {
+    source.close(); // another event would begin the reload again
+    return void location.reload();
+  }
   heardAt = performance.now();
+  refused = false;
   clockGap = news.t / 1e6 - Date.now();
   document.body.classList.remove("waiting");
   if (news.status) {
@@ -61,8 +82,10 @@ function tick() {
   const link = id("link");
   link.classList.toggle("bad", stale || !heardAt);
   link.lastElementChild.textContent = stale ? `stale ${Math.round(silent / 1000)} s` : heardAt ? "live" : "connecting";
-  id("alarm").hidden = !stale;
-  if (stale) id("alarm").textContent = `NO DATA for ${Math.round(silent / 1000)} s – what you see is old`;
+  mjpeg.mayRead = heardAt > 0 && !stale;
+  id("alarm").hidden = !stale && !refused;
+  if (refused) id("alarm").textContent = "NO DATA – a token is needed: open this page once with /?token=…";
+  else if (stale) id("alarm").textContent = `NO DATA for ${Math.round(silent / 1000)} s – what you see is old`;
   for (const tile of tiles.values()) tile.age(stale);
   id("clock").textContent = new Date(Date.now() + clockGap).toLocaleTimeString("en-GB");
 }
@@ -134,7 +157,7 @@ class Tile {
   age(silent) {
     const verdict = this.history[this.history.length - 1];
     const camera = cameras[this.name];
-    const lost = camera && !camera.up && camera.state !== "ended";
+    const lost = camera && !isWell(camera);
     let word = verdict ? WORDS[verdict.result] : "WAITING";
     let why = verdict ? reason(verdict) : "";
     if (silent) [word, why] = ["NO DATA", ""];
@@ -147,6 +170,10 @@ class Tile {
     if (!verdict) return;
     const ms = Date.now() + clockGap - verdict.t_publish / 1e6;
     this.find(".ago").textContent = ms < STALE_MS ? "" : `${duration(ms)} ago`;
+    // The video follows within that time; where the last part has no picture, it goes on showing an earlier one.
+    const shown = this.video.overlaid ? this.video.shown : null;
+    const other = shown && shown.seq !== verdict.seq && ms >= STALE_MS;
+    this.find(".of").textContent = other ? `picture of no. ${shown.seq}` : "";
     this.find(".part").textContent = verdict.part_id ? `part ${verdict.part_id}` : `no. ${verdict.seq}`;
   }
 
@@ -214,12 +241,18 @@ function addTiles(names) {
 
 // -- health and counters -------------------------------------------------------------------------------------
 
+// A folder that was shown to its end is no fault.
+const isWell = (camera) => camera.up || camera.state === "ended";
+
 function showHealth(status) {
   const entries = [[`line ${status.state}`, ["running", "starting"].includes(status.state)]];
   const worker = status.worker;
   entries.push([worker.ready && worker.healthy ? "worker" : worker.healthy ? "worker starts" : "worker fails", worker.ready && worker.healthy]);
   if (worker.restarts) entries[1][0] += ` (${worker.restarts} restarts)`;
-  for (const [name, camera] of Object.entries(status.cameras)) entries.push([camera.up ? name : `${name} lost`, camera.up]);
+  for (const [name, camera] of Object.entries(status.cameras)) {
+    const word = { ended: " ended", closed: " opens" }[camera.state] || " lost";
+    entries.push([camera.up ? name : name + word, isWell(camera) || (starting && camera.state === "closed")]);
+  }
   if (!status.journal.ok) entries.push(["journal cannot be written", false]);
   const text = JSON.stringify(entries);
   if (id("health").dataset.text === text) return;

@@ -6,11 +6,14 @@ const FROZEN_MS = 1500; // a video that stands still is marked as old,
 const DEAD_MS = 3000; // and then asked for again
 const TRY_AGAIN_MS = 15000;
 const READ_AGAIN_MS = 1000;
+const MOST_READERS = 4; // a browser opens six connections to an address: live values and requests need theirs
 const KEPT_DRAWINGS = 64;
 const VOTES = 4;
 const KINDS = { pass: "#39e0a8", fail: "#ff7a2e", error: "#f08adf" };
 
 const layers = { outlines: true, boxes: true, points: false };
+const mjpeg = { readers: 0, mayRead: false }; // of all tiles; the page says whether the agent is heard
+const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 
 // The JPEG files of a multipart stream: each part tells its length.
 async function* picturesOf(reader) {
@@ -81,12 +84,15 @@ class CameraVideo {
         this.follow(attempt, limit);
       };
       await peer.setLocalDescription(await peer.createOffer());
+      // The connection and the viewer's place that MJPEG holds are for this try. Its pictures go on meanwhile.
+      this.asking = true;
+      this.reading?.abort();
       const answer = await fetch(`/${this.name}/whep`, {
         method: "POST",
         headers: { "Content-Type": "application/sdp" },
         body: peer.localDescription.sdp,
         signal: AbortSignal.timeout(UP_WITHIN_MS),
-      });
+      }).finally(() => { this.asking = false; });
       if (answer.status !== 201) throw new Error(`whep ${answer.status}`);
       const session = answer.headers.get("Location");
       if (attempt !== this.attempt) return void fetch(session, { method: "DELETE" });
@@ -135,9 +141,17 @@ class CameraVideo {
   // is burnt in: the pictures carry no number by which a page could match it.
   async readPictures() {
     const turn = (this.turn = (this.turn || 0) + 1);
-    while (!this.image.hidden && turn === this.turn) {
+    const wanted = () => !this.image.hidden && turn === this.turn;
+    while (wanted()) {
+      // After a restart of the agent the readers of many tiles would take every connection before the live values.
+      if (this.asking || !mjpeg.mayRead || mjpeg.readers >= MOST_READERS) {
+        if (mjpeg.readers >= MOST_READERS && !this.frameAt) this.say(`no WebRTC: ${MOST_READERS} videos at most`);
+        await pause(50);
+        continue;
+      }
       const reading = (this.reading = new AbortController());
       this.triedAt = performance.now();
+      mjpeg.readers += 1;
       try {
         const answer = await fetch(`/${this.name}/mjpeg?burn=1`, { signal: reading.signal });
         if (!answer.ok) throw new Error(`mjpeg ${answer.status}`);
@@ -152,8 +166,9 @@ class CameraVideo {
         // Whatever ended it, `watch` tells the operator; here it is begun again.
       } finally {
         reading.abort();
+        mjpeg.readers -= 1;
       }
-      await new Promise((done) => setTimeout(done, READ_AGAIN_MS));
+      if (!this.asking) await pause(READ_AGAIN_MS);
     }
   }
 
@@ -175,7 +190,7 @@ class CameraVideo {
     }
     if (still < DEAD_MS || now - this.triedAt < DEAD_MS) return;
     if (this.image.hidden) this.connect();
-    else this.reading.abort();
+    else this.reading?.abort();
   }
 
   leave() {

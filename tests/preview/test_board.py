@@ -79,6 +79,23 @@ def test_counters_start_again_with_a_shift(monkeypatch: pytest.MonkeyPatch) -> N
     assert time.localtime(kept.summary()["since"])[3:5] == (6, 0)
 
 
+@pytest.mark.parametrize("began", [(2026, 3, 6, 21, 0, 0), (1970, 1, 2, 0, 0, 0)], ids=["a weekend", "a wrong clock"])
+def test_counters_start_again_once_however_long_nothing_came(
+    monkeypatch: pytest.MonkeyPatch, began: tuple[int, ...]
+) -> None:
+    now = time.mktime((*began, 0, 0, -1))  # type: ignore[arg-type]
+    monkeypatch.setattr(board.time, "time", lambda: now)
+    kept = Board(PreviewSettings(), ["top"])
+    kept.note(header(1, "pass"))
+    now = time.mktime((2026, 3, 9, 6, 30, 0, 0, 0, -1))
+    for seq in range(2, 7):
+        kept.note(header(seq, "fail"))
+        now += 1
+    assert kept.summary()["counts"] == {"pass": 0, "fail": 5, "error": 0}
+    assert time.localtime(kept.summary()["since"])[:5] == (2026, 3, 9, 6, 0)
+    assert kept.summary()["per_camera"]["top"]["fail"] == 5
+
+
 def test_a_drawing_is_bounded_whatever_the_mask() -> None:
     rng = np.random.default_rng(1)
     picture = np.zeros((270, 480, 3), np.uint8)

@@ -17,9 +17,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 from preview_line import CORNER, EDGE, HEIGHT, WIDTH, Agent, events
 
 from flawline.agent.control import ask
+from flawline.agent.guard import Guard
+from flawline.config.settings_preview import PreviewSettings
 
 TOKEN = "a-token-of-more-than-16-characters"
 
@@ -49,6 +53,11 @@ def test_counters_reconcile_with_the_verdicts(start: Callable[..., Agent], tmp_p
     assert abs(agent.metric("flawline_last_verdict_timestamp_seconds") - time.time()) < 60
     assert agent.metric("flawline_build_info") == 1
     assert agent.metric("flawline_deadline_missed_total") == 0
+    assert agent.metric("flawline_journal_unwritten_verdicts") == 0
+    while status(agent)["cameras"]["top"]["state"] != "ended" and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert agent.get("/readyz")[0] == 200, "a folder that was read to its end is no fault"
+    assert agent.metric("flawline_camera_up") == 1
     for name in ("flawline_queue_depth", "flawline_gpu_memory_bytes", "flawline_camera_up"):
         assert f"\n{name}" in text
     names = {line.split("{")[0].split(" ")[0] for line in text.splitlines() if line and not line.startswith("#")}
@@ -193,10 +202,31 @@ def test_with_a_token_nothing_but_health_is_open(start: Callable[..., Agent], tm
     assert redirect.value.code == 303
     cookie = redirect.value.headers["Set-Cookie"]
     assert "HttpOnly" in cookie
-    assert "SameSite=Strict" in cookie
+    assert "SameSite=Lax" in cookie, "a link from a dashboard shows the page"
     assert TOKEN not in cookie
-    assert agent.get("/", {"Cookie": cookie.split(";")[0]})[0] == 200
+    shown = {"Cookie": cookie.split(";")[0]}
+    assert agent.get("/", shown)[0] == 200
+    with urllib.request.urlopen(urllib.request.Request(agent.url + "/events", headers=shown), timeout=20) as stream:
+        assert stream.headers["Set-Cookie"] == cookie, "who watches is not asked again after 30 days"
+    with urllib.request.urlopen(urllib.request.Request(agent.url + "/events", headers=bearer), timeout=20) as stream:
+        assert stream.headers["Set-Cookie"] is None
     assert TOKEN not in agent.log()
+
+
+async def test_stations_on_one_host_keep_cookies_of_their_own(tmp_path: Path) -> None:
+    async def page(_: web.Request) -> web.StreamResponse:
+        return web.Response()
+
+    kept: dict[str, str] = {}  # of one browser, which knows hosts and names but no ports
+    guards = []
+    for name in ("left", "right"):
+        (tmp_path / name).write_text(f"{TOKEN}-{name}")
+        guards.append(Guard(PreviewSettings(token_file=tmp_path / name)))
+        answer = await guards[-1].middleware(make_mocked_request("GET", f"/?token={TOKEN}-{name}"), page)
+        kept |= {cookie.key: cookie.value for cookie in answer.cookies.values()}
+    cookies = {"Cookie": "; ".join(f"{name}={value}" for name, value in kept.items())}
+    for guard in guards:
+        assert (await guard.middleware(make_mocked_request("GET", "/", headers=cookies), page)).status == 200
 
 
 @pytest.mark.parametrize(

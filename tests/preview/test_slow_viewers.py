@@ -1,6 +1,7 @@
 """A viewer that takes nothing any more costs the line nothing: its packets are bounded, and it goes on or goes."""
 
 import asyncio
+import contextlib
 import itertools
 import signal
 import socket
@@ -137,6 +138,21 @@ def test_stopped_viewers_do_not_slow_the_line_and_are_let_go(start: Callable[...
         while agent.metric("flawline_preview_viewers") and time.monotonic() < deadline:
             time.sleep(0.5)
         assert agent.metric("flawline_preview_viewers") == 0
+
+
+def test_mjpeg_over_a_slow_link_is_not_an_old_picture(agent: Agent) -> None:
+    with socket.socket() as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        reader.connect(("127.0.0.1", agent.port))
+        reader.sendall(f"GET /top/mjpeg HTTP/1.1\r\nHost: 127.0.0.1:{agent.port}\r\n\r\n".encode())
+        assert reader.recv(100).startswith(b"HTTP/1.1 200")
+        time.sleep(4)  # it takes nothing for a while: what comes at once now was made and kept meanwhile
+        kept, until = b"", time.monotonic() + 0.3
+        reader.settimeout(0.05)
+        while time.monotonic() < until:
+            with contextlib.suppress(TimeoutError):
+                kept += reader.recv(2**20)
+    assert 0 < len(kept) < 200_000
 
 
 def test_a_viewer_that_was_stopped_for_a_moment_goes_on(agent: Agent) -> None:

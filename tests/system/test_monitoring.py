@@ -16,18 +16,27 @@ FOLDER = Path(__file__).parents[2] / "systemd/monitoring"
 RULES, DASHBOARD = FOLDER / "flawline.rules.yml", FOLDER / "grafana-dashboard.json"
 
 
-@pytest.fixture(scope="module")
-def told() -> set[str]:
-    """Names of the series that an agent exposes."""
-    status: dict[str, Any] = {
+def a_status() -> dict[str, Any]:
+    return {
         "triggers": 0,
         "waiting": 0,
         "late_waiting": 0,
         "in_flight": 0,
         "worker": {"restarts": 0},
-        "cameras": {"top": {"up": True}},
+        "state": "running",
+        "cameras": {"top": {"up": True, "state": "up"}},
+        "journal": {"unwritten": 0},
     }
-    text = Metrics(lambda: status, Counter(), Counter()).text().decode()
+
+
+def text_of(status: dict[str, Any]) -> str:
+    return Metrics(lambda: status, Counter(), Counter()).text().decode()
+
+
+@pytest.fixture(scope="module")
+def told() -> set[str]:
+    """Names of the series that an agent exposes."""
+    text = text_of(a_status())
     return set(re.findall(r"^(flawline_\w+)", text, re.MULTILINE)) | {"flawline_frames_dropped_total"}
 
 
@@ -53,6 +62,23 @@ def test_the_dashboard_asks_for_what_there_is_and_shows_all_of_it(told: set[str]
     assert len(cells) == len(set(cells))
     assert max(x for x, _ in cells) < 24
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+
+
+def test_a_camera_is_down_only_where_something_is_wrong_with_it() -> None:
+    def up(state: str, camera: str) -> dict[str, str]:
+        status = a_status() | {"state": state, "cameras": {"top": {"up": camera == "up", "state": camera}}}
+        return dict(re.findall(r'^flawline_camera_up{camera="(\w+)"} (\S+)', text_of(status), re.MULTILINE))
+
+    assert up("starting", "closed") == {}, "the models are being loaded"
+    assert up("degraded", "lost") == {"top": "0.0"}
+    assert up("degraded", "closed") == {"top": "0.0"}, "it does not open"
+    assert up("running", "ended") == {"top": "1.0"}, "a folder that was read to its end"
+    assert up("running", "up") == {"top": "1.0"}
+
+
+def test_verdicts_that_wait_for_the_journal_are_counted() -> None:
+    text = text_of(a_status() | {"journal": {"unwritten": 17}})
+    assert "flawline_journal_unwritten_verdicts 17.0" in text
 
 
 def test_the_rules_ask_for_what_there_is(told: set[str]) -> None:
@@ -83,7 +109,16 @@ tests:
       - {{series: 'flawline_verdicts_total{{result="pass", instance="a", job="flawline"}}', values: '0+1x8 8x40'}}
       - {{series: 'flawline_last_verdict_timestamp_seconds{{instance="a", job="flawline"}}', values: '0+15x8 120x40'}}
       - {{series: 'flawline_worker_restarts_total{{instance="a", job="flawline"}}', values: '0x48'}}
+      - {{series: 'flawline_journal_unwritten_verdicts{{instance="a", job="flawline"}}', values: '0x8 7x40'}}
     alert_rule_test:
+      - {{eval_time: 1m, alertname: FlawlineJournalNotWritten}}
+      - eval_time: 8m
+        alertname: FlawlineJournalNotWritten
+        exp_alerts:
+          - exp_labels: {{severity: critical, instance: a, job: flawline}}
+            exp_annotations:
+              summary: "7 verdicts of a are not in its journal: its disk takes nothing"
+              remedy: "df -h on the journal's disk; journalctl -u flawline@STATION -p warning"
       - {{eval_time: 1m, alertname: FlawlineCameraDown}}
       - {{eval_time: 1m, alertname: FlawlineVerdictsOwed}}
       - {{eval_time: 8m, alertname: FlawlineWorkerRestarts}}
