@@ -25,6 +25,7 @@ from flawline.models.training.build import (
     go_on_plan,
     small_plan,
     with_photographs,
+    with_seed,
 )
 from flawline.models.training.bundle_folder import SAM_SETTINGS
 from flawline.models.training.losses import balanced_loss, dice_loss, focal_loss, segmentation_loss, striking_loss
@@ -274,6 +275,12 @@ def test_the_whole_way_in_small_gives_a_bundle_that_loads(tmp_path: Path) -> Non
         ("later", plan, {"sam.safetensors"}, set()),
         ("deeper", replace(plan, pyramid=pyramid), files, {"laterals", "smooth", "deepen"}),
         (
+            "clip alone",
+            replace(go_on_plan(small_plan(), start, 2), sam=replace(plan.sam, windows=0, frames=0)),
+            files - {"sam.safetensors"},
+            {"laterals", "smooth", "deepen", "backbone"},
+        ),
+        (
             "all",
             with_photographs(go_on_plan(small_plan(), start, 2), album),
             files,
@@ -294,7 +301,7 @@ def test_the_whole_way_in_small_gives_a_bundle_that_loads(tmp_path: Path) -> Non
         expected = trained_to[f"adapter.{weight}"].lerp(first[weight], FURTHER_KEPT)
         assert torch.allclose(value, expected, atol=1e-6)
     assert not any("shapes" in line for line in lines)
-    assert sum("clip step 2 unseen" in line for line in lines) == 1
+    assert sum("clip step 2 unseen" in line for line in lines) == 2
 
 
 def test_further_steps_need_a_bundle_to_go_on_from(tmp_path: Path) -> None:
@@ -302,7 +309,21 @@ def test_further_steps_need_a_bundle_to_go_on_from(tmp_path: Path) -> None:
     answer = CliRunner().invoke(cli, ["train-demo", *folders, "--clip", "5"])
     assert "--clip needs --from" in f"{answer.output}{answer.exception}"
     assert answer.exit_code != 0
+    answer = CliRunner().invoke(cli, ["train-demo", *folders, "--windows", "0"])
+    assert "--windows 0 needs --from" in f"{answer.output}{answer.exception}"
     assert not list(tmp_path.iterdir())
+
+
+def test_another_seed_trains_on_other_pictures_and_is_judged_by_the_same(tmp_path: Path) -> None:
+    plan = small_plan()
+    other = with_seed(plan, 1)
+    first, second = (draw_set(replace(each.clip_pictures, count=4), tmp_path, 1) for each in (plan, other))
+    assert [words["captions"] for words in first.words] != [words["captions"] for words in second.words]
+    assert not np.array_equal(first.image, second.image)
+    assert (other.unseen_pictures, other.sam_unseen) == (plan.unseen_pictures, plan.sam_unseen)
+    assert other.sam_pictures.seed != plan.sam_pictures.seed
+    assert other.sam.seed != plan.sam.seed
+    assert with_seed(plan, 0) == plan
 
 
 def test_a_sam_with_fewer_blocks_goes_on_as_it_was(tmp_path: Path) -> None:
