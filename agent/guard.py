@@ -98,16 +98,12 @@ class Guard:
         return is_loopback(host) or host == self._host
 
     def cors(self, request: web.Request) -> dict[str, str]:
-        """Headers that let pages of the allowed origins use WHEP; none for the others.
-
-        `*` counts only where a token is needed: any web site that is open in the station's browser reaches loopback.
-        """
+        """Headers that let pages of the allowed origins use WHEP; none for the others."""
         origin = request.headers.get("Origin")
-        anybody = "*" in self._origins and self._token is not None
-        if origin is None or not (anybody or origin in self._origins):
+        if origin is None or not ("*" in self._origins or origin in self._origins):
             return {}
         return {
-            "Access-Control-Allow-Origin": "*" if anybody else origin,
+            "Access-Control-Allow-Origin": "*" if "*" in self._origins else origin,
             "Access-Control-Expose-Headers": "Location, Accept-Post",
             "Vary": "Origin",
         }

@@ -23,8 +23,8 @@ class PreviewSettings(Strict):
     insecure: bool = Field(False, description="allow an address other than loopback without a token")
     allow_origins: tuple[str, ...] = Field(
         ("*",),
-        description="web pages of other origins that may watch by WHEP (CORS), each by its origin; `*`: all, but only "
-        "where there is a token; empty: only our own page",
+        description="web pages of other origins that may watch by WHEP (CORS), each by its origin; `*`: all; "
+        "empty: only our own page",
     )
     codec: Literal["vp8", "h264"] = Field(
         "vp8", description="how the video is encoded; every browser plays vp8, also one that never was online"
