@@ -151,11 +151,12 @@ class Intake:
     def _announced_for(self, line: Line, t_grab: int) -> Trigger | None:
         """The part last announced before this exposure; those announced before it have got no frame.
 
-        `t_grab` lies after the exposure by the shortest transfer: what is announced in that time is taken for this
-        frame's, so parts are to be announced after the verdict of the one before.
+        `t_grab` lies after the exposure by the shortest transfer. Where nobody has said how long that is, what is
+        announced in that time is taken for this frame's: then announce after the verdict of the part before.
         """
         found: Trigger | None = None
-        while line.announced and line.announced[0].t_trigger <= t_grab:
+        exposed = t_grab - int(line.settings.transfer_ms * 1e6)
+        while line.announced and line.announced[0].t_trigger <= exposed:
             if found is not None:
                 why = f"no frame from {line.name!r} before the next part was announced"
                 self._fail_announced(line, found, "camera_fault", why)

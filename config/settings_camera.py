@@ -86,6 +86,13 @@ class CameraSettings(Strict):
         description="a trigger whose frame has not come by then is answered with `camera_fault`, and the camera is "
         "opened anew; a recipe's shorter deadline_ms goes before",
     )
+    transfer_ms: float = Field(
+        0.0,
+        ge=0.0,
+        le=1000.0,
+        description="hardware trigger: so long after its exposure lies a frame's `t_grab`; a part that is announced in "
+        "that time is the next frame's",
+    )
     stall_s: float = Field(
         5.0, ge=0.5, le=3600.0, description="free run: a camera that sends no frame for so long is opened anew"
     )

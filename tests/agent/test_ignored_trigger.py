@@ -7,6 +7,7 @@ from collections import deque
 from pathlib import Path
 
 import numpy as np
+import pytest
 from test_times import Way
 from test_worker_client import until
 
@@ -163,6 +164,62 @@ async def test_a_trigger_that_was_answered_in_the_queue_makes_no_exposure(tmp_pa
     assert {header["reason"] for header in way.seen} == {"camera_fault"}
     await asyncio.get_running_loop().run_in_executor(line.trigger_thread, lambda: None)  # behind all that was queued
     assert camera.asked == 1
+    intake.stop()
+    await asyncio.wait_for(grabbing, 30)
+    intake.close()
+    await way.close()
+
+
+class Line45(Camera):
+    """Exposed by its own line at the given times; `t_grab` lies 45 ms after that, as the transfer takes."""
+
+    name = "top"
+
+    def __init__(self, exposures_ms: list[int]) -> None:
+        self._start = time.time_ns() + 100 * MS
+        self._left = deque((number, at) for number, at in enumerate(exposures_ms))
+
+    def at(self, ms: int) -> float:
+        """Seconds from now until so many ms after the start."""
+        return max(0.0, (self._start + ms * MS - time.time_ns()) / 1e9)
+
+    def open(self) -> None:
+        pass
+
+    def grab(self, timeout_s: float) -> Frame | None:
+        if not self._left or self.at(self._left[0][1] + 45) > timeout_s:
+            time.sleep(timeout_s)
+            return None
+        number, exposed = self._left.popleft()
+        time.sleep(self.at(exposed + 45))
+        return Frame(number, self._start + (exposed + 45) * MS, PICTURE, clocked=True)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("transfer_ms", [0.0, 45.0])
+async def test_a_part_that_is_announced_during_a_transfer_is_the_next_frames(
+    tmp_path: Path, transfer_ms: float
+) -> None:
+    way = Way(tmp_path)
+    camera = Line45([200, 600, 1000])
+    settings = CameraSettings(name="top", trigger="hardware", transfer_ms=transfer_ms, guard={"enabled": False})
+    recipes = RecipeBook(Settings(cameras=[settings], recipes={"default": Recipe(deadline_ms=1)}), way.journal)
+    intake = Intake([(camera, settings)], way.ring, recipes, way.pipeline, way.outbox, 20, None)
+    line = intake.lines["top"]
+    grabbing = asyncio.create_task(intake.run_camera(line))
+    await intake.until_open(30)
+    intake.running = True
+    for name, at_ms in (("P0", 0), ("P1", 210), ("P2", 610)):  # each 10 ms after the exposure of the one before
+        await asyncio.sleep(camera.at(at_ms))
+        await intake.announce("top", None, name)
+    await until(lambda: {header["frame_id"] for header in way.seen} >= {0, 1, 2})
+    named = {header["frame_id"]: header["part_id"] for header in way.seen if header["frame_id"] is not None}
+    if transfer_ms:
+        assert named == {0: "P0", 1: "P1", 2: "P2"}
+    else:  # what happens where nobody has said how long it takes
+        assert named == {0: "P1", 1: "P2", 2: None}
     intake.stop()
     await asyncio.wait_for(grabbing, 30)
     intake.close()
