@@ -29,6 +29,7 @@ from flawline.agent.numbers import NumberMark
 from flawline.config.errors import ConfigError, JournalError
 from flawline.config.memory_versions import FOLDER, is_numbered
 from flawline.config.settings import Settings
+from flawline.config.sources import keys_folder
 
 SCHEMA = "flawline.backup/1"
 VERDICTS_PER_S = 100
@@ -63,9 +64,8 @@ def back_up(config: Path, settings: Settings, target: Path, *, pictures: bool) -
 def _of_config(config: Path, settings: Settings) -> Iterator[Path]:
     yield config.absolute()
     environment = config.absolute().with_suffix(".env")
-    keys = config.absolute().parent / "keys" / config.stem  # where the unit takes its credentials from
     for path in (
-        *(environment, keys, settings.publish.curve_secret, settings.publish.curve_clients),
+        *(environment, keys_folder(config), settings.publish.curve_secret, settings.publish.curve_clients),
         *(settings.control.curve_secret, settings.control.curve_clients, settings.preview.token_file),
     ):
         if path is not None and path.is_file():

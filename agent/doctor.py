@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from flawline.agent.service_files import HOMES
 from flawline.camera.registry import make_camera
 from flawline.config.errors import ConfigError, FlawlineError
 from flawline.config.settings import Settings
@@ -31,7 +32,7 @@ _OPENCV_NEEDS = {"libGL.so.1": "libgl1", "libglib-2.0.so.0": "libglib2.0-0"}  # 
 _SOCKET_BUFFER = 8 << 20  # bytes: some GigE frames that wait while the camera's thread is not scheduled
 _GIGE = ("genicam", "pylon", "gentl")
 _STATIONS = Path("/etc/flawline")  # the unit's configurations
-_HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # by the unit's ProtectHome and PrivateTmp
+_HIDDEN = (*HOMES, "/tmp", "/var/tmp")  # by the unit's ProtectHome and PrivateTmp
 _TORCH_TELLS = """
 import json, torch
 print(json.dumps({"torch": torch.__version__, "built_for": torch.version.cuda, "sees": torch.cuda.is_available(),

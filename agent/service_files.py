@@ -12,6 +12,7 @@ from pathlib import Path
 from flawline.config.errors import ConfigError
 
 INSTALLED_AT = "/opt/flawline/bin/flawline"
+HOMES = ("/home", "/root", "/run/user")  # which the unit's ProtectHome hides
 """The command as the shipped units name it; replaced by the one that installs them."""
 
 
@@ -43,7 +44,7 @@ def service_files(prefix: Path, station: str, command: Path | None = None) -> li
     if own and prefix == Path("/"):  # a venv's Python may itself lie elsewhere, and an editable install's sources too
         hidden += [path.resolve() for path in (command, Path(sys.executable), Path(sys.base_prefix), Path(__file__))]
     for path in hidden:
-        if path.is_relative_to("/home") or path.is_relative_to("/root"):
+        if any(path.is_relative_to(home) for home in HOMES):
             instead = "install flawline into /opt/flawline, with the system's Python"
             raise ConfigError(f"{path}: a service does not see home directories; {instead}")
     shipped = files("flawline") / "systemd"

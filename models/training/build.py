@@ -54,7 +54,7 @@ UNSEEN_PICTURES = PictureSet("unseen", 300, 384, 2, 0.5, unseen=True)
 GO_ON_PICTURES = 7000  # of CLIP's, where an earlier one is trained on
 FURTHER_FINISH = 0.18  # of the further steps of CLIP's image side with mostly focal and dice
 FURTHER_RATE = 2.5e-4  # of its pyramid and linear layers
-FURTHER_TRUNK_RATE = 1e-4
+FURTHER_TRUNK_RATE = 1e-4  # of its backbone
 FURTHER_STRIKING = 0.25  # weight of the loss of each picture's most striking places
 FURTHER_KEPT = 0.3  # share of the weights before them in the average
 SEEDS = 1000  # apart, so that no run's pictures are another's held-out ones

@@ -117,6 +117,15 @@ def test_all_rows_share_one_encoding_and_the_last_level_is_the_agents_own(
     assert not (tmp_path / "out" / ".work").exists()
 
 
+def test_ablations_may_be_named_one_after_the_other(place: Path, tmp_path: Path) -> None:
+    """As classes may: `--category bottle cable --ablation table2 table3`."""
+    more = ["--limit", "1", "--category", "plate", "metal_nut", "--ablation", "table2", "table3"]
+    assert command(place, tmp_path / "out", *more).exit_code == 0
+    results = content(tmp_path / "out")
+    assert set(results["sets"]) == {"metal_nut", "plate"}
+    assert {"cross_20", "ellipse_30", "level_1", "level_3"} <= set(results["rows"])
+
+
 def test_printed_numbers_stand_beside_ours_on_the_papers_data_sets(place: Path, tmp_path: Path) -> None:
     arguments = ["--dataset", "mvtec", "--root", str(place / "data"), "--bundle", str(place / "bundle")]
     arguments += ["--size", "64", "--out", str(tmp_path / "out"), "--category", "plate", "--methods"]

@@ -16,6 +16,8 @@ from torch.nn import functional
 
 from flawline.agent.cli_workbench import evaluate
 from flawline.config.errors import BundleError, ConfigError
+from flawline.models.bundle import open_bundle
+from flawline.models.clip import DenseClip
 from flawline.models.peers import (
     SDP_TEMPLATES,
     PeerSpec,
@@ -217,14 +219,14 @@ def test_each_runs_under_the_activation_it_was_trained_with(bundle: Path, tmp_pa
     """Whatever the bundle's own layers were trained under."""
     quick = write_tiny_bundle(tmp_path / "quick", activation="quickgelu")
     for clip in (bundle, quick):
-        peers: Any = load_peers([PeerSpec.parse(f"sdp={clip}")], CPU, "mvtec")
-        assert peers["sdp"]._clip.activation == "gelu"
+        opened = open_bundle(clip)
+        write_learner(tmp_path / "words.pth", DenseClip(opened.manifest.clip, opened.folder).model, deep=1)
+        specs = [f"sdp={clip}", f"anomalyclip={clip},{tmp_path / 'words.pth'}"]
+        peers: Any = load_peers([PeerSpec.parse(spec) for spec in specs], CPU, "mvtec")
+        assert (peers["sdp"]._clip.activation, peers["anomalyclip"]._clip.activation) == ("gelu", "quickgelu")
 
 
 def test_evaluate_runs_them_beside_ours(bundle: Path, tmp_path: Path) -> None:
-    from flawline.models.bundle import open_bundle
-    from flawline.models.clip import DenseClip
-
     opened = open_bundle(bundle)
     clip = DenseClip(opened.manifest.clip, opened.folder)
     clip.load(opened.path("clip.safetensors"))
