@@ -12,6 +12,8 @@ from flawline.camera.scene import Outline, mask_of, wavy
 from flawline.camera.spot import Spot, blob, contrast, curve, line_mask, mix
 
 Rng = np.random.Generator
+GAP = 0.15  # between the marks of most kinds, as a share of the square root of their area
+LINE_GAP = 0.06  # between lines: what lies between two scratches is whole
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Kind:
     edge: bool = False  # sits on the part's outline
     free: bool = False  # may lie beside the part as well
     suits: tuple[str, ...] = ()  # materials it is typical of; rarer on all others
+    gap: float = GAP  # between its marks, see outline.outlined
 
     def chance(self, material: str) -> float:
         """Share of the draws on a material."""
@@ -264,18 +267,18 @@ def thread(rng: Rng, spot: Spot) -> Picture:
 METALS = ("brushed", "cast", "ground", "paint", "mesh", "perforated")
 TEXTILES = ("weave", "knit", "carpet", "leather", "foam", "paper")
 KINDS: dict[str, Kind] = {
-    "scratch": Kind(scratch, 3.8, 1.6, 0.08),
-    "abrasion": Kind(abrasion, 1.8, 0.6),
-    "crack": Kind(crack, 3.8, 1.0, 0.06),
-    "dent": Kind(dent, 1.9, 0.8, 0.12),
-    "bubble": Kind(bubble, 1.9, 0.5, 0.06),
+    "scratch": Kind(scratch, 3.8, 1.6, 0.08, gap=LINE_GAP),
+    "abrasion": Kind(abrasion, 1.8, 0.6, gap=0.3),
+    "crack": Kind(crack, 3.8, 1.0, 0.06, gap=LINE_GAP),
+    "dent": Kind(dent, 1.9, 0.8, 0.12, gap=0.35),
+    "bubble": Kind(bubble, 1.9, 0.5, 0.06, gap=0.35),
     "chip": Kind(chip, 1.7, 1.1, edge=True),
     "hole": Kind(hole, 2.2, 0.9, 0.12),
-    "pitting": Kind(pitting, 2.2, 1.2, 0.15, suits=(*METALS, "plastic", "stone")),
-    "wrinkle": Kind(wrinkle, 3.0, 1.0, 0.12, suits=TEXTILES),
-    "distortion": Kind(distortion, 1.5, 0.6, 0.15),
-    "fray": Kind(fray, 2.4, 1.1, 0.08, suits=TEXTILES),
-    "thread": Kind(thread, 3.8, 1.4, 0.05, suits=TEXTILES[:3]),
+    "pitting": Kind(pitting, 2.2, 1.2, 0.15, suits=(*METALS, "plastic", "stone"), gap=0.2),
+    "wrinkle": Kind(wrinkle, 3.0, 1.0, 0.12, suits=TEXTILES, gap=0.3),
+    "distortion": Kind(distortion, 1.5, 0.6, 0.15, gap=0.3),
+    "fray": Kind(fray, 2.4, 1.1, 0.08, suits=TEXTILES, gap=0.3),
+    "thread": Kind(thread, 3.8, 1.4, 0.05, suits=TEXTILES[:3], gap=LINE_GAP),
     "stain": Kind(blemishes.stain, 2.0, 1.3),
     "discoloration": Kind(blemishes.discoloration, 1.9, 0.8),
     "rust": Kind(blemishes.rust, 2.0, 1.6, suits=METALS),
@@ -283,8 +286,8 @@ KINDS: dict[str, Kind] = {
     "print": Kind(blemishes.faded, 1.9, 0.6),
     "smear": Kind(blemishes.smear, 3.0, 0.6),
     "contamination": Kind(blemishes.foreign, 2.0, 1.3, 0.08, free=True),
-    "hair": Kind(blemishes.hair, 3.8, 0.7, 0.03, free=True),
+    "hair": Kind(blemishes.hair, 3.8, 0.7, 0.03, free=True, gap=LINE_GAP),
     "glue": Kind(blemishes.glue, 2.0, 0.7, 0.12),
-    "patch": Kind(blemishes.other_texture, 2.0, 1.4),
-    "irregularity": Kind(blemishes.cut_paste, 2.2, 1.0),
+    "patch": Kind(blemishes.other_texture, 2.0, 1.4, gap=0.25),
+    "irregularity": Kind(blemishes.cut_paste, 2.2, 1.0, gap=0.25),
 }

@@ -7,10 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawline.camera import words
-from flawline.camera.defects import KINDS
+from flawline.camera.defects import GAP, KINDS
 from flawline.camera.families import FAMILIES, TRAIN_FAMILIES, UNSEEN_FAMILIES, has_elements
 from flawline.camera.noise import Picture
 from flawline.camera.optics import Light, expose, record, shine
+from flawline.camera.outline import outlined
 from flawline.camera.parts import Product, design_product, draw_scene
 from flawline.camera.scene import Fault, Scene
 from flawline.camera.spot import Spot
@@ -198,7 +199,7 @@ class _Work:
         return False
 
     def _accept(self, kind: str, before: Picture, after: Picture, window: Window) -> bool:
-        """Keep the change if a person would see it: the label covers exactly where it is."""
+        """Keep the change if a person would see it; the label is the outline that a person would draw."""
         optics = self.product.optics
         plain = colours(expose(before, self.light, optics, window))
         seen = np.linalg.norm(colours(expose(after, self.light, optics, window)) - plain, axis=2)
@@ -217,9 +218,10 @@ class _Work:
         if self.picture is self.scene.picture:
             self.picture = self.picture.copy()
         self.picture[window] = after
+        outline = outlined(changed, KINDS[kind].gap if kind in KINDS else GAP, min(h, w))
         spot = self.kinds[window]
-        spot[changed > 0] = 1 + DEFECT_KINDS.index(kind)
-        x, y, bw, bh = cv2.boundingRect(changed)
+        spot[(outline > 0) & ((changed > 0) | (spot == 0))] = 1 + DEFECT_KINDS.index(kind)
+        x, y, bw, bh = cv2.boundingRect(outline)
         self.defects.append((kind, (window[1].start + x, window[0].start + y, bw, bh)))
         return True
 

@@ -67,8 +67,10 @@ def test_labels_are_where_a_person_sees_a_change(family: str) -> None:
         before, after = (synthetic.colours(one.image.astype(np.float32)) for one in (good, bad))
         change = np.linalg.norm(after - before, axis=2)
         inside = bad.mask > 0
-        # Rounding to 8 bits moves a dark colour by up to two units of colour difference.
-        assert change[~inside].max(initial=0) <= synthetic.least_difference(change, 0.0) + 2
+        # Rounding to 8 bits moves a dark colour by up to two units of colour difference. Specks are not marked.
+        changed = change > synthetic.least_difference(change, 0.0) + 2
+        assert (changed & ~inside).sum() <= 0.05 * inside.sum()
+        assert (changed & inside).sum() >= 0.3 * inside.sum()
         assert np.percentile(change[inside], 75) >= synthetic.STRIKING - 2
         share = inside.mean()
         assert synthetic.SMALLEST / 2 <= share <= 1.6 * synthetic.LARGEST
