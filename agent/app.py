@@ -201,6 +201,7 @@ class Agent:
         waits = [group.create_task(intake.done.wait()), stopped]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         self.state = "stopping"
+        self.publisher.status(self.status())  # a stop may take less than until the next second's
         self.service.stopping()
         log.info("stopping")
         waits[0].cancel()
@@ -211,6 +212,7 @@ class Agent:
         await asyncio.wait(grabbing)
         await self.pipeline.drain(self.settings.worker.drain_s)
         await self.outbox.until_empty(30.0)
+        self.publisher.status(self.status())  # the last number of all
 
     async def _reload_on(self, changed: asyncio.Event) -> None:
         """SIGHUP: the configuration has changed."""

@@ -30,12 +30,15 @@ from flawline.agent.control import ask
 from flawline.agent.guard import refuse_open
 from flawline.agent.security import Curve, make_keys
 from flawline.agent.subscriber import Subscriber
+from flawline.camera.registry import LibraryMissing, make_camera
 from flawline.config.errors import ConfigError, FlawlineError
 from flawline.config.logging import hide_passwords, set_up_logging
-from flawline.config.settings import LogSettings
+from flawline.config.memory_versions import stored_sha256
+from flawline.config.settings import LogSettings, Settings
 from flawline.config.sources import load_settings
 
 _DRIVERS_S = 2.0  # that threads may take to end
+_PATIENCE_S = 10.0  # of `subscribe` with a gap that nobody heals
 _LARGEST_SEQ = 2**63 - 1  # of the journal and of msgpack
 
 
@@ -54,16 +57,32 @@ def run(file: Path | None, overrides: tuple[str, ...], frames: int | None, check
     """Run the agent."""
     settings = load_settings(file, overrides)
     if check:
-        Curve.files("publish", settings.publish)
-        Curve.files("control", settings.control, settings.publish)
-        if settings.preview.enabled:
-            refuse_open(settings.preview)
+        _check(settings)
         click.echo(hide_passwords(tomli_w.dumps(_without_none(settings.model_dump(mode="json")))), nl=False)
         return
     set_up_logging(settings.log, station=settings.station)
     code = asyncio.run(run_agent(settings, frames, lambda: load_settings(file, overrides)))
     _leave_hanging_drivers(code)
     sys.exit(code)
+
+
+def _check(settings: Settings) -> None:
+    """What a start would refuse, without opening, binding or loading anything. Raises ConfigError.
+
+    A camera's library that is missing is only said: files are also checked where the camera is not.
+    """
+    Curve.files("publish", settings.publish)
+    Curve.files("control", settings.control, settings.publish)
+    if settings.preview.enabled:
+        refuse_open(settings.preview)
+    for camera in settings.cameras:
+        try:
+            make_camera(camera)
+        except LibraryMissing as error:
+            click.echo(f"warning: {error}", err=True)
+    for recipe in settings.recipes.values():
+        if recipe.memory is not None:
+            stored_sha256(Path(recipe.memory))
 
 
 def _leave_hanging_drivers(code: int) -> None:
@@ -115,12 +134,14 @@ def subscribe(
     server_key: Path | None,
     client_key: Path | None,
 ) -> None:
-    """Print verdicts as they arrive, gapless."""
+    """Print verdicts as they arrive, gapless; where a gap cannot be healed for ten seconds, go on behind it."""
     set_up_logging(LogSettings(level="warning"))
     shown = 0
     keys = _keys(server_key, client_key)
     try:
-        with Subscriber(endpoint, topic, control=control, from_seq=from_seq, keys=keys) as subscriber:
+        with Subscriber(
+            endpoint, topic, control=control, from_seq=from_seq, keys=keys, patience_s=_PATIENCE_S
+        ) as subscriber:
             while count is None or shown < count:
                 received = subscriber.receive(0.5)
                 if received is None or not received.topic.startswith(topic):

@@ -22,6 +22,7 @@ from flawline.models import inspect_report, overlay
 
 THUMBNAIL_EDGE = 480  # px, of the pictures in the HTML page
 REPORT = "report.html"
+KINDS = ("overlay", "mask")  # of pictures among the results
 STAGES = ("queue", "clip", "encode", "prompt", "cascade", "total")
 
 
@@ -60,7 +61,7 @@ def inspect(
     device: str | None,
 ) -> None:
     """Judge picture files, and all pictures below folders. The exit code is 0 whatever the verdicts."""
-    pictures = find_pictures(paths)
+    pictures = find_pictures(paths, out)
     settings = load_settings(file)
     if name not in settings.recipes:
         known = ", ".join(sorted(settings.recipes))
@@ -114,11 +115,13 @@ def inspect(
         _write(page, inspect_report.page("flawline inspect", facts, lines).encode("utf-8"))
 
 
-def find_pictures(paths: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """Every picture with the name of its results below DIR, each name once.
+def find_pictures(paths: Sequence[Path], out: Path | None = None) -> list[tuple[Path, Path]]:
+    """Every picture with the name of its results below `out`, each name once.
 
     A folder's pictures are mirrored; names that are the same without their suffix keep it, and what is still
-    the same (from two folders) gets its folder's name in front. Raises ConfigError for a path that isn't there.
+    the same (from two folders) gets its folder's name in front. Where `out` lies below a given folder, what is in it
+    are results of before and no pictures to judge. Raises ConfigError for a path that isn't there, and where a result
+    would take the place of a picture.
     """
     found: list[tuple[Path, Path]] = []
     taken: set[Path] = set()
@@ -126,12 +129,20 @@ def find_pictures(paths: Sequence[Path]) -> list[tuple[Path, Path]]:
         if not path.exists():
             raise ConfigError(f"{path}: no such file or folder")
         inside = list_pictures(path) if path.is_dir() else [path]
+        if out is not None and path.is_dir() and path.resolve() in out.resolve().parents:
+            inside = [picture for picture in inside if not picture.resolve().is_relative_to(out.resolve())]
         if not inside:
             raise ConfigError(f"{path}: this folder holds no pictures")
         for picture in inside:
             target = next(name for name in _names(picture, path) if name not in taken)
             taken.add(target)
             found.append((picture, target))
+    if out is not None:
+        given = {picture.resolve() for picture, _ in found}
+        for picture, target in found:
+            for kind in KINDS:
+                if (result := _result(out / target, kind)).resolve() in given:
+                    raise ConfigError(f"--out {out}: the {kind} of {picture} would take the place of {result}")
     return found
 
 
@@ -215,8 +226,11 @@ class _Judge:
             return
         base = self._out / target
         _make_folder(base.parent)
-        for kind, data in pictures.items():
-            _write(base.with_name(f"{base.name}.{kind}.png"), data)
+        for kind in KINDS:
+            if kind in pictures:
+                _write(_result(base, kind), pictures[kind])
+            else:  # of an earlier call, when the picture could be read
+                _remove(_result(base, kind))
         _write(base.with_name(f"{base.name}.json"), json.dumps(record, indent=2).encode("utf-8") + b"\n")
 
 
@@ -239,6 +253,17 @@ def _make_folder(folder: Path | None) -> None:
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be made: {error.strerror or error}") from error
+
+
+def _result(base: Path, kind: str) -> Path:
+    return base.with_name(f"{base.name}.{kind}.png")
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be removed: {error.strerror or error}") from error
 
 
 def _write(path: Path, data: bytes) -> None:

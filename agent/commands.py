@@ -140,17 +140,18 @@ class Commands:
     async def _replay(self, request: Header) -> Header:
         first = integer(request, "from_seq", 1)
         last = None if request.get("to_seq") is None else integer(request, "to_seq", 1)
-        limit = min(integer(request, "limit", 1, MAX_REPLAY), MAX_REPLAY)
+        limit = MAX_REPLAY if request.get("limit") is None else min(integer(request, "limit", 1), MAX_REPLAY)
         # Not what is journalled but not yet out: else a verdict could be seen before its deadline's moment.
         last = self._outbox.last_seq if last is None else min(last, self._outbox.last_seq)
-        verdicts, late, next_seq, done = await asyncio.get_running_loop().run_in_executor(
-            self._readers, self._journal.replay, first, last, limit
-        )
-        return {"verdicts": verdicts, "late": late, "next_seq": next_seq, "done": done, "last_seq": last}
+        page = await asyncio.get_running_loop().run_in_executor(self._readers, self._journal.replay, first, last, limit)
+        return {**page._asdict(), "last_seq": last}
 
     async def _feedback(self, request: Header) -> Header:
-        texts = [text(request, key, 2000, "") for key in ("label", "who", "note")]
-        await self._outbox.on_journal(self._journal.feedback, integer(request, "seq", 1), *texts)
+        label, who = (text(request, key, 2000) for key in ("label", "who"))
+        if not label.strip() or not who.strip():
+            raise ValueError("label and who must not be empty: nobody overrules a verdict with nothing")
+        note = optional_text(request, "note", 2000) or ""
+        await self._outbox.on_journal(self._journal.feedback, integer(request, "seq", 1), label, who, note)
         return {}
 
     def close(self) -> None:
@@ -164,17 +165,17 @@ def shorten(value: object, most: int = 60) -> str:
     return shown if len(shown) <= most else shown[:most] + "..."
 
 
-def integer(request: Header, key: str, least: int, default: int | None = None) -> int:
+def integer(request: Header, key: str, least: int) -> int:
     """A whole number of a request. Raises ValueError naming the key."""
-    value: Any = request.get(key, default)
+    value: Any = request.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
         raise ValueError(f"{key} must be a whole number of at least {least}")
     return value
 
 
-def text(request: Header, key: str, most: int, default: str | None = None) -> str:
+def text(request: Header, key: str, most: int) -> str:
     """A text of a request. Raises ValueError naming the key."""
-    value = request.get(key, default)
+    value = request.get(key)
     if not isinstance(value, str) or len(value) > most:
         raise ValueError(f"{key} must be a text of at most {most} characters")
     try:

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import structlog
 
@@ -37,6 +37,16 @@ _KEPT_UNWRITTEN = 20_000  # verdicts kept in memory while the journal cannot be 
 _BALLAST = 1 << 20  # bytes
 _STRIDE = 5000  # numbers
 _STEP = 200  # rows in one step of catching up or forgetting, about a millisecond
+
+
+class Page(NamedTuple):
+    """What `replay` finds."""
+
+    verdicts: list[Header]
+    late: list[Header]  # results that came after these verdicts' deadlines
+    next_seq: int  # to go on with
+    done: bool  # that was all
+    feedback: list[Header]  # what operators said of these verdicts: seq, label, who, note, t
 
 
 class Journal:
@@ -286,8 +296,8 @@ class Journal:
         )
         return [trigger for trigger in (Trigger(*row) for row in rows) if trigger.row not in answered]
 
-    def replay(self, from_seq: int, to_seq: int | None, limit: int) -> tuple[list[Header], list[Header], int, bool]:
-        """Verdicts from a number on, their late results, the number to go on with, and whether that was all."""
+    def replay(self, from_seq: int, to_seq: int | None, limit: int) -> Page:
+        """Verdicts from a number on, `limit` at most, and what belongs to them. Raises JournalError."""
         last = self.last_seq if to_seq is None else to_seq
         span = "WHERE seq BETWEEN ? AND ? ORDER BY seq LIMIT ?"
         with self._reading:
@@ -297,6 +307,10 @@ class Journal:
                     f"SELECT seq, header FROM verdicts {span}", (from_seq, last, limit + 1)
                 ).fetchall()
                 late = self._reader.execute(f"SELECT header FROM late {span}", (from_seq, last, limit)).fetchall()
+                said = self._reader.execute(
+                    "SELECT seq, label, who, note, t FROM feedback WHERE seq BETWEEN ? AND ? ORDER BY id",
+                    (from_seq, rows[-1][0] if rows else from_seq),
+                ).fetchall()
             except sqlite3.Error as error:
                 raise self._refused(error, "cannot be read") from error
         found: dict[int, Header] = {header["seq"]: header for header in kept}
@@ -305,7 +319,8 @@ class Journal:
         complete, headers = len(headers) <= limit, headers[:limit]
         next_seq = headers[-1]["seq"] + 1 if headers else from_seq
         results = [header for header in (unpack(row[0]) for row in late) if header["seq"] < next_seq]
-        return headers, results, next_seq, complete
+        words = [dict(zip(("seq", "label", "who", "note", "t"), row, strict=True)) for row in said if row[0] < next_seq]
+        return Page(headers, results, next_seq, complete, words)
 
     def feedback(self, seq: int, label: str, who: str, note: str) -> None:
         """Keep an operator's word on a verdict. Raises JournalError where there is no such verdict."""

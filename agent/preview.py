@@ -220,7 +220,7 @@ class Preview:
             "models": bool(status["worker"]["ready"]),
             "worker": bool(status["worker"]["healthy"]),
             "cameras": all(camera["up"] or camera["state"] == "ended" for camera in status["cameras"].values()),
-            "running": status["state"] in ("running", "paused"),
+            "running": status["state"] not in ("starting", "stopping"),  # a full disk is no reason: verdicts go on
         }
         ready = all(checks.values())
         return web.json_response({"ready": ready, **checks}, status=200 if ready else 503)

@@ -30,6 +30,7 @@ log = structlog.get_logger()
 _LIMIT = LARGEST_REPLY  # bytes of one message; a publisher that sends a larger one is disconnected
 _ASK_S = 2.0  # one attempt at a replay
 _AGAIN_S = 1.0  # between two attempts: so long the socket is read after one that failed
+_MUST_HAVE = ("seq", "camera_seq", "station", "camera")  # of a verdict, or it is none
 _BACKLOG_S = 0.1  # what has come in by the end of a call's time is still read, for so long at most
 
 
@@ -51,7 +52,8 @@ class Subscriber:
 
     `from_seq` begins with the journal's verdicts from that number on; left out, with the next one that comes.
     `keys`: the server's public and the client's own secret key file. `control` is where gaps are healed; left out, what
-    the station's status names.
+    the station's status names. `patience_s`: so long verdicts wait for those before them, then they are let go and
+    counted as `lost`; left out, they wait for as long as it takes.
     """
 
     def __init__(
@@ -64,7 +66,9 @@ class Subscriber:
         from_seq: int | None = None,
         silence_s: float = 3.0,
         keys: tuple[Path, Path] | None = None,
+        patience_s: float | None = None,
     ) -> None:
+        self._patience_s = patience_s
         self._endpoint = endpoint
         self._topic = topic
         parts = topic.split("/")
@@ -79,6 +83,7 @@ class Subscriber:
         self._newest = 0  # so far verdicts are known to be out
         self._camera_newest = 0
         self._behind = False
+        self._behind_since = 0.0
         self._boot = ""
         self._ready: deque[Received] = deque()
         self._seq: int | None = None
@@ -86,7 +91,8 @@ class Subscriber:
         self._replay_fails = False
         self._heard = self._connected = time.monotonic()
         self.lost: list[tuple[int, int]] = []
-        """Numbers that not even the journal has: dropped by its limits, or jumped over after it was damaged."""
+        """Numbers that not even the journal has (dropped by its limits, or jumped over after it was damaged), and those
+        that nobody fetched within `patience_s`."""
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         if keys is not None:
@@ -171,6 +177,8 @@ class Subscriber:
         try:
             name = topic.decode()
             received = Received(name.split("/")[0], name, unpack(data, _LIMIT), payload[0] if payload else None)
+            if received.kind == "verdict" and (left_out := [key for key in _MUST_HAVE if key not in received.header]):
+                raise ValueError(f"{name}: a verdict without {', '.join(left_out)}")
         except ValueError as error:
             log.warning("message_not_understood", error=str(error))
             return None
@@ -181,6 +189,8 @@ class Subscriber:
             return received
         header = received.header
         self._newest = max(self._newest, header["seq"])
+        if self._camera is not None:
+            self._camera_newest = max(self._camera_newest, header["camera_seq"])
         if self._behind or (self._have is not None and header["seq"] <= self._have):
             return None  # replay brings it in its turn, or has brought it
         if self._camera is not None and self._camera_has is not None:
@@ -200,12 +210,12 @@ class Subscriber:
         camera_last = status["cameras"].get(self._camera, {}).get("camera_seq", 0)
         if self._have is not None and last < self._have and status["boot_id"] != self._boot:
             log.warning("station_counts_anew", had=self._have, last_seq=last)
-            self._have, self._camera_has, self._newest = 0, None, last
+            self._have, self._camera_has, self._newest, self._camera_newest = 0, None, last, 0
             self._behind = self._replay_fails = False  # what was missing belongs to the numbers before
         self._boot = status["boot_id"]
         if self._have is None:
             self._have, self._camera_has = last, camera_last  # from now on nothing is missed
-        self._newest, self._camera_newest = max(self._newest, last), camera_last
+        self._newest, self._camera_newest = max(self._newest, last), max(self._camera_newest, camera_last)
         if self._camera is None or self._camera_has is None:
             behind = last > self._have
         else:
@@ -216,14 +226,17 @@ class Subscriber:
     def _fall_behind(self) -> None:
         if not self._behind:
             log.info("gap", after_seq=self._have, newest=self._newest)
+            self._behind_since = time.monotonic()
         self._behind = True
 
     def _heal(self) -> None:
         """Fetch a page of what is missing; try again later where nobody answers."""
         assert self._have is not None
         if self._control is None:
+            if self._not_before:  # the next status should have named it
+                self._on_failure("no status has named a control socket")
             self._not_before = time.monotonic() + _AGAIN_S
-            return  # the next status names it
+            return
         first, newest, camera_newest = self._have + 1, self._newest, self._camera_newest
         try:
             request = {"cmd": "replay", "id": 1, "from_seq": first, "to_seq": newest}
@@ -231,9 +244,7 @@ class Subscriber:
         except (FlawlineError, ValueError) as error:
             # Counted from now: the attempt itself may take longer than the pause, and the socket would never be read.
             self._not_before = time.monotonic() + _AGAIN_S
-            if not self._replay_fails:
-                log.warning("replay_failed", error=str(error), held_back_after_seq=self._have)
-            self._replay_fails = True
+            self._on_failure(str(error))
             return
         if self._replay_fails:
             log.info("replay_back")
@@ -250,8 +261,18 @@ class Subscriber:
             self._camera_has = max(self._camera_has or 0, camera_newest)
             self._behind = self._newest > newest
 
+    def _on_failure(self, error: str) -> None:
+        """Verdicts are held back; when the user's patience is over, what is missing is given up."""
+        if not self._replay_fails:
+            log.warning("replay_failed", error=error, held_back_after_seq=self._have)
+        self._replay_fails = True
+        if self._patience_s is not None and time.monotonic() - self._behind_since >= self._patience_s:
+            self._have_up_to(self._newest)
+            self._camera_has = max(self._camera_has or 0, self._camera_newest)
+            self._behind = False
+
     def _have_up_to(self, seq: int) -> None:
-        """What is not in the journal by now is lost."""
+        """What has not come by now is lost."""
         assert self._have is not None
         if seq > self._have:
             self.lost.append((self._have + 1, seq))

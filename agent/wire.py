@@ -48,10 +48,8 @@ def unpack(data: bytes, limit: int = 1 << 20) -> Header:
         raise ValueError(f"a message of {len(data)} bytes is larger than {limit}")
     try:
         header = msgpack.unpackb(data, raw=False, strict_map_key=True)
-    except ValueError:
-        raise
-    except Exception as error:  # msgpack has a zoo of them; all mean that the bytes are wrong
-        raise ValueError(f"not msgpack: {error}") from error
+    except Exception as error:  # msgpack has a zoo of them, some without a word; all mean that the bytes are wrong
+        raise ValueError(f"not msgpack: {str(error) or type(error).__name__}") from error
     if not isinstance(header, dict):
         raise ValueError("not a map")
     return header

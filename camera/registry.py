@@ -30,28 +30,33 @@ _USED: dict[str, set[str]] = {
 }
 
 
+class LibraryMissing(ConfigError):
+    """A backend's library is not installed on this machine."""
+
+
 def make_camera(settings: CameraSettings) -> Camera:
     """The camera that `settings` describe, not yet open.
 
-    Raises ConfigError where its backend cannot be had, or where a key is set that the backend does not use.
+    Raises ConfigError where a key is wrong, missing, or set although the backend does not use it; LibraryMissing.
     """
     used = _USED[settings.backend]
     for key in sorted(settings.model_fields_set - used):
-        if getattr(settings, key) not in (None, {}):
+        default = CameraSettings.model_fields[key].get_default(call_default_factory=True)
+        if getattr(settings, key) != default:  # the effective configuration names every key
             raise ConfigError(f"camera {settings.name!r}: backend {settings.backend!r} does not use {key!r}")
     try:
         module = load_backend(settings.backend)
-    except ConfigError as error:
-        raise ConfigError(f"camera {settings.name!r}: {error}") from error
+    except LibraryMissing as error:
+        raise LibraryMissing(f"camera {settings.name!r}: {error}") from error
     camera: Camera = getattr(module, BACKENDS[settings.backend][1])(settings)
     return camera
 
 
 def load_backend(name: str) -> ModuleType:
-    """The backend's module. Raises ConfigError where its library is missing, naming the pip extra that brings it."""
+    """The backend's module. Raises LibraryMissing, naming the pip extra that brings it."""
     try:
         return import_module(BACKENDS[name][0])
     except ImportError as error:
         extra = EXTRAS.get(name)
         remedy = f"; install it with: pip install 'flawline[{extra}]'" if extra else ""
-        raise ConfigError(f"backend {name!r} needs a library that is not here ({error}){remedy}") from error
+        raise LibraryMissing(f"backend {name!r} needs a library that is not here ({error}){remedy}") from error

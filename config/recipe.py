@@ -195,7 +195,12 @@ class Recipe(Strict):
     @field_validator("states_normal", "states_abnormal")
     @classmethod
     def _states_name_the_object(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        for sentence in value or ():
-            if sentence.count("{}") != 1 or "{" in sentence.replace("{}", "") or "}" in sentence.replace("{}", ""):
-                raise ValueError(f"{sentence!r} must hold {{}} exactly once, where the object's name goes")
-        return value
+        return with_one_place(value)
+
+
+def with_one_place(sentences: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """The sentences. Raises ValueError where one has not exactly one place, {}, for the object's name."""
+    for sentence in sentences or ():
+        if sentence.count("{}") != 1 or "{" in sentence.replace("{}", "") or "}" in sentence.replace("{}", ""):
+            raise ValueError(f"{sentence!r} must hold {{}} exactly once, where the object's name goes")
+    return sentences

@@ -17,6 +17,7 @@ import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from flawline.config.errors import BundleError
+from flawline.config.recipe import with_one_place
 
 MANIFEST = "bundle.toml"
 SCHEMA = "flawline.bundle/1"
@@ -103,6 +104,11 @@ class PromptWords(Table):
     states_normal: tuple[str, ...] | None = Field(None, min_length=1)
     states_abnormal: tuple[str, ...] | None = Field(None, min_length=1)
     templates: tuple[str, ...] | None = Field(None, min_length=1)
+
+    @field_validator("states_normal", "states_abnormal", "templates")
+    @classmethod
+    def _leave_a_place_for_the_object(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return with_one_place(value)
 
 
 class Thresholds(Table):

@@ -139,8 +139,8 @@ def model_config(settings: ClipSettings, folder: Path) -> dict[str, Any]:
         config = open_clip.get_model_config(settings.architecture)
     if config is None:
         raise BundleError(f"{path}: clip.architecture {settings.architecture!r} is not known to open_clip")
-    towers = all(isinstance(config.get(key), dict) for key in ("vision_cfg", "text_cfg"))
-    if not towers or "embed_dim" not in config:
+    whole = isinstance(config, dict) and "embed_dim" in config
+    if not whole or not all(isinstance(config.get(key), dict) for key in ("vision_cfg", "text_cfg")):
         raise BundleError(f"{path}: a model configuration has embed_dim, vision_cfg and text_cfg")
     # weights come from the bundle alone: no tower may go to the network for its own
     config["vision_cfg"]["timm_model_pretrained"] = False

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from flawline.agent.cli import main
+from flawline.camera.registry import BACKENDS
 
 CLI = [sys.executable, "-c", "from flawline.agent.cli import main; main()"]
 
@@ -20,6 +21,47 @@ def test_check_prints_a_configuration_that_checks_again(tmp_path: Path) -> None:
         [*CLI, "run", "--check", "--config", str(file)], capture_output=True, text=True, timeout=120
     )
     assert second.stdout == first.stdout
+
+
+@pytest.mark.parametrize(
+    ("table", "named"),
+    [
+        ('backend = "folder"', "needs `path`"),
+        ('backend = "folder"\npath = "nowhere"', "is not a folder"),
+        ('backend = "folder"\npath = "pictures"\nserial = "1"', "does not use 'serial'"),
+        ('backend = "simulated"\n[cameras.simulated]\nfamily = "nosuch"', "'nosuch'"),
+        ('backend = "folder"\npath = "pictures"\n[recipes.default]\nmemory = "none.safetensors"', "none.safetensors"),
+    ],
+)
+def test_a_check_refuses_what_a_start_would_refuse(
+    table: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(b"not looked at")
+    file = tmp_path / "line.toml"
+    file.write_text(f'[[cameras]]\nname = "top"\n{table}\n')
+    monkeypatch.setattr(sys, "argv", ["flawline", "run", "--check", "--config", str(file)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert (ended.value.code, said.out) == (2, "")
+    assert named in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_a_check_goes_on_without_a_cameras_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(BACKENDS, "pylon", ("no_such_library", "Camera"))
+    file = tmp_path / "line.toml"
+    file.write_text('[[cameras]]\nname = "top"\nbackend = "pylon"\n')
+    monkeypatch.setattr(sys, "argv", ["flawline", "run", "--check", "--config", str(file)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert ended.value.code in (None, 0)
+    assert 'backend = "pylon"' in said.out
+    assert "flawline[pylon]" in said.err
 
 
 def test_wrong_key_exits_2_with_one_line() -> None:

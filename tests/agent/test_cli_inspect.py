@@ -246,3 +246,33 @@ def test_the_page_escapes_what_files_are_called() -> None:
     text = inspect_report.page("t", {"recipe": "<i>"}, [inspect_report.Line(record)])
     assert "&lt;b&gt;&amp;.png" in text
     assert "<i>" not in text
+
+
+def test_results_of_before_are_no_pictures(flawline: Run, bundle: str, tmp_path: Path) -> None:
+    write(tmp_path / "parts" / "a.png")
+    out = tmp_path / "parts" / "judged"
+    for _ in range(2):
+        code, lines, _ = flawline("inspect", tmp_path / "parts", "--bundle", bundle, "--out", out, "--json")
+        assert code == 0
+        assert [Path(json.loads(text)["path"]).name for text in lines] == ["a.png"]
+    assert sorted(path.name for path in out.rglob("*")) == ["a.json", "a.mask.png", "a.overlay.png"]
+
+
+def test_no_result_takes_the_place_of_a_picture(flawline: Run, bundle: str, tmp_path: Path) -> None:
+    write(tmp_path / "a.png")
+    truth = write(tmp_path / "a.mask.png", seed=1)
+    before = truth.read_bytes()
+    code, _, err = flawline("inspect", tmp_path, "--bundle", bundle, "--out", tmp_path)
+    assert code == 2
+    assert str(truth) in err
+    assert truth.read_bytes() == before
+    assert not (tmp_path / "a.json").exists()
+
+
+def test_a_picture_that_has_become_unreadable_leaves_no_old_overlay(flawline: Run, bundle: str, tmp_path: Path) -> None:
+    picture, out = write(tmp_path / "a.png"), tmp_path / "out"
+    flawline("inspect", picture, "--bundle", bundle, "--out", out)
+    assert (out / "a.overlay.png").exists()
+    picture.write_bytes(b"")
+    flawline("inspect", picture, "--bundle", bundle, "--out", out)
+    assert sorted(path.name for path in out.iterdir()) == ["a.json"]

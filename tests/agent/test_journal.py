@@ -49,8 +49,8 @@ def test_numbers_go_on_without_gap_over_a_restart(tmp_path: Path) -> None:
     assert again.seq_jump is None
     following = verdict(again)
     assert (following["seq"], following["camera_seq"]) == (4, 3)
-    assert again.replay(1, None, 100) == (sent, [sent[1]], 4, True)
-    assert again.replay(1, None, 1) == (sent[:1], [], 2, False)
+    assert again.replay(1, None, 100) == (sent, [sent[1]], 4, True, [])
+    assert again.replay(1, None, 1) == (sent[:1], [], 2, False, [])
     again.close()
 
 
@@ -228,6 +228,11 @@ def test_feedback_needs_its_verdict_and_old_verdicts_go(tmp_path: Path) -> None:
     journal.commit([(verdict(journal, "side"), None)])
     journal.commit([(verdict(journal), None) for _ in range(5)])
     journal.feedback(2, "good", "anna", "only dust")
+    said = journal.replay(1, None, 10).feedback
+    assert [(word["seq"], word["label"], word["who"], word["note"]) for word in said] == [
+        (2, "good", "anna", "only dust")
+    ]
+    assert journal.replay(1, None, 1).feedback == []
     with pytest.raises(JournalError, match="no verdict 99"):
         journal.feedback(99, "good", "anna", "")
     assert journal.drop_old(keep_days=1, keep_verdicts=1000, keep_mb=100) == 5  # t_publish is 1 ns after the epoch

@@ -60,6 +60,46 @@ async def test_a_request_of_many_parts_is_not_kept(tmp_path: Path) -> None:
     context.destroy(linger=0)
 
 
+def test_a_request_that_is_too_large_or_no_msgpack_is_refused_in_words(
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
+) -> None:
+    settings = ControlSettings(endpoint=f"ipc://{tmp_path}/control")
+
+    async def serve(until: asyncio.Event) -> None:
+        own = zmq.asyncio.Context()
+        served = Control(own, settings, PublishSettings())
+        serving = asyncio.create_task(served.serve(cast(Any, Commands())))
+        await until.wait()
+        serving.cancel()
+        await asyncio.wait([serving])
+        served.close()
+        own.destroy(linger=0)
+
+    async def client() -> list[dict[str, Any]]:
+        end = asyncio.Event()
+        serving = asyncio.create_task(serve(end))
+        asked = zmq.asyncio.Context.shadow(context.underlying).socket(zmq.REQ)
+        asked.connect(settings.endpoint)
+        replies = []
+        for body in (
+            msgpack.packb({"cmd": "status", "id": 1, "x": "y" * settings.max_message_bytes}),
+            b"\xc1",
+            b"\x91" * 2000,
+            msgpack.packb({"cmd": "status", "id": 2}),
+        ):
+            await asked.send(body)
+            replies.append(msgpack.unpackb(await asyncio.wait_for(asked.recv(), 20)))
+        asked.close(linger=0)
+        end.set()
+        await serving
+        return replies
+
+    large, unknown, deep, good = asyncio.run(client())
+    assert "larger than 65536" in large["error"]
+    assert all(reply["error"].startswith("not msgpack: ") and len(reply["error"]) > 15 for reply in (unknown, deep))
+    assert good == {"id": 2, "ok": True}
+
+
 @pytest.fixture
 def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
     made: zmq.Context[zmq.Socket[bytes]] = zmq.Context()

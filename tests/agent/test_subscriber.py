@@ -128,6 +128,48 @@ def test_a_gap_that_cannot_be_fetched_is_told_and_nothing_overtakes_it(station: 
         assert line.lost == []
 
 
+def test_a_station_that_names_no_control_socket_holds_back_and_says_so(station: Station) -> None:
+    station.control = ""
+    with Subscriber(station.publish) as line:
+        line._control = None
+        end = time.monotonic() + 20
+        while line.last_seq is None:  # no status at all
+            assert time.monotonic() < end
+            station.verdict(1)
+            receive(line)
+        station.verdict(3)
+        while not line.held_back:
+            assert time.monotonic() < end
+            assert receive(line) == []
+
+
+@pytest.mark.parametrize("topic", ["verdict/", "verdict/line1/top/"])
+def test_a_subscriber_with_patience_goes_on_behind_a_gap_that_nobody_heals(station: Station, topic: str) -> None:
+    with Subscriber(station.publish, topic, patience_s=1.0) as line:
+        connect(station, line)
+        station.verdict(1)
+        assert take(line, 1) == [1]
+        station.verdict(2, lost=True)
+        station.verdict(3)
+        end = time.monotonic() + 20
+        while not line.lost:
+            assert time.monotonic() < end
+            station.say_status()
+            assert receive(line) == []
+        station.verdict(4)
+        assert take(line, 1) == [4]
+        assert line.lost == [(2, 3)]
+        assert not line.held_back
+
+
+def test_what_is_no_verdict_is_passed_over(station: Station) -> None:
+    with Subscriber(station.publish) as line:
+        connect(station, line)
+        station._out.send_multipart([b"verdict/line1/top/", pack({"seq": 1, "result": "pass"})])
+        station.verdict(1)
+        assert take(line, 1) == [1]
+
+
 def test_a_station_that_dies_while_verdicts_are_missing_is_silent(station: Station) -> None:
     with Subscriber(station.publish, silence_s=1.0) as line:
         connect(station, line)

@@ -2,6 +2,7 @@
 
 import hashlib
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,10 @@ def nothing(tree: Any) -> None:
     pass
 
 
+def words(key: str, sentence: str) -> Callable[[Any], None]:
+    return lambda tree: tree.setdefault("prompts", {}).update({key: [sentence]})
+
+
 @pytest.mark.parametrize(
     ("spoil", "named"),
     [
@@ -43,6 +48,10 @@ def nothing(tree: Any) -> None:
         (lambda f: (f / "clip.safetensors").write_bytes(b"x" * 100), r"clip\.safetensors: checksum"),
         (lambda f: ((f / "clip.safetensors").write_bytes(b"x" * 100), rewrite(f, nothing)), r"clip\.safetensors"),
         (lambda f: ((f / "clip.json").write_text("{"), rewrite(f, nothing)), r"clip\.json"),
+        (lambda f: ((f / "clip.json").write_text("[]"), rewrite(f, nothing)), r"clip\.json: a model configuration"),
+        (lambda f: rewrite(f, words("templates", "x {foo}")), r"bundle\.toml: prompts\.templates"),
+        (lambda f: rewrite(f, words("templates", "x {} {} {")), r"bundle\.toml: prompts\.templates"),
+        (lambda f: rewrite(f, words("states_normal", "{0} {1}")), r"bundle\.toml: prompts\.states_normal"),
         (
             lambda f: (save_file({"fc.0.weight": torch.ones(32, 64)}, f / "adapter.safetensors"), rewrite(f, nothing)),
             r"adapter\.safetensors: does not fit",

@@ -45,7 +45,8 @@ class Station:
         self.process: subprocess.Popen[bytes] | None = None
         text = "".join(self._camera(name, orders, camera) for name, orders in cameras.items())
         text += f'[publish]\nendpoint = "{self.publish}"\n[control]\nendpoint = "{self.control}"\n'
-        text += f'[journal]\npath = "state"\n[preview]\nport = {free_port()}\n'
+        self.page = f"http://127.0.0.1:{(port := free_port())}"
+        text += f'[journal]\npath = "state"\n[preview]\nport = {port}\n'
         self.config = folder / "line.toml"
         self.config.write_text(text + more)
         self._context = zmq.Context()

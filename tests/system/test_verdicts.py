@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import time
+import urllib.request
 from typing import Any
 
 import cv2
@@ -47,6 +48,8 @@ def test_triggers_are_answered_in_order_and_only_when_they_make_sense(make_stati
     assert (status["triggers"], status["pass"], status["fail"], status["error"]) == (5, 2, 1, 2)
     assert status["counters"]["owed"] == 0
     station.stop()
+    last = station.of("status")[-1]
+    assert (last["state"], last["last_seq"]) == ("stopping", 5)
 
 
 def test_a_deadline_is_kept_and_the_real_result_follows_late(make_station: Make) -> None:
@@ -305,6 +308,8 @@ def test_a_full_disk_stops_neither_verdicts_nor_numbers(make_station: Make) -> N
     unjournalled("C", 3)
     status = station.status()
     assert (status["state"], status["journal"]["ok"], status["journal"]["unwritten"]) == ("degraded", False, 2)
+    with urllib.request.urlopen(station.page + "/readyz", timeout=10) as ready:
+        assert ready.status == 200  # verdicts go on
     replayed = station.ask("replay", from_seq=1)["verdicts"]
     assert [verdict["trigger_id"] for verdict in replayed] == list("ABC")
     limit_files(station, -1)
