@@ -1,6 +1,6 @@
 """From the evidence to the results: fusion, tiles joined to frames, decision."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,16 @@ from flawline.models.frames import FrameGeometry
 from flawline.models.fuse import fuse, map_in_frame, region_in_frame
 from flawline.models.results import CascadeStage, InspectionResult
 
+Warnings = Callable[[], Sequence[str | None]]
+"""One for every picture, or None. Reads on the host, so it is asked when everything has been launched."""
 
-def conclude(
-    encoded: Encoded, prepared: Prepared, evidence: Evidence, warnings: Sequence[str | None]
-) -> list[InspectionResult]:
-    """The result of every picture; `warnings` has one place for each."""
+
+def conclude(encoded: Encoded, prepared: Prepared, evidence: Evidence, warn: Warnings) -> list[InspectionResult]:
+    """The result of every picture."""
     recipe, refined = prepared.recipe, evidence.refined
-    planes = final_maps(encoded.geometry, recipe, evidence).cpu().numpy()
+    final = final_maps(encoded.geometry, recipe, evidence)
+    warnings = warn()
+    planes = final.cpu().numpy()
     ran = set(refined.rows) if refined is not None else set()
     stage_ms = encoded.clock.stages()
     results = []
@@ -59,12 +62,13 @@ def final_maps(geometry: FrameGeometry, recipe: Recipe, evidence: Evidence) -> T
 
 
 def conclude_by_clip(
-    encoded: Encoded, prepared: Prepared, evidence: Evidence, warnings: Sequence[str | None]
+    encoded: Encoded, prepared: Prepared, evidence: Evidence, warn: Warnings
 ) -> list[InspectionResult]:
     """The same from CLIP's map alone: the defects are the components of S_a, the results are `degraded`."""
     recipe, geometry, maps, regions = prepared.recipe, encoded.geometry, evidence.maps, evidence.regions
-    located = map_in_frame(maps, geometry).cpu().numpy()
-    marked = region_in_frame(regions, geometry).float().cpu().numpy()
+    enlarged, cut_out = map_in_frame(maps, geometry), region_in_frame(regions, geometry).float()
+    warnings = warn()
+    located, marked = enlarged.cpu().numpy(), cut_out.cpu().numpy()
     stage_ms = encoded.clock.stages()
     results = []
     for picture in range(encoded.count):

@@ -52,7 +52,12 @@ class Graphs:
 
     def __init__(self, device: torch.device, enabled: bool, capture: Capture | None = None) -> None:
         cuda = enabled and device.type == "cuda"
-        self._capture = capture if capture is not None else CudaCapture() if cuda else None
+        self._capture = capture if capture is not None else CudaCapture(device) if cuda else None
+        self.enabled = self._capture is not None
+        self.tries = 0
+        """Captures so far, those that failed too. A frame with one in it took longer than others will."""
+        self.left_out = 0
+        """Captures that failed, or whose graph said something else."""
         self._captured: OrderedDict[Hashable, Captured] = OrderedDict()
         self._promising: dict[Hashable, bool] = {}  # shapes seen before; False: no graph for this one
         self._lock = threading.Lock()  # a memory is learnt on another thread
@@ -79,6 +84,7 @@ class Graphs:
 
     def _try(self, full: Hashable, key: Hashable, part: Part, given: Sequence[Tensor], capture: Capture) -> None:
         name = key[0] if isinstance(key, tuple) else key
+        self.tries += 1
         try:
             own = [tensor.clone() for tensor in given]
             replay, made = capture(part, own)
@@ -89,6 +95,7 @@ class Graphs:
         except RuntimeError as error:  # out of memory too: the graphs that there are give theirs back
             self._promising[full] = False
             self._captured.clear()
+            self.left_out += 1
             log.warning("graph_left_out", part=str(name), error=str(error).splitlines()[0])
             return
         self._captured[full] = captured
@@ -116,19 +123,27 @@ class CudaCapture:
     They share it because never two run at once and results are copied out before the next one runs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        self._beside: torch.cuda.Stream | None = None
 
     def __call__(self, part: Part, own: list[Tensor]) -> tuple[Callable[[], None], list[Tensor]]:
         """See `Capture`."""
-        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
-            for _ in range(2):
-                part(*own)
-        torch.cuda.current_stream().wait_stream(beside)
-        graph = torch.cuda.CUDAGraph()
-        # another thread may learn meanwhile: what it does must not end the capture
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            made = list(part(*own))
+        with torch.cuda.device(self._device):  # streams and graphs are those of the current device
+            if self._beside is None:
+                self._beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            current = torch.cuda.current_stream()
+            self._beside.wait_stream(current)
+            with torch.cuda.stream(self._beside):
+                for _ in range(2):
+                    part(*own)
+            current.wait_stream(self._beside)
+            graph = torch.cuda.CUDAGraph()
+            try:
+                # another thread may learn meanwhile: what it does must not end the capture
+                with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                    made = list(part(*own))
+            finally:
+                torch.cuda.set_stream(current)  # a capture that fails leaves its own stream behind
         return graph.replay, made

@@ -5,7 +5,9 @@ once, point prompts, cascade, fusion, decision). What has been encoded can be ju
 """
 
 import os
+from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -31,6 +33,8 @@ from flawline.models.tiles import Tile, cut_tiles
 from flawline.models.towers import Towers, load_towers
 from flawline.models.words import Words
 
+MOST_PREPARED = 64
+"""Recipes that are kept ready; the one unused for longest gives way."""
 KEPT_MASKS = 64
 """Masks of ignored boxes that are kept on the device, one per recipe and size of the frames."""
 
@@ -43,7 +47,7 @@ class Inspector:
 
     def __init__(self, towers: Towers, recipe: Recipe | None = None) -> None:
         self.towers = towers
-        self._prepared: dict[Recipe, Prepared] = {}
+        self._prepared: OrderedDict[Recipe, Prepared] = OrderedDict()  # the last used at the end
         self._encoders: dict[str, FeatureEncoder] = {}  # of F, where a recipe names another than SAM's
         self._kept: dict[Any, Tensor] = {}  # masks of what is not ignored, (T, S, S) on the device
         self.recipe = recipe if recipe is not None else Recipe()
@@ -67,7 +71,9 @@ class Inspector:
 
     def prepare(self, recipe: Recipe) -> Prepared:
         """Compute a recipe's text features, once. Raises BundleError where the bundle cannot serve it."""
-        if recipe not in self._prepared:
+        if recipe in self._prepared:
+            self._prepared.move_to_end(recipe)
+        else:
             towers = self.towers
             manifest = towers.bundle.manifest
             name = recipe.prompt.features
@@ -88,6 +94,8 @@ class Inspector:
                 fitting_memory(recipe, towers.bundle, words, localiser, towers.device),
                 recipe.calibration_warning(towers.bundle.name, towers.bundle.sha256),
             )
+            if len(self._prepared) > MOST_PREPARED:  # each may hold a memory on the device
+                self._prepared.popitem(last=False)
         return self._prepared[recipe]
 
     def inspect(self, image: NDArray[np.uint8], recipe: Recipe | None = None) -> InspectionResult:
@@ -271,8 +279,8 @@ class Inspector:
     ) -> list[InspectionResult]:
         """The result of every picture from its evidence; see `judge` for `clip_only`."""
         prepared = self.prepare(self.recipe if recipe is None else recipe)
-        warnings = self._warnings(encoded, prepared)
-        return (conclude_by_clip if clip_only else conclude)(encoded, prepared, evidence, warnings)
+        warn = partial(self._warnings, encoded, prepared)
+        return (conclude_by_clip if clip_only else conclude)(encoded, prepared, evidence, warn)
 
     def _refine(self, encoded: Encoded, prepared: Prepared, located: Evidence) -> Refined:
         recipe, clock, rows = prepared.recipe, encoded.clock, located.suspicious

@@ -9,6 +9,7 @@ away. `memory_file.py` reads and writes it, `memory_learn.py` makes it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -168,18 +169,30 @@ def placed(
     place is the one on the good part that others are laid over, at most at the frame's edge.
     """
     batch, _, height, width = cells.shape
-    where = torch.empty(len(tiles), height, width, 2)
-    for number, tile in enumerate(tiles):
-        where[number, :, :, 0] = ((tile.rows.start + (torch.arange(height) + 0.5) * tile.height / height) / frame[0])[
-            :, None
-        ]
-        where[number, :, :, 1] = (tile.columns.start + (torch.arange(width) + 0.5) * tile.width / width) / frame[1]
-    flat = where.to(cells.device).view(len(tiles), -1, 2).repeat(batch // len(tiles), 1, 1)
+    corners = tuple((tile.rows.start, tile.columns.start, tile.height, tile.width) for tile in tiles)
+    where, cell = _places(corners, frame, height, width, cells.device)
+    flat = where.repeat(batch // len(tiles), 1, 1)
     if registration is not None:
-        cell = [[tile.height / height / frame[0], tile.width / width / frame[1]] for tile in tiles]
-        moved = registration.shifts(cells) * torch.tensor(cell).to(cells.device).repeat(batch // len(tiles), 1)
+        moved = registration.shifts(cells) * cell.repeat(batch // len(tiles), 1)
         flat = (flat - moved[:, None]).clamp(0.0, 1.0)
     return torch.cat([cells.flatten(2).transpose(1, 2), weight * flat], dim=2)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # also used where gradients are taken
+def _places(
+    tiles: tuple[tuple[int, int, int, int], ...], frame: tuple[int, int], height: int, width: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """(T, h w, 2) where each cell of each tile (top, left, height, width) lies, and (T, 2) a cell's size, in frames.
+
+    The same for every frame of a line: sent to the device anew, they would make the host wait for it each time.
+    """
+    where = torch.empty(len(tiles), height, width, 2)
+    for number, (top, left, tile_height, tile_width) in enumerate(tiles):
+        where[number, :, :, 0] = ((top + (torch.arange(height) + 0.5) * tile_height / height) / frame[0])[:, None]
+        where[number, :, :, 1] = (left + (torch.arange(width) + 0.5) * tile_width / width) / frame[1]
+    cell = [[tile[2] / height / frame[0], tile[3] / width / frame[1]] for tile in tiles]
+    return where.view(len(tiles), -1, 2).to(device), torch.tensor(cell).to(device)
 
 
 def nearest(queries: Tensor, bank: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ class StageClock:
     """Laps in milliseconds. On CUDA they are events in the stream, read only when `stages` is called."""
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._cuda = device.type == "cuda"
         self._marks: list[tuple[str, float | torch.cuda.Event]] = [("start", self._now())]
 
@@ -16,7 +17,7 @@ class StageClock:
         if not self._cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))
         return event
 
     def lap(self, stage: str) -> None:
@@ -27,7 +28,7 @@ class StageClock:
         """Milliseconds of `clip`, `encode`, `prompt`, `cascade` (0.0 where skipped) and `total` until now."""
         end = self._now()
         if self._cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._device)
         times = dict.fromkeys(("clip", "encode", "prompt", "cascade"), 0.0)
         for (_, before), (stage, after) in zip(self._marks, self._marks[1:], strict=False):
             times[stage] += _between(before, after)

@@ -26,6 +26,7 @@ from flawline.models.sam import build_sam, load_sam
 from flawline.models.sam_attention import fuse_attention
 from flawline.models.switches import Switches
 
+SETTLED = PromptSettings().model_dump(include={"region", "region_threshold", "region_percent", "features"})
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -112,7 +113,9 @@ class Towers:
             made = point_prompts(maps, regions, features, geometry, settings)
             return [made.points, made.labels, made.present]
 
-        return PointPrompts(*self.graphs.run(("prompt", geometry, settings), part, maps, regions, features))
+        # How S_a was cut and which features these are, what follows does not ask: one graph for all such recipes.
+        asked = settings.model_copy(update=SETTLED)
+        return PointPrompts(*self.graphs.run(("prompt", geometry, asked), part, maps, regions, features))
 
     def refine(
         self, embedding: Tensor, prompts: PointPrompts, geometry: FrameGeometry, settings: CascadeSettings
@@ -157,7 +160,8 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
         return PRECISIONS[precision]
     if device.type != "cuda":
         return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    # Emulated, bf16 is slower than fp16 (cards before compute capability 8.0).
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 @torch.no_grad()

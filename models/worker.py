@@ -121,6 +121,11 @@ class Worker:
             threshold = self._engine.add_recipe(message["key"], Recipe.model_validate(message["table"]))
         except FlawlineError as error:
             self._send("recipe", key=message["key"], error=str(error))
+        except RuntimeError as error:  # out of memory, most of all: the recipes that there are go on judging
+            if _device_is_lost(error):
+                raise
+            log.exception("recipe_failed", key=message["key"])
+            self._send("recipe", key=message["key"], error=str(error).partition("\n")[0] or type(error).__name__)
         else:
             self._send("recipe", key=message["key"], threshold=threshold)
 
@@ -236,7 +241,9 @@ def _gpu_memory_bytes() -> int:
     """What this process holds on the GPU; 0 without one. Only looks where torch was loaded and uses CUDA."""
     torch = sys.modules.get("torch")
     cuda = getattr(torch, "cuda", None)
-    return int(cuda.memory_reserved()) if cuda is not None and cuda.is_initialized() else 0
+    if cuda is None or not cuda.is_initialized():
+        return 0
+    return sum(int(cuda.memory_reserved(number)) for number in range(cuda.device_count()))
 
 
 def main(arguments: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,15 +14,18 @@ from tiny_bundle import write_tiny_bundle
 from flawline.agent.cli import cli
 from flawline.config.errors import ConfigError
 from flawline.config.recipe import PromptSettings, Recipe
+from flawline.models import bench_variants
 from flawline.models.agreement import agreement, mask_iou
 from flawline.models.bench import bench, texture
 from flawline.models.bench_reference import PlainPipeline
 from flawline.models.bundle import open_bundle
+from flawline.models.graphs import Graphs
 from flawline.models.inspector import Inspector
 from flawline.models.random_towers import random_bundle, random_towers
 from flawline.models.results import InspectionResult
 from flawline.models.sam_attention import FusedBlock
 from flawline.models.switches import Switches
+from flawline.models.towers import Towers, load_towers
 
 
 def test_json_has_stage_times_reference_and_ratio(tmp_path: Path) -> None:
@@ -169,6 +173,40 @@ def test_the_guard_compares_each_way_with_the_exact_one(tmp_path: Path) -> None:
     without = CliRunner().invoke(cli, arguments)
     assert "--pictures" in str(without.exception)
     assert isinstance(without.exception, ConfigError)
+
+
+def test_the_guard_of_graphs_judges_by_replayed_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or says that it did not."""
+    folder = write_tiny_bundle(tmp_path / "tiny")
+    replays: list[int] = []
+
+    def again(part: Any, own: list[torch.Tensor]) -> Any:
+        made = [tensor.clone() for tensor in part(*own)]
+
+        def replay() -> None:
+            replays.append(1)
+            for kept, new in zip(made, part(*own), strict=True):
+                kept.copy_(new)
+
+        return replay, made
+
+    def fails(part: Any, own: list[torch.Tensor]) -> Any:
+        raise RuntimeError("cannot be captured")
+
+    monkeypatch.setattr(bench_variants, "_ways", lambda *_: [("fp32", Switches(graphs="on"))])
+    for capture, held in ((again, True), (fails, False)):
+
+        def source(precision: str, switches: Switches, capture: Any = capture) -> Towers:
+            towers = load_towers(folder, "cpu", precision, switches)
+            if switches.graphs == "on":
+                object.__setattr__(towers, "graphs", Graphs(torch.device("cpu"), True, capture))
+            return towers
+
+        (row,) = bench_variants.guard(source, [texture(60, 80, seed) for seed in (1, 2)], [])
+        assert row["held"] == held
+        assert (row["graphs_captured"] > 0) == held
+        assert (row["graphs_left_out"] > 0) != held
+    assert replays
 
 
 def test_agreement_counts_decisions_and_overlap() -> None:

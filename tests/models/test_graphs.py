@@ -5,7 +5,9 @@ operations does the same on any device, so it stands in for the graph here: what
 tensor, or computed on the host, is baked into both.
 """
 
-from collections.abc import Callable
+import contextlib
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from flawline.config.recipe import Recipe
 from flawline.models import graphs
+from flawline.models.collaboration import WARM, CollaborationEngine
 from flawline.models.graphs import Graphs, Part
 from flawline.models.inspector import Inspector
 from flawline.models.random_towers import random_bundle, random_towers
+from flawline.models.stages import StageClock
 from flawline.models.switches import Switches
 from flawline.models.towers import load_towers
 
@@ -128,6 +132,124 @@ def test_regions_of_their_own_are_not_captured(tmp_path: Path) -> None:
     for image in pictures(4):
         assert inspector.inspect(image, recipe).refined
     assert traced.captures == 2  # the two encoders
+
+
+def test_recipes_that_only_cut_their_region_in_another_way_share_one_graph(tmp_path: Path) -> None:
+    traced = Traced()
+    inspector = with_graphs(Inspector.load(write_tiny_bundle(tmp_path / "tiny"), "cpu"), traced)
+    for image in pictures(4):
+        for prompt in ({"region": "top_percent"}, {"region": "otsu"}, {"region": "top_percent", "region_percent": 9.0}):
+            assert inspector.inspect(image, Recipe.model_validate({"prompt": prompt})).refined
+    assert traced.captures == 4
+
+
+def test_a_frame_in_which_a_graph_is_captured_says_nothing_of_sams_time(tmp_path: Path) -> None:
+    slow_s = 0.3
+
+    class Slow(Traced):
+        def __call__(self, part: Part, own: list[Tensor]) -> tuple[Callable[[], None], list[Tensor]]:
+            time.sleep(slow_s)
+            return super().__call__(part, own)
+
+    engine, traced = CollaborationEngine(), Slow()
+    engine._inspector = with_graphs(Inspector.load(write_tiny_bundle(tmp_path / "tiny"), "cpu"), traced)
+    engine.add_recipe("r", SUSPICIOUS)
+    engine._warm_up()
+    assert traced.captures == 4
+    assert engine._sam_s[WARM] < slow_s
+    for image in pictures(4):  # another size than that of warming up
+        engine.inspect(image, "r", None, lambda _: None)
+    assert traced.captures > 4
+    assert engine._sam_s["r"] < slow_s
+
+
+class FakeCuda:
+    """As much of `torch.cuda` as capturing uses, on a machine without it: which stream and device are current."""
+
+    def __init__(self) -> None:
+        self.stream: Any = "the line's"
+        self.devices: list[torch.device] = []
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        fake = self
+
+        class Stream:
+            def wait_stream(self, _: Any) -> None:
+                pass
+
+        class FailsAtItsEnd:
+            """Leaves its own stream current, as torch's does when a capture is not valid."""
+
+            def __init__(self, *_: Any, **__: Any) -> None:
+                pass
+
+            def __enter__(self) -> None:
+                fake.stream = "the capture's"
+
+            def __exit__(self, *_: Any) -> None:
+                raise RuntimeError("operation failed due to a previous error during capture")
+
+        @contextlib.contextmanager
+        def device(given: torch.device) -> Iterator[None]:
+            fake.devices.append(given)
+            yield
+
+        @contextlib.contextmanager
+        def stream(_: Any) -> Iterator[None]:
+            yield
+
+        class Current(Stream):
+            pass
+
+        self.stream = current = Current()
+        for name, stands_in in {
+            "graph_pool_handle": lambda: 1,
+            "Stream": Stream,
+            "current_stream": lambda: current,
+            "stream": stream,
+            "device": device,
+            "CUDAGraph": object,
+            "graph": FailsAtItsEnd,
+            "set_stream": lambda given: setattr(fake, "stream", given),
+        }.items():
+            patch.setattr(torch.cuda, name, stands_in)
+
+
+def test_a_capture_that_fails_leaves_the_line_on_its_own_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda()
+    cuda.install(monkeypatch)
+    before = cuda.stream
+    kept = Graphs(torch.device("cuda", 1), True)
+    with torch.no_grad(), structlog.testing.capture_logs() as logs:
+        for n in (1.0, 2.0, 3.0):
+            assert kept.run("a", lambda x: [x + 1], torch.full((2,), n))[0].tolist() == [n + 1] * 2
+    assert [entry["event"] for entry in logs] == ["graph_left_out"]
+    assert cuda.stream is before
+    assert cuda.devices == [torch.device("cuda", 1)]
+    assert (kept.tries, kept.left_out) == (1, 1)
+
+
+def test_stages_are_timed_on_the_models_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    class Event:
+        def __init__(self, **_: Any) -> None:
+            pass
+
+        def record(self, stream: Any) -> None:
+            asked.append(stream)
+
+        def elapsed_time(self, _: Any) -> float:
+            return 2.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: ("stream of", device))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: asked.append(("waited for", device)))
+    device = torch.device("cuda", 1)
+    clock = StageClock(device)
+    clock.lap("clip")
+    assert clock.stages()["clip"] == 2.0
+    assert asked == [("stream of", device)] * 3 + [("waited for", device)]
 
 
 def test_a_shape_is_captured_when_it_comes_again() -> None:

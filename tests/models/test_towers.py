@@ -120,6 +120,15 @@ def test_devices_and_precisions_by_name() -> None:
         choose_precision("fp8", CPU)
 
 
+@pytest.mark.parametrize(("native", "chosen"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_emulated_bf16_is_not_chosen(native: bool, chosen: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    def is_bf16_supported(including_emulation: bool = True) -> bool:
+        return native or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
+    assert choose_precision("auto", torch.device("cuda", 0)) is chosen
+
+
 @pytest.mark.parametrize(
     ("architecture", "size", "taps", "channels", "grids"),
     [

@@ -138,3 +138,26 @@ def test_a_worker_whose_gpu_is_lost_answers_and_makes_room_for_another(
         failed = receive(theirs)
     assert (failed["op"], failed["job"], failed["reason"]) == ("failed_job", 7, "internal")
     assert left == [1] * leaves
+
+
+class NoRoomForRecipes(NoopEngine):
+    """Its GPU is full when a memory comes."""
+
+    error: RuntimeError
+
+    def add_recipe(self, *_: Any) -> float:
+        raise self.error
+
+
+def test_a_recipe_for_which_there_is_no_room_is_refused_and_the_others_go_on(ring: FrameRing) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        engine = NoRoomForRecipes()
+        worker = Worker(ours, ring, engine)
+        engine.error = OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more")
+        worker._add_recipe({"op": "recipe", "key": "new@2", "table": {}})
+        refused = receive(theirs)
+        assert (refused["key"], refused["error"]) == ("new@2", "CUDA out of memory. Tried to allocate 2 GiB")
+        engine.error = AcceleratorError("an illegal memory access was encountered")
+        with pytest.raises(RuntimeError, match="illegal"):
+            worker._add_recipe({"op": "recipe", "key": "new@2", "table": {}})
