@@ -22,7 +22,10 @@ class ModelSettings(Strict):
     device: str = Field(
         "auto", pattern=DEVICES, description="auto, cpu, cuda, cuda:N; auto: cuda when there is one, else cpu"
     )
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field("auto", description="arithmetic of the encoders")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+        "auto",
+        description="arithmetic of the encoders; `auto`: fp32 on the CPU, on CUDA what the bundle names, else bf16",
+    )
     threads: int | None = Field(
         None, ge=1, le=256, description="CPU threads of the worker; left out: all cores but one, at least one"
     )

@@ -146,6 +146,9 @@ class Manifest(Table):
     sam: SamSettings
     prompts: PromptWords = Field(default_factory=lambda: PromptWords.model_validate({}))
     thresholds: Thresholds = Field(default_factory=lambda: Thresholds.model_validate({}))
+    precision: Literal["bf16", "fp16", "fp32"] | None = Field(
+        None, description='what `model.precision = "auto"` takes on CUDA; left out: bf16, where the device has it'
+    )
     files: tuple[BundleFile, ...] = ()
 
     @model_validator(mode="after")

@@ -152,14 +152,19 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
-def choose_precision(precision: str, device: torch.device) -> torch.dtype:
-    """`auto` is bf16 on CUDA where the device has it (else fp16), fp32 on the CPU. Raises ConfigError."""
+def choose_precision(precision: str, device: torch.device, wanted: str | None = None) -> torch.dtype:
+    """`auto` is fp32 on the CPU, on CUDA what the bundle has `wanted`, else bf16 where the device has it (else fp16).
+
+    Raises ConfigError.
+    """
     if precision != "auto":
         if precision not in PRECISIONS:
             raise ConfigError(f"model.precision = {precision!r}: must be auto, {', '.join(PRECISIONS)}")
         return PRECISIONS[precision]
     if device.type != "cuda":
         return torch.float32
+    if wanted is not None:
+        return PRECISIONS[wanted]
     # Emulated, bf16 is slower than fp16 (cards before compute capability 8.0).
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
@@ -178,7 +183,7 @@ def load_towers(
     switches = Switches.from_environment() if switches is None else switches
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     chosen = choose_device(device)
-    dtype = choose_precision(precision, chosen)
+    dtype = choose_precision(precision, chosen, opened.manifest.precision)
     try:
         return _built(opened, chosen, dtype, switches)
     except (AssertionError, TypeError, ValueError) as error:  # of segment_anything and timm, of sizes that do not go

@@ -79,6 +79,7 @@ def write_bundle(
         "adapter": {"checkpoint": "adapter.safetensors", "temperature": TEMPERATURE},
         "sam": SAM_SETTINGS.model_dump(exclude_none=True),
         "thresholds": thresholds,
+        "precision": "fp16",  # bf16 has three bits less and moves the map's steep edges (docs/prompts.md)
         "files": files,
     }
     (bundle / "bundle.toml").write_text(tomli_w.dumps(manifest))

@@ -126,7 +126,12 @@ def test_emulated_bf16_is_not_chosen(native: bool, chosen: torch.dtype, monkeypa
         return native or including_emulation
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
-    assert choose_precision("auto", torch.device("cuda", 0)) is chosen
+    cuda = torch.device("cuda", 0)
+    assert choose_precision("auto", cuda) is chosen
+    assert choose_precision("auto", cuda, "fp16") is torch.float16  # what a bundle has measured for itself
+    assert choose_precision("auto", cuda, "fp32") is torch.float32
+    assert choose_precision("bf16", cuda, "fp16") is torch.bfloat16  # the configuration has the last word
+    assert choose_precision("auto", CPU, "fp16") is torch.float32
 
 
 @pytest.mark.parametrize(
