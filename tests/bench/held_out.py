@@ -4,8 +4,8 @@
 
 CLIP's map alone, and the map after each level of the cascade, of which the last is the final one (pixel AUROC, F1-max,
 AP, image AUROC, of maps taken at every other pixel), on 300 pictures of 384 px; SAM's mean IoU from a point, a box and
-both on one defect of each bad picture of 200 at 512 px, and the same on 200 of the pictures that it was trained on. With
-a folder of photographs the first figures again on 300 pictures of parts that are made of those which
+both on one defect of each bad picture of 200 at 512 px, and the same on 200 of the pictures that it was trained on.
+With a folder of photographs the first figures again on 300 pictures of parts that are made of those which
 `flawline train-demo --photographs` keeps from training.
 """
 
