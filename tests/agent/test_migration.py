@@ -50,7 +50,7 @@ def test_a_journal_of_the_first_schema_goes_on(tmp_path: Path) -> None:
         journal = Journal(tmp_path / "line1")
         assert (journal.seq_jump, journal.set_aside) == (None, None)
         assert [trigger.trigger_id for trigger in journal.unanswered()] == ["T-9"]
-        verdicts, _, _, _ = journal.replay(1, None, 100)
+        verdicts = journal.replay(1, None, 100).verdicts
         assert [verdict["seq"] for verdict in verdicts] == list(range(1, start))
         assert journal.query("SELECT who, note FROM feedback WHERE seq = 4") == [("anna", "a scratch")]
         header = {"camera": "side", "t_publish": start, "result": "fail"}
