@@ -337,7 +337,9 @@ def decision_threshold(plan: DemoPlan, bundle: Path, work: Path, say: Say, proce
         scores.append(result.score)
     bad = (unseen.kinds > 0).reshape(len(unseen), -1).any(axis=1)
     values = np.array(scores)
-    candidates = np.unique(values)
+    # Not below the region threshold: what CLIP's map is not cut at, SAM is never asked about.
+    region = inspector.towers.bundle.manifest.thresholds.region
+    candidates = np.unique(values[values >= region]) if bool((values >= region).any()) else np.unique(values)
     balance = [((values >= t) == bad)[bad].mean() + ((values >= t) == bad)[~bad].mean() for t in candidates]
     best = float(candidates[int(np.argmax(balance))])
     measured = figures(np.stack(maps), unseen.kinds[:, ::2, ::2] > 0)
