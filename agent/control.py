@@ -31,7 +31,8 @@ class Control:
         self._socket = context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 500)
         # Above the limit there is a refusal to read; only what is far above it costs the client its connection.
-        self._socket.setsockopt(zmq.MAXMSGSIZE, max(16 * settings.max_message_bytes, 1 << 20))
+        self._socket.setsockopt(zmq.MAXMSGSIZE, 4 * settings.max_message_bytes)
+        self._socket.setsockopt(zmq.RCVHWM, _AT_ONCE)
         self._socket.setsockopt(zmq.HEARTBEAT_IVL, 5000)
         self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 15000)
         if curve is not None:

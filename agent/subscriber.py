@@ -52,8 +52,8 @@ class Subscriber:
 
     `from_seq` begins with the journal's verdicts from that number on; left out, with the next one that comes.
     `keys`: the server's public and the client's own secret key file. `control` is where gaps are healed; left out, what
-    the station's status names. `patience_s`: so long verdicts wait for those before them, then they are let go and
-    counted as `lost`; left out, they wait for as long as it takes.
+    the station's status names. `patience_s`: when replay has failed for so long, all up to the newest is given up and
+    counted as `lost` (with one camera's topic: others' numbers too); left out, it is tried for as long as it takes.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Subscriber:
         self._newest = 0  # so far verdicts are known to be out
         self._camera_newest = 0
         self._behind = False
-        self._behind_since = 0.0
+        self._failing_since = 0.0
         self._boot = ""
         self._ready: deque[Received] = deque()
         self._seq: int | None = None
@@ -226,7 +226,6 @@ class Subscriber:
     def _fall_behind(self) -> None:
         if not self._behind:
             log.info("gap", after_seq=self._have, newest=self._newest)
-            self._behind_since = time.monotonic()
         self._behind = True
 
     def _heal(self) -> None:
@@ -265,11 +264,12 @@ class Subscriber:
         """Verdicts are held back; when the user's patience is over, what is missing is given up."""
         if not self._replay_fails:
             log.warning("replay_failed", error=error, held_back_after_seq=self._have)
+            self._failing_since = time.monotonic()
         self._replay_fails = True
-        if self._patience_s is not None and time.monotonic() - self._behind_since >= self._patience_s:
+        if self._patience_s is not None and time.monotonic() - self._failing_since >= self._patience_s:
             self._have_up_to(self._newest)
             self._camera_has = max(self._camera_has or 0, self._camera_newest)
-            self._behind = False
+            self._behind = self._replay_fails = False
 
     def _have_up_to(self, seq: int) -> None:
         """What has not come by now is lost."""

@@ -1,11 +1,11 @@
-"""The outline of a defect, as whoever marks it in a picture draws it: around all of its marks, without holes."""
+"""The outline of a defect, as whoever marks it in a picture draws it: around its marks, without small holes."""
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 WIDEST = 0.05  # of the picture's shorter side: marks farther apart than twice this are not joined
-HOLE = 4.0  # gaps' shares, of the changed area: a larger hole is no gap between marks, but a place left whole
+HOLE = 4.0  # a hole of up to this times `gap` times the changed area is filled; a larger one is a place left whole
 SPECK = 0.03  # of the largest part: a smaller one is no part of the defect
 
 

@@ -5,7 +5,6 @@ once, point prompts, cascade, fusion, decision). What has been encoded can be ju
 """
 
 import os
-from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Self
@@ -33,8 +32,6 @@ from flawline.models.tiles import Tile, cut_tiles
 from flawline.models.towers import Towers, load_towers
 from flawline.models.words import Words
 
-MOST_PREPARED = 64
-"""Recipes that are kept ready; the one unused for longest gives way."""
 KEPT_MASKS = 64
 """Masks of ignored boxes that are kept on the device, one per recipe and size of the frames."""
 
@@ -47,7 +44,7 @@ class Inspector:
 
     def __init__(self, towers: Towers, recipe: Recipe | None = None) -> None:
         self.towers = towers
-        self._prepared: OrderedDict[Recipe, Prepared] = OrderedDict()  # the last used at the end
+        self._prepared: dict[Recipe, Prepared] = {}
         self._encoders: dict[str, FeatureEncoder] = {}  # of F, where a recipe names another than SAM's
         self._kept: dict[Any, Tensor] = {}  # masks of what is not ignored, (T, S, S) on the device
         self.recipe = recipe if recipe is not None else Recipe()
@@ -71,9 +68,7 @@ class Inspector:
 
     def prepare(self, recipe: Recipe) -> Prepared:
         """Compute a recipe's text features, once. Raises BundleError where the bundle cannot serve it."""
-        if recipe in self._prepared:
-            self._prepared.move_to_end(recipe)
-        else:
+        if recipe not in self._prepared:
             towers = self.towers
             manifest = towers.bundle.manifest
             name = recipe.prompt.features
@@ -94,8 +89,6 @@ class Inspector:
                 fitting_memory(recipe, towers.bundle, words, localiser, towers.device),
                 recipe.calibration_warning(towers.bundle.name, towers.bundle.sha256),
             )
-            if len(self._prepared) > MOST_PREPARED:  # each may hold a memory on the device
-                self._prepared.popitem(last=False)
         return self._prepared[recipe]
 
     def inspect(self, image: NDArray[np.uint8], recipe: Recipe | None = None) -> InspectionResult:
