@@ -167,7 +167,7 @@ class Agent:
                     tasks.append(group.create_task(self.worker.run()))
                     await self._inspect(group, stopped)
                 else:
-                    self.service.stopping()
+                    self._say_stopping()
                 for task in (*tasks, stopped):
                     task.cancel()
         except BaseExceptionGroup as failures:
@@ -200,10 +200,7 @@ class Agent:
         self.state = "running"
         waits = [group.create_task(intake.done.wait()), stopped]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        self.state = "stopping"
-        self.publisher.status(self.status())  # a stop may take less than until the next second's
-        self.service.stopping()
-        log.info("stopping")
+        self._say_stopping()
         waits[0].cancel()
         intake.stop()
         await asyncio.wait(grabbing, timeout=5)
@@ -213,6 +210,12 @@ class Agent:
         await self.pipeline.drain(self.settings.worker.drain_s)
         await self.outbox.until_empty(30.0)
         self.publisher.status(self.status())  # the last number of all
+
+    def _say_stopping(self) -> None:
+        self.state = "stopping"
+        self.publisher.status(self.status())  # a stop may take less than until the next second's
+        self.service.stopping()
+        log.info("stopping")
 
     async def _reload_on(self, changed: asyncio.Event) -> None:
         """SIGHUP: the configuration has changed."""

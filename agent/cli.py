@@ -67,9 +67,10 @@ def run(file: Path | None, overrides: tuple[str, ...], frames: int | None, check
 
 
 def _check(settings: Settings) -> None:
-    """What a start would refuse, without opening, binding or loading anything. Raises ConfigError.
+    """What a start would refuse of addresses, cameras and memories, without opening, binding or loading any.
 
-    A camera's library that is missing is only said: files are also checked where the camera is not.
+    Key files are not looked at: on a station the service has them. A camera's library that is missing is only said:
+    files are also checked where the camera is not. Raises ConfigError.
     """
     Curve.files("publish", settings.publish)
     Curve.files("control", settings.control, settings.publish)

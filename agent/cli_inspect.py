@@ -119,9 +119,8 @@ def find_pictures(paths: Sequence[Path], out: Path | None = None) -> list[tuple[
     """Every picture with the name of its results below `out`, each name once.
 
     A folder's pictures are mirrored; names that are the same without their suffix keep it, and what is still
-    the same (from two folders) gets its folder's name in front. Where `out` lies below a given folder, what is in it
-    are results of before and no pictures to judge. Raises ConfigError for a path that isn't there, and where a result
-    would take the place of a picture.
+    the same (from two folders) gets its folder's name in front. Results of an earlier call in `out` are no pictures to
+    judge. Raises ConfigError for a path that isn't there, and where a result would take the place of a picture.
     """
     found: list[tuple[Path, Path]] = []
     taken: set[Path] = set()
@@ -129,8 +128,8 @@ def find_pictures(paths: Sequence[Path], out: Path | None = None) -> list[tuple[
         if not path.exists():
             raise ConfigError(f"{path}: no such file or folder")
         inside = list_pictures(path) if path.is_dir() else [path]
-        if out is not None and path.is_dir() and path.resolve() in out.resolve().parents:
-            inside = [picture for picture in inside if not picture.resolve().is_relative_to(out.resolve())]
+        if out is not None and path.is_dir():
+            inside = [picture for picture in inside if not _is_result(picture, out)]
         if not inside:
             raise ConfigError(f"{path}: this folder holds no pictures")
         for picture in inside:
@@ -253,6 +252,18 @@ def _make_folder(folder: Path | None) -> None:
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be made: {error.strerror or error}") from error
+
+
+def _is_result(picture: Path, out: Path) -> bool:
+    """Whether it is an overlay or a mask below `out` that an earlier call wrote: its record lies beside it."""
+    name, _, kind = picture.stem.rpartition(".")
+    if kind not in KINDS or not picture.resolve().is_relative_to(out.resolve()):
+        return False
+    try:
+        record = json.loads(picture.with_name(f"{name}.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and "provenance" in record
 
 
 def _result(base: Path, kind: str) -> Path:

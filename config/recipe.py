@@ -202,5 +202,7 @@ def with_one_place(sentences: tuple[str, ...] | None) -> tuple[str, ...] | None:
     """The sentences. Raises ValueError where one has not exactly one place, {}, for the object's name."""
     for sentence in sentences or ():
         if sentence.count("{}") != 1 or "{" in sentence.replace("{}", "") or "}" in sentence.replace("{}", ""):
-            raise ValueError(f"{sentence!r} must hold {{}} exactly once, where the object's name goes")
+            raise ValueError(
+                f"{sentence!r} must hold {{}} exactly once, where the object (in a template: its state) goes"
+            )
     return sentences

@@ -24,7 +24,8 @@ class ModelSettings(Strict):
     )
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
         "auto",
-        description="arithmetic of the encoders; `auto`: fp32 on the CPU, on CUDA what the bundle names, else bf16",
+        description="arithmetic of the encoders; `auto`: fp32 on the CPU, on CUDA what the bundle names, else bf16 or, "
+        "where that is only emulated, fp16",
     )
     threads: int | None = Field(
         None, ge=1, le=256, description="CPU threads of the worker; left out: all cores but one, at least one"

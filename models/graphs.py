@@ -58,6 +58,8 @@ class Graphs:
         """Captures so far, those that failed too. A frame with one in it took longer than others will."""
         self.left_out = 0
         """Captures that failed, or whose graph said something else."""
+        self.as_they_are = 0
+        """Runs of a part without a graph."""
         self._captured: OrderedDict[Hashable, Captured] = OrderedDict()
         self._promising: dict[Hashable, bool] = {}  # shapes seen before; False: no graph for this one
         self._lock = threading.Lock()  # a memory is learnt on another thread
@@ -77,9 +79,9 @@ class Graphs:
                 if len(self._promising) >= MOST_SHAPES:
                     self._promising.clear()
                 self._promising[full] = True
-                return list(part(*given))
-            if self._promising[full]:
+            elif self._promising[full]:
                 self._try(full, key, part, given, self._capture)
+            self.as_they_are += 1
         return list(part(*given))
 
     def _try(self, full: Hashable, key: Hashable, part: Part, given: Sequence[Tensor], capture: Capture) -> None:

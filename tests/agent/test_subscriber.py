@@ -12,6 +12,7 @@ import zmq
 from flawline.agent import subscriber
 from flawline.agent.subscriber import Subscriber
 from flawline.agent.wire import pack, unpack
+from flawline.config.errors import ConfigError
 
 ASK_S, AGAIN_S, TIMEOUT_S = 0.4, 0.2, 0.05  # an attempt is longer than the pause, as the real ones are
 SLACK_S = 1.0  # of a busy machine
@@ -91,6 +92,13 @@ def take(line: Subscriber, count: int) -> list[int]:
     return numbers
 
 
+def wait_until_held_back(line: Subscriber) -> None:
+    end = time.monotonic() + 20
+    while not line.held_back:
+        assert time.monotonic() < end
+        assert receive(line) == []
+
+
 def connect(station: Station, line: Subscriber) -> None:
     end = time.monotonic() + 20
     while True:
@@ -129,18 +137,12 @@ def test_a_gap_that_cannot_be_fetched_is_told_and_nothing_overtakes_it(station: 
 
 
 def test_a_station_that_names_no_control_socket_holds_back_and_says_so(station: Station) -> None:
-    station.control = ""
     with Subscriber(station.publish) as line:
-        line._control = None
-        end = time.monotonic() + 20
         while line.last_seq is None:  # no status at all
-            assert time.monotonic() < end
             station.verdict(1)
             receive(line)
         station.verdict(3)
-        while not line.held_back:
-            assert time.monotonic() < end
-            assert receive(line) == []
+        wait_until_held_back(line)
 
 
 @pytest.mark.parametrize("topic", ["verdict/", "verdict/line1/top/"])
@@ -160,6 +162,28 @@ def test_a_subscriber_with_patience_goes_on_behind_a_gap_that_nobody_heals(stati
         assert take(line, 1) == [4]
         assert line.lost == [(2, 3)]
         assert not line.held_back
+
+
+def test_a_long_catching_up_is_no_failure(station: Station, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One failed attempt after it, and what the journal has is still fetched."""
+    answers = iter(["page", "nobody", "rest"])
+
+    def ask(_endpoint: str, request: dict[str, Any], *_: Any) -> dict[str, Any]:
+        answer = next(answers)
+        if answer == "nobody":
+            raise ConfigError("no agent answers")
+        last = 1 if answer == "page" else request["to_seq"]
+        found = [Station._header(seq) for seq in range(request["from_seq"], last + 1)]
+        return {"verdicts": found, "done": answer == "rest"}
+
+    monkeypatch.setattr(subscriber, "ask", ask)
+    station.last_seq = 5
+    with Subscriber(station.publish, from_seq=1, patience_s=0.5) as line:
+        connect(station, line)
+        assert take(line, 1) == [1]
+        time.sleep(1.0)  # whoever reads is slow
+        assert take(line, 4) == [2, 3, 4, 5]
+        assert line.lost == []
 
 
 def test_what_is_no_verdict_is_passed_over(station: Station) -> None:
@@ -185,12 +209,10 @@ def test_a_station_that_counts_anew_holds_nothing_back(station: Station) -> None
     with Subscriber(station.publish) as line:
         connect(station, line)
         station.verdict(7)
-        end = time.monotonic() + 20
-        while not line.held_back:
-            assert time.monotonic() < end
-            assert receive(line) == []
+        wait_until_held_back(line)
         station.last_seq, station.boot_id = 0, "b"
         station.say_status()
+        end = time.monotonic() + 20
         while line.held_back:
             assert time.monotonic() < end
             assert receive(line) == []
