@@ -234,8 +234,9 @@ class Agent:
     def status(self) -> Header:
         """What the station is doing, for subscribers and for the `status` command."""
         state = self.state
+        still = list(what_stands_still(self.intake, self.worker, self.outbox))
         if state == "running":
-            well = self.worker.ready and not self.outbox.journal_fails
+            well = self.worker.ready and not self.outbox.journal_fails and not still
             well = well and all(line.up or line.state == "ended" for line in self.intake.lines.values())
             state = "paused" if self.intake.paused else "running" if well else "degraded"
         jump = self.journal.seq_jump
@@ -249,6 +250,7 @@ class Agent:
             "seq_jump": list(jump) if jump else None,
             "state": state,
             "paused": self.intake.paused,
+            "no_progress": still,
             "control": self.settings.control.endpoint,
             "cameras": self.intake.status(),
             "worker": self.worker.status(),

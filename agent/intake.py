@@ -23,15 +23,16 @@ from flawline.agent.recipes import RecipeBook
 from flawline.agent.verdict import ActiveRecipe, Job, Reason, Trigger
 from flawline.agent.wire import Header
 from flawline.camera.camera import Camera, EndOfFrames
+from flawline.camera.frame import Frame
 from flawline.camera.ring import FrameRing
-from flawline.config.errors import CameraError, ConfigError, FlawlineError
+from flawline.config.errors import ConfigError, FlawlineError
 from flawline.config.recipe import Recipe
 from flawline.config.settings_camera import CameraSettings
 
 log = structlog.get_logger()
 _CLOSE_LIMIT_S = 5.0
 _LONGEST_WAY_S = 1.0
-"""A frame's way from its exposure to here takes milliseconds; what looks longer may be a clock that was set."""
+"""A frame's way from its exposure to here takes milliseconds; what looks longer may be a camera's clock, set anew."""
 _BEFORE_S = 0.001  # before the pipeline answers `deadline`
 
 
@@ -100,25 +101,26 @@ class Intake:
     async def announce(self, camera: str, trigger_id: str | None, part_id: str | None) -> bool:
         """Name the part that a hardware-triggered camera exposes next: it is owed a verdict from now on.
 
-        The next frame whose `t_grab` lies after this is its frame. It is answered `camera_fault` where none comes
-        within `trigger_timeout_ms`, or where another part is announced before one does. Returns whether it is
-        journalled. Raises ConfigError as `trigger` does.
+        The next frame exposed after this is its frame, judged by the recipe that is active now. It is answered
+        `camera_fault` where none comes within `trigger_timeout_ms`, or where another part is announced before one
+        does. Returns whether it is journalled. Raises ConfigError as `trigger` does.
         """
         line = self._line_for_command(camera, "hardware")
         recipe = self._recipes.of(camera)
         trigger = Trigger(camera, trigger_id, part_id, time.time_ns(), recipe.id, recipe.version)
+        part = Job(camera, recipe, trigger.t_trigger, time.monotonic(), trigger=trigger)
         journalled = self._outbox.accept(trigger)
         if self.paused:
-            self._fail_announced(line, trigger, "paused", "the agent is paused")
+            self._fail_announced(line, part, "paused", "the agent is paused")
         elif not line.up:
-            self._fail_announced(line, trigger, "camera_fault", line.error or f"camera {camera!r} is {line.state}")
+            self._fail_announced(line, part, "camera_fault", line.error or f"camera {camera!r} is {line.state}")
         elif len(line.announced) >= self._depth:
             self._pipeline.dropped["trigger", "full"] += 1
-            self._fail_announced(line, trigger, "overrun", "worker.queue_depth announced parts are waiting")
+            self._fail_announced(line, part, "overrun", "worker.queue_depth announced parts are waiting")
         else:
-            line.announced.append(trigger)
+            line.announced.append(part)
             limit_s = line.settings.trigger_timeout_ms / 1000
-            asyncio.get_running_loop().call_later(limit_s, self._no_part, line, trigger)
+            asyncio.get_running_loop().call_later(limit_s, self._no_part, line, part)
         return await journalled
 
     def _line_for_command(self, camera: str, kind: str) -> Line:
@@ -135,28 +137,27 @@ class Intake:
             raise ConfigError("the agent has taken as many triggers as --frames allows")
         return line
 
-    def _no_part(self, line: Line, trigger: Trigger) -> None:
-        if any(trigger is one for one in line.announced):
-            line.announced.remove(trigger)
+    def _no_part(self, line: Line, part: Job) -> None:
+        if part in line.announced:
+            line.announced.remove(part)
             limit = line.settings.trigger_timeout_ms
             why = f"no frame from {line.name!r} within trigger_timeout_ms = {limit} of its announcement"
-            self._fail_announced(line, trigger, "camera_fault", why)
+            self._fail_announced(line, part, "camera_fault", why)
 
-    def _fail_announced(self, line: Line, trigger: Trigger, reason: Reason, why: str) -> None:
-        recipe = self._recipes.of(line.name)
-        job = Job(line.name, recipe, trigger.t_trigger, time.monotonic(), trigger=trigger)
-        self._accept(line, job)
-        self._pipeline.fail(job, reason, why)
+    def _fail_announced(self, line: Line, part: Job, reason: Reason, why: str) -> None:
+        part.mono = time.monotonic()  # an announcement has no deadline: it counts from the exposure
+        self._accept(line, part)
+        self._pipeline.fail(part, reason, why)
 
-    def _announced_for(self, line: Line, t_grab: int) -> Trigger | None:
+    def _announced_for(self, line: Line, mono_grab: int) -> Job | None:
         """The part last announced before this exposure; those announced before it have got no frame.
 
-        `t_grab` lies after the exposure by the shortest transfer. Where nobody has said how long that is, what is
+        `mono_grab` lies after the exposure by the shortest transfer. Where nobody has said how long that is, what is
         announced in that time is taken for this frame's: then announce after the verdict of the part before.
         """
-        found: Trigger | None = None
-        exposed = t_grab - int(line.settings.transfer_ms * 1e6)
-        while line.announced and line.announced[0].t_trigger <= exposed:
+        found: Job | None = None
+        exposed_s = mono_grab / 1e9 - line.settings.transfer_ms / 1000
+        while line.announced and line.announced[0].mono <= exposed_s:
             if found is not None:
                 why = f"no frame from {line.name!r} before the next part was announced"
                 self._fail_announced(line, found, "camera_fault", why)
@@ -174,7 +175,9 @@ class Intake:
                 await loop.run_in_executor(line.trigger_thread, _send, line.camera, job)
         except TimeoutError:
             pass  # `_no_frame` says it
-        except (CameraError, NotImplementedError) as error:
+        except Exception as error:  # the trigger is accepted: whatever a driver raises, it gets its one verdict
+            if not isinstance(error, FlawlineError | NotImplementedError):
+                log.exception("camera_driver_failed", camera=line.name)
             if job in line.pending:
                 self._lose_step(line, f"camera {line.name!r} could not be triggered: {error}")
 
@@ -310,13 +313,17 @@ class Intake:
 
     def _for_frame(self, line: Line, shot: Shot) -> Job:
         """A free-running or hardware-triggered frame is its own trigger."""
-        recipe = self._recipes.of(line.name)
-        job = Job(line.name, recipe, shot.frame.t_grab, _as_monotonic(shot.frame.t_grab))
+        frame = shot.frame
+        # Of a frame known only by the gap in the numbers nobody knows when it was exposed.
+        named = line.settings.trigger == "hardware" and not frame.lost
+        job = self._announced_for(line, frame.mono_grab) if named else None
+        if job is None:
+            job = Job(line.name, self._recipes.of(line.name), frame.t_grab, 0.0)
+        job.t_trigger, job.mono = frame.t_grab, _exposed_s(frame)
         if line.settings.trigger == "hardware":
-            # Of a frame known only by the gap in the numbers nobody knows when it was exposed.
-            job.trigger = None if shot.frame.lost else self._announced_for(line, shot.frame.t_grab)
             if job.trigger is None:
-                job.trigger = Trigger(line.name, None, None, shot.frame.t_grab, recipe.id, recipe.version)
+                recipe = job.recipe
+                job.trigger = Trigger(line.name, None, None, frame.t_grab, recipe.id, recipe.version)
                 self._outbox.accept(job.trigger)
             if self.paused:
                 shot.trouble = ("paused", "the agent is paused")
@@ -391,10 +398,10 @@ def _send(camera: Camera, job: Job) -> None:
     if job.verdict is not None:
         return
     camera.trigger()
-    job.t_sent = time.time_ns()
+    job.sent_mono = time.monotonic_ns()
 
 
-def _as_monotonic(t_grab: int) -> float:
-    """A frame's time, UTC in ns, on the monotonic clock in s: its deadline counts from there, not from its arrival."""
-    way_s = (time.time_ns() - t_grab) / 1e9
+def _exposed_s(frame: Frame) -> float:
+    """When a frame was exposed, monotonic, s: its deadline counts from there, not from its arrival."""
+    way_s = (time.monotonic_ns() - frame.mono_grab) / 1e9
     return time.monotonic() - min(max(0.0, way_s), _LONGEST_WAY_S)

@@ -36,6 +36,7 @@ log = structlog.get_logger()
 _KEPT_UNWRITTEN = 20_000  # verdicts kept in memory while the journal cannot be written
 _BALLAST = 1 << 20  # bytes
 _STRIDE = 5000  # numbers
+_FASTEST = 100  # times as fast as time passes does forgetting by age go on, at most
 _STEP = 200  # rows in one step of catching up or forgetting, about a millisecond
 
 
@@ -68,6 +69,7 @@ class Journal:
         self._ballast = folder / "ballast"
         self._found_version = 0
         self._gaps: list[tuple[int, int]] | None = None  # not looked for yet
+        self._horizon: tuple[int, float] | None = None  # what is older is forgotten (UTC ns), and when that was said
         self._damaged = False  # noticed while running: the next start looks into it
         self._database, self._reader, self._keeper = self._open(durability)
         self.lay_ballast()
@@ -202,9 +204,9 @@ class Journal:
         """Commit, at once: triggers that were accepted, numbered verdicts with the triggers they answer, late results.
 
         Raises JournalError where the disk refuses. Then the verdicts say `journalled: false` and are kept, to be
-        journalled when that is possible again, and the triggers have no row.
+        journalled when that is possible again, and the triggers have no row; late results say so, and are not kept.
         """
-        accepted = list(accepted)
+        accepted, late = list(accepted), list(late)
         try:
             self._begin()
             for trigger in accepted:
@@ -218,6 +220,8 @@ class Journal:
             self._roll_back()
             for trigger in accepted:
                 trigger.row = None
+            for header in late:
+                header["journalled"] = False
             self._keep_unwritten([(header, trigger.row if trigger else None) for header, trigger in verdicts])
             raise self._refused(error, "cannot be written") from error
         if self._unwritten:
@@ -340,8 +344,8 @@ class Journal:
         `keep_mb` limits what the database holds, in 1e6 bytes. The room of what is forgotten is used again, so that its
         file stops growing there; a file that was larger before does not shrink.
         """
-        oldest = time.time_ns() - int(keep_days * 86_400e9)
         try:
+            oldest = self._oldest_kept(keep_days)
             if self._gaps is None:
                 self._gaps = self._find_gaps()
             too_large = self._held_bytes() > keep_mb * 1e6
@@ -359,6 +363,19 @@ class Journal:
             self._roll_back()
             raise self._refused(error, "cannot be written") from error
         return len(gone)
+
+    def _oldest_kept(self, keep_days: float) -> int:
+        """UTC ns. It follows the clock no faster than a hundredfold, from the oldest verdict on.
+
+        So a clock that is wrong for an hour costs four days of the record at most, not all of it.
+        """
+        wanted, now = time.time_ns() - int(keep_days * 86_400e9), time.monotonic()
+        if self._horizon is None:
+            first = self._database.execute("SELECT t_publish FROM verdicts ORDER BY seq LIMIT 1").fetchone()
+            self._horizon = (wanted if first is None else first[0]), now
+        before, then = self._horizon
+        self._horizon = min(wanted, before + int((now - then) * 1e9 * _FASTEST)), now
+        return self._horizon[0]
 
     def _newer(self, seq: int) -> int:
         """How many verdicts came after this one: numbers that were jumped over are none."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from flawline.agent.verdict import Job, Reason, Trigger
+from flawline.agent.verdict import Job, Reason
 from flawline.agent.wire import Header
 from flawline.camera.camera import Camera
 from flawline.camera.frame import Frame
@@ -51,7 +51,7 @@ class Line:
     out_of_step_said: bool = False  # in the log, until a trigger has got its frame
     pause_s: float = FIRST_PAUSE_S  # before the next try to open it, while it is lost
     pending: deque[Job] = field(default_factory=deque)  # triggers whose frame has not come, oldest first
-    announced: deque[Trigger] = field(default_factory=deque)  # parts whose hardware trigger is to come, oldest first
+    announced: deque[Job] = field(default_factory=deque)  # parts whose hardware trigger is to come, oldest first
     lags: deque[int] = field(default_factory=lambda: deque(maxlen=_LAGS))  # ns from a trigger sent to its exposure
     on_their_way: int = 0
     frames: int = 0
@@ -101,8 +101,8 @@ class Line:
             log.info("camera_in_step", camera=self.name)
         self.out_of_step_said, self.error = False, None
         job = self.pending.popleft()
-        if frame.clocked and job.t_sent is not None:
-            self.lags.append(frame.t_grab - job.t_sent)
+        if frame.clocked and job.sent_mono is not None:
+            self.lags.append(frame.mono_grab - job.sent_mono)
         return job
 
     def has_ignored_one(self, frame: Frame) -> bool:
@@ -112,8 +112,8 @@ class Line:
         """
         if len(self.pending) < 2 or not frame.clocked or len(self.lags) < _ENOUGH_LAGS:
             return False
-        sent = self.pending[1].t_sent
-        return sent is not None and frame.t_grab - sent >= min(self.lags) - _SLACK_NS
+        sent = self.pending[1].sent_mono
+        return sent is not None and frame.mono_grab - sent >= min(self.lags) - _SLACK_NS
 
     def grab(self, ring: FrameRing) -> Shot | None:
         """On the camera's thread: the next frame, copied once, from the driver's buffer into its slot."""

@@ -25,7 +25,7 @@ def what_stands_still(intake: Intake, worker: WorkerClient, outbox: Outbox) -> I
                 yield f"camera {line.name} (for {age:.0f} s)"
     if (age := worker.silent_s) > _PONG_S:
         yield f"worker (silent for {age:.0f} s)"
-    elif not worker.healthy:
+    elif worker.hopeless:
         yield "worker (dies again and again)"
     if (age := outbox.stuck_s) > _PUBLISH_S:
         yield f"publishing (for {age:.0f} s)"

@@ -220,6 +220,7 @@ class Preview:
             "models": bool(status["worker"]["ready"]),
             "worker": bool(status["worker"]["healthy"]),
             "cameras": all(camera["up"] or camera["state"] == "ended" for camera in status["cameras"].values()),
+            "progress": not status["no_progress"],
             "running": status["state"] not in ("starting", "stopping"),  # a full disk is no reason: verdicts go on
         }
         ready = all(checks.values())

@@ -62,7 +62,7 @@ class Job:
     mono: float  # the same moment on the monotonic clock, s
     number: int = 0
     trigger: Trigger | None = None
-    t_sent: int | None = None  # UTC, ns: the camera has taken the software trigger
+    sent_mono: int | None = None  # monotonic, ns: the camera has taken the software trigger
     frame_id: int | None = None
     t_grab: int | None = None
     t_start: int | None = None
@@ -157,7 +157,7 @@ class VerdictWriter:
             warning=None,
         )
         if detail is not None:
-            header["detail"] = detail
+            header["detail"] = detail.encode("utf-8", "backslashreplace").decode()  # a file's name may be any bytes
         return header
 
     def _header(self, job: Job, **judgement: Any) -> Header:

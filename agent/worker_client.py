@@ -63,6 +63,7 @@ class WorkerClient:
         self._deaths: deque[float] = deque()
         self.ready = False
         self.healthy = True
+        self.hopeless = False  # unhealthy, and what was tried to mend it has failed
         self.restarts = 0
         self.about: dict[str, Any] = {}
         self._pong = 0.0
@@ -257,8 +258,17 @@ class WorkerClient:
                 self._signal_kill(self._process)
 
     async def _replace(self) -> None:
-        """Start another one, but not more often than allowed a minute; what dies while loading counts too."""
-        lost = time.monotonic()
+        """Start another one. Whatever that hangs in, what waits is answered after a while."""
+        patience = asyncio.get_running_loop().call_later(_PATIENCE_S, self._give_up)
+        try:
+            await self._start_again()
+        finally:
+            patience.cancel()
+        self.healthy, self.hopeless = True, False
+        self.restarts += 1
+
+    async def _start_again(self) -> None:
+        """But not more often than allowed a minute; what dies while loading counts too."""
         while True:
             now = time.monotonic()
             while self._deaths and now - self._deaths[0] > 60:
@@ -270,21 +280,19 @@ class WorkerClient:
                 except (BundleError, WorkerError) as error:
                     log.error("worker_does_not_start", error=str(error))
                     self._added.clear()  # the memory of one that is out of use may be gone
-                    if time.monotonic() - lost > _PATIENCE_S:
-                        self._give_up()
+                    self.hopeless = not self.healthy
                 else:
-                    self.healthy = True
-                    self.restarts += 1
                     return
             else:
                 self._give_up()
+                self.hopeless = True
             await asyncio.sleep(0.5)
 
     def _give_up(self) -> None:
         """Say that there is no worker; the next one that starts ends this."""
         if self.healthy:
             self.healthy = False
-            log.error("worker_unhealthy", restarts_per_minute=self._settings.restarts_per_minute)
+            log.error("worker_unhealthy")
             self._on_unhealthy()
 
     @staticmethod

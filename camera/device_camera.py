@@ -189,13 +189,32 @@ class DeviceCamera(Camera):
     def _frame(self, block: Block, now: int) -> Frame:
         self._counts["frames"] += 1
         self._has_clock = clocked = block.device_ns is not None
-        t_grab = now if block.device_ns is None else self._clock.to_utc(block.device_ns, now)
+        arrived = time.monotonic_ns()
+        mono = arrived if block.device_ns is None else self._clock.to_monotonic(block.device_ns, arrived)
+        t_grab = now - (arrived - mono)
         if block.fault is not None:
             self._counts["incomplete"] += 1
             fault = f"camera {self.name!r}: frame {block.block_id} is incomplete: {block.fault}"
             kind = block.pixel_format
-            return Frame(block.block_id, t_grab, None, kind, fault, fault_reason="camera_fault", clocked=clocked)
-        frame = Frame(block.block_id, t_grab, block.pixels, block.pixel_format, extent=block.extent, clocked=clocked)
+            return Frame(
+                block.block_id,
+                t_grab,
+                None,
+                kind,
+                fault,
+                fault_reason="camera_fault",
+                clocked=clocked,
+                mono_grab=mono,
+            )
+        frame = Frame(
+            block.block_id,
+            t_grab,
+            block.pixels,
+            block.pixel_format,
+            extent=block.extent,
+            clocked=clocked,
+            mono_grab=mono,
+        )
         self._picture = {"height": frame.size[0], "width": frame.size[1], "pixel_format": block.pixel_format}
         return frame
 

@@ -1,4 +1,4 @@
-"""A camera's own clock mapped to UTC, and its frame numbers watched for gaps."""
+"""A camera's own clock mapped to the host's monotonic one, and its frame numbers watched for gaps."""
 
 _WINDOW_NS = 10_000_000_000
 _LARGEST_GAP = 1000
@@ -6,11 +6,12 @@ _SIXTEEN_BITS = 65535
 
 
 class DeviceClock:
-    """Maps a free-running device clock to UTC by the quickest of the latest frames.
+    """Maps a free-running device clock to the host's monotonic one by the quickest of the latest frames.
 
     A frame arrives later than it was exposed, by the time of its transfer; no frame arrives earlier. So the
     smallest difference (arrival - device time) of the last 10 to 20 s is the offset of the clocks plus the
-    shortest transfer; the window lets it follow the clocks' drift.
+    shortest transfer; the window lets it follow the clocks' drift. Not to UTC: that is set while the line runs, and
+    an exposure would seem to lie before what was announced ahead of it.
     """
 
     def __init__(self) -> None:
@@ -19,8 +20,8 @@ class DeviceClock:
         self._smallest: int | None = None
         self._before: int | None = None
 
-    def to_utc(self, device_ns: int, arrived_ns: int) -> int:
-        """UTC in ns of an exposure stamped `device_ns` by the camera, never after `arrived_ns`."""
+    def to_monotonic(self, device_ns: int, arrived_ns: int) -> int:
+        """When an exposure was made that the camera stamped `device_ns`, monotonic ns, never after `arrived_ns`."""
         if self._last is None or device_ns < self._last:  # the camera was restarted: another clock
             self._window_end = device_ns + _WINDOW_NS
             self._smallest = self._before = None

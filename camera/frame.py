@@ -1,5 +1,6 @@
 """The frame as a camera hands it over, before it is written into the ring."""
 
+import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ class Frame:
     truth: dict[str, Any] = field(default_factory=dict)  # simulated line only: what is really on the part
     clocked: bool = False  # `t_grab` is the camera's own clock, mapped
     lost: bool = False  # known only by the gap in the numbers: no part of it is here
+    mono_grab: int = field(default_factory=time.monotonic_ns)  # `t_grab` on the monotonic clock, ns: for comparing
     extent: tuple[int, int] | None = None  # height and width in pixels where `pixels` is packed bytes
 
     @property

@@ -30,9 +30,9 @@ class LiveReader:
         return time.monotonic() - self._last
 
     def next(self, timeout_s: float) -> tuple[Pixels | None, int, int] | None:
-        """The oldest frame, its UTC ns, and its number in the stream, from 1: a number that is missing was dropped.
+        """The oldest frame, when it came (monotonic ns), and its number in the stream, from 1.
 
-        (None, ...) at the stream's end; None where none came in time.
+        A number that is missing was dropped. (None, ...) at the stream's end; None where none came in time.
         """
         with contextlib.suppress(queue.Empty):
             return self._frames.get(timeout=timeout_s) if timeout_s > 0 else self._frames.get_nowait()
@@ -49,7 +49,7 @@ class LiveReader:
             there, pixels = self._read()
             self._last = time.monotonic()
             self._number += 1
-            item = (pixels if there else None, time.time_ns(), self._number)
+            item = (pixels if there else None, time.monotonic_ns(), self._number)
             while True:
                 try:
                     self._frames.put_nowait(item)

@@ -70,7 +70,7 @@ class OpencvCamera(Camera):
         if settings.features and not self._is_device:
             raise ConfigError(f"camera {self.name!r}: features are for V4L2 devices; {self._source} takes none")
         self._by_command = settings.trigger == "software"
-        self._triggers: queue.SimpleQueue[int] = queue.SimpleQueue()  # UTC ns of each
+        self._triggers: queue.SimpleQueue[int] = queue.SimpleQueue()  # monotonic ns of each
         self._triggered: int | None = None  # the one that waits for its frame
         self._capture: Any = None
         self._reader: LiveReader | None = None
@@ -133,7 +133,7 @@ class OpencvCamera(Camera):
                 return None
             raise EndOfFrames
         self._position += 1
-        return self._frame(pixels, time.time_ns())
+        return self._frame(pixels, time.monotonic_ns())
 
     def _from_stream(self, timeout_s: float) -> Frame | None:
         if self._held is not None:
@@ -195,13 +195,15 @@ class OpencvCamera(Camera):
         self._frame_id += 1
         self._counts["frames"] += 1
         self._size = (pixels.shape[0], pixels.shape[1])
-        return Frame(self._frame_id, arrived, pixels, "BGR8" if pixels.ndim == 3 else "Mono8")
+        t_grab = time.time_ns() - (time.monotonic_ns() - arrived)
+        pixel_format = "BGR8" if pixels.ndim == 3 else "Mono8"
+        return Frame(self._frame_id, t_grab, pixels, pixel_format, mono_grab=arrived)
 
     def trigger(self) -> None:
         """Take the next frame that arrives; of a file, the next one."""
         if not self._by_command:
             raise CameraError(f"camera {self.name!r}: trigger = {self._settings.trigger!r} takes no software trigger")
-        self._triggers.put(time.time_ns())
+        self._triggers.put(time.monotonic_ns())
 
     def close(self) -> None:
         """Let go of the source. The reading thread ends with its present read, within `stall_s`."""

@@ -32,14 +32,14 @@ class Belt:
     def __init__(self) -> None:
         settings = CameraSettings(name="top", trigger="software")
         self.line = Line(SimulatedCamera(settings), settings)
-        self.start = time.time_ns()
+        self.start = time.monotonic_ns()
 
     def send(self, at_ms: float) -> None:
         recipe = ActiveRecipe("default", 1, Recipe(), None)
-        self.line.pending.append(Job("top", recipe, 0, 0.0, t_sent=self.start + int(at_ms * MS)))
+        self.line.pending.append(Job("top", recipe, 0, 0.0, sent_mono=self.start + int(at_ms * MS)))
 
     def frame(self, exposed_ms: float, *, clocked: bool = True) -> Frame:
-        return Frame(0, self.start + int(exposed_ms * MS), PICTURE, clocked=clocked)
+        return Frame(0, 0, PICTURE, clocked=clocked, mono_grab=self.start + int(exposed_ms * MS))
 
     def run(self, count: int, every_ms: float = 50.0) -> None:
         for number in range(count):
@@ -99,14 +99,14 @@ class Forgetful(Camera):
     def trigger(self) -> None:
         self._triggers += 1
         if self._triggers != self._ignores:
-            self._exposed.put(time.time_ns() + 3 * MS)
+            self._exposed.put(time.monotonic_ns() + 3 * MS)
 
     def grab(self, timeout_s: float) -> Frame | None:
         try:
             exposed = self._exposed.get(timeout=timeout_s)
         except queue.Empty:
             return None
-        return Frame(self._triggers, exposed, PICTURE, clocked=True)
+        return Frame(self._triggers, time.time_ns(), PICTURE, clocked=True, mono_grab=exposed)
 
     def close(self) -> None:
         pass
@@ -171,17 +171,21 @@ async def test_a_trigger_that_was_answered_in_the_queue_makes_no_exposure(tmp_pa
 
 
 class Line45(Camera):
-    """Exposed by its own line at the given times; `t_grab` lies 45 ms after that, as the transfer takes."""
+    """Exposed by its own line at the given times; its clock says 45 ms more, as the transfer takes.
+
+    The host's UTC is wrong by `wrong_ms` and set right, so that `t_grab` is.
+    """
 
     name = "top"
 
-    def __init__(self, exposures_ms: list[int]) -> None:
-        self._start = time.time_ns() + 100 * MS
+    def __init__(self, exposures_ms: list[int], wrong_ms: int = 0) -> None:
+        self._start = time.monotonic_ns() + 100 * MS
+        self._wrong_ns = wrong_ms * MS
         self._left = deque((number, at) for number, at in enumerate(exposures_ms))
 
     def at(self, ms: int) -> float:
         """Seconds from now until so many ms after the start."""
-        return max(0.0, (self._start + ms * MS - time.time_ns()) / 1e9)
+        return max(0.0, (self._start + ms * MS - time.monotonic_ns()) / 1e9)
 
     def open(self) -> None:
         pass
@@ -192,18 +196,20 @@ class Line45(Camera):
             return None
         number, exposed = self._left.popleft()
         time.sleep(self.at(exposed + 45))
-        return Frame(number, self._start + (exposed + 45) * MS, PICTURE, clocked=True)
+        stamped = self._start + (exposed + 45) * MS
+        return Frame(number, time.time_ns() + self._wrong_ns, PICTURE, clocked=True, mono_grab=stamped)
 
     def close(self) -> None:
         pass
 
 
-@pytest.mark.parametrize("transfer_ms", [0.0, 45.0])
+@pytest.mark.parametrize(("transfer_ms", "wrong_ms"), [(0.0, 0), (45.0, 0), (45.0, -600), (45.0, 600)])
 async def test_a_part_that_is_announced_during_a_transfer_is_the_next_frames(
-    tmp_path: Path, transfer_ms: float
+    tmp_path: Path, transfer_ms: float, wrong_ms: int
 ) -> None:
+    """Whatever the host's clock is set to meanwhile."""
     way = Way(tmp_path)
-    camera = Line45([200, 600, 1000])
+    camera = Line45([200, 600, 1000], wrong_ms)
     settings = CameraSettings(name="top", trigger="hardware", transfer_ms=transfer_ms, guard={"enabled": False})
     recipes = RecipeBook(Settings(cameras=[settings], recipes={"default": Recipe(deadline_ms=1)}), way.journal)
     intake = Intake([(camera, settings)], way.ring, recipes, way.pipeline, way.outbox, 20, None)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -127,11 +128,12 @@ def test_a_full_disk_is_said_and_its_verdicts_are_kept_over_a_restart(tmp_path: 
     journal.commit([], [answered])
     with full_disk():
         unwritten = verdict(journal, padding=150_000)
-        refused = Trigger("top", "T2", None, 6, "default", 1)
+        refused, late = Trigger("top", "T2", None, 6, "default", 1), {"seq": 1, "journalled": True}
         with pytest.raises(JournalError, match=r"journal\.sqlite"):
-            journal.commit([(unwritten, answered), (verdict(journal, "side"), None)], [refused])
+            journal.commit([(unwritten, answered), (verdict(journal, "side"), None)], [refused], [late])
         assert refused.row is None
         assert unwritten["journalled"] is False
+        assert late["journalled"] is False
         assert journal.unanswered() == []
     assert [header["seq"] for header in journal.replay(1, None, 9)[0]] == [1, 2, 3]
     journal.close()
@@ -223,6 +225,39 @@ def test_numbers_that_were_jumped_over_are_no_verdicts_to_forget(
     again.close()
 
 
+def test_a_clock_that_is_wrong_for_a_while_does_not_wipe_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day, limits = 86_400.0, {"keep_verdicts": 1000, "keep_mb": 100.0}
+    at = SimpleNamespace(utc=1_800_000_000.0, mono=1000.0)
+
+    def passes(seconds: float) -> None:
+        at.utc, at.mono = at.utc + seconds, at.mono + seconds
+
+    clock = SimpleNamespace(time_ns=lambda: int(at.utc * 1e9), monotonic=lambda: at.mono)
+    monkeypatch.setattr("flawline.agent.journal.time", clock)
+    journal = Journal(tmp_path)
+    for _ in range(10):  # one a day
+        header = verdict(journal)
+        header["t_publish"] = clock.time_ns()
+        journal.commit([(header, None)])
+        passes(day)
+    assert journal.drop_old(keep_days=7.5, **limits) == 0, "none yet: the clock has not been watched for a moment"
+    passes(60)
+    at.utc += 100 * day  # for an hour
+    assert journal.drop_old(keep_days=7.5, **limits) == 1
+    passes(3600)
+    assert journal.drop_old(keep_days=7.5, **limits) == 4
+    at.utc -= 100 * day
+    for _ in range(3):
+        passes(60)
+        assert journal.drop_old(keep_days=7.5, **limits) == 0
+    passes(5 * day)
+    assert journal.drop_old(keep_days=7.5, **limits) == 3
+    assert [header["seq"] for header in journal.replay(1, None, 10).verdicts] == [9, 10]
+    journal.close()
+
+
 def test_feedback_needs_its_verdict_and_old_verdicts_go(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.commit([(verdict(journal, "side"), None)])
@@ -235,7 +270,8 @@ def test_feedback_needs_its_verdict_and_old_verdicts_go(tmp_path: Path) -> None:
     assert journal.replay(1, None, 1).feedback == []
     with pytest.raises(JournalError, match="no verdict 99"):
         journal.feedback(99, "good", "anna", "")
-    assert journal.drop_old(keep_days=1, keep_verdicts=1000, keep_mb=100) == 5  # t_publish is 1 ns after the epoch
+    assert journal.drop_old(keep_days=1, keep_verdicts=1000, keep_mb=100) == 0, "by age they go bit by bit"
+    assert journal.drop_old(keep_days=1e6, keep_verdicts=1, keep_mb=100) == 5
     assert [header["seq"] for header in journal.replay(1, None, 10)[0]] == [6]
     journal.checkpoint()
     journal.close()

@@ -66,7 +66,7 @@ async def test_a_hanging_commit_is_no_progress_and_an_idle_outbox_is(tmp_path: P
         ({"seen_ago": 31, "state": "ended"}, {}, 0.0, []),
         ({"seen_ago": 31, "running": False}, {}, 0.0, []),  # still starting
         ({}, {"silent_s": 5.0}, 0.0, ["worker (silent"]),
-        ({}, {"healthy": False}, 0.0, ["worker (dies"]),
+        ({}, {"hopeless": True}, 0.0, ["worker (dies"]),
         ({}, {}, 11.0, ["publishing"]),
         ({"seen_ago": 31}, {"silent_s": 5.0}, 11.0, ["camera top", "worker (silent", "publishing"]),
     ],
@@ -75,7 +75,7 @@ def test_what_is_named(camera: dict[str, Any], worker: dict[str, Any], stuck_s: 
     seen = time.monotonic() - camera.get("seen_ago", 0.0)
     line = SimpleNamespace(name="top", state=camera.get("state", "up"), seen_mono=seen)
     intake = SimpleNamespace(running=camera.get("running", True), lines={"top": line})
-    client = SimpleNamespace(**{"silent_s": 0.0, "healthy": True} | worker)
+    client = SimpleNamespace(**{"silent_s": 0.0, "hopeless": False} | worker)
     still = list(what_stands_still(cast(Any, intake), cast(Any, client), cast(Any, SimpleNamespace(stuck_s=stuck_s))))
     assert len(still) == len(named)
     assert all(text.startswith(beginning) for text, beginning in zip(still, named, strict=True)), still

@@ -75,10 +75,35 @@ async def test_a_replacement_that_is_not_ready_in_time_is_said(monkeypatch: pyte
     client._settings = settings.model_copy(update={"start_limit_s": 0.01})  # loading takes longer than that
     assert client.pid is not None
     os.kill(client.pid, signal.SIGKILL)
-    await until(lambda: not client.healthy)
+    await until(lambda: not client.healthy and client.hopeless)
     client._settings = settings
     await until(lambda: client.healthy and client.ready)
     assert said == ["ready", "lost", "unhealthy", "ready"]
+    assert not client.hopeless
+    running.cancel()
+    await asyncio.wait([running])
+    await client.stop()
+    ring.close()
+
+
+async def test_a_replacement_that_hangs_is_said_before_its_limit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What waits is answered; the remedy is under way, so the service's watchdog is still fed."""
+    monkeypatch.setattr(worker_client, "_PATIENCE_S", 0.3)
+    ring, said = FrameRing(1, 1000), []
+    client = make_client(ring, WorkerSettings(engine=NOOP, start_limit_s=120.0), said)
+    await client.start()
+    running = asyncio.create_task(client.run())
+    hangs = tmp_path / "python"
+    hangs.write_text("#!/bin/sh\nexec sleep 1000\n")
+    hangs.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(hangs))
+    assert client.pid is not None
+    os.kill(client.pid, signal.SIGKILL)
+    await until(lambda: not client.healthy, 30)
+    assert said == ["ready", "lost", "unhealthy"]
+    assert not client.hopeless
     running.cancel()
     await asyncio.wait([running])
     await client.stop()

@@ -1,11 +1,11 @@
-"""A camera's clock against UTC through a line that delays, and gaps in its numbers."""
+"""A camera's clock against the host's through a line that delays, and gaps in its numbers."""
 
 import numpy as np
 
 from flawline.camera.device_clock import BlockNumbers, DeviceClock
 
 MS = 1_000_000
-UTC = 1_795_000_000_000_000_000
+HOST = 86_400_000_000_000
 
 
 def test_transfer_jitter_is_taken_out_and_drift_followed() -> None:
@@ -13,10 +13,10 @@ def test_transfer_jitter_is_taken_out_and_drift_followed() -> None:
     clock = DeviceClock()
     errors = []
     for number in range(6000):  # 10 minutes at 10 Hz; the camera's clock is 50 ppm fast and began at 7 s
-        exposed = UTC + number * 100 * MS
+        exposed = HOST + number * 100 * MS
         device = 7_000 * MS + int(number * 100 * MS * (1 + 50e-6))
         arrived = exposed + 3 * MS + int(rng.exponential(4 * MS))
-        mapped = clock.to_utc(device, arrived)
+        mapped = clock.to_monotonic(device, arrived)
         assert mapped <= arrived
         if number > 50:
             errors.append((mapped - exposed) / MS)
@@ -26,17 +26,17 @@ def test_transfer_jitter_is_taken_out_and_drift_followed() -> None:
 
 def test_a_camera_that_was_restarted_has_a_new_clock() -> None:
     clock = DeviceClock()
-    assert clock.to_utc(900 * MS, UTC) == UTC
-    assert clock.to_utc(1000 * MS, UTC + 130 * MS) == UTC + 100 * MS
-    assert clock.to_utc(5 * MS, UTC + 9000 * MS) == UTC + 9000 * MS
+    assert clock.to_monotonic(900 * MS, HOST) == HOST
+    assert clock.to_monotonic(1000 * MS, HOST + 130 * MS) == HOST + 100 * MS
+    assert clock.to_monotonic(5 * MS, HOST + 9000 * MS) == HOST + 9000 * MS
 
 
 def test_after_a_long_pause_the_old_offset_is_forgotten() -> None:
     clock = DeviceClock()
-    clock.to_utc(0, UTC)
+    clock.to_monotonic(0, HOST)
     hour = 3_600_000 * MS
-    slow = UTC + hour + 180 * MS  # 50 ppm in an hour
-    assert clock.to_utc(hour, slow) == slow
+    slow = HOST + hour + 180 * MS  # 50 ppm in an hour
+    assert clock.to_monotonic(hour, slow) == slow
 
 
 def test_gaps_are_listed_across_16_bits_and_new_counts_are_no_losses() -> None:

@@ -106,6 +106,9 @@ def test_a_stopped_worker_starves_the_watchdog_until_it_goes_on(make_station: Ma
     os.kill(worker, signal.SIGSTOP)
     assert "no progress: worker" in systemd.until("STATUS=")
     assert systemd.count("WATCHDOG=1", 4.0) == 0
+    status = station.status()
+    assert status["state"] == "degraded", "subscribers are told what the watchdog knows"
+    assert status["no_progress"][0].startswith("worker (silent")
     os.kill(worker, signal.SIGCONT)
     systemd.until("WATCHDOG=1")
     assert "progress_again" in station.log.read_text()
