@@ -39,6 +39,8 @@ from flawline.config.sources import load_settings
 
 _DRIVERS_S = 2.0  # that threads may take to end
 _PATIENCE_S = 10.0  # of `subscribe` with a gap that nobody heals
+_SILENT = "no agent there, a firewall, or, where it demands CURVE, keys that it does not know"
+_TEXTS = {"camera", "label", "note", "part_id", "recipe", "trigger_id", "who"}  # of a request, whatever they look like
 _LARGEST_SEQ = 2**63 - 1  # of the journal and of msgpack
 
 
@@ -137,7 +139,7 @@ def subscribe(
 ) -> None:
     """Print verdicts as they arrive, gapless; where a gap cannot be healed for ten seconds, go on behind it."""
     set_up_logging(LogSettings(level="warning"))
-    shown = 0
+    shown, silent = 0, False
     keys = _keys(server_key, client_key)
     try:
         with Subscriber(
@@ -145,6 +147,9 @@ def subscribe(
         ) as subscriber:
             while count is None or shown < count:
                 received = subscriber.receive(0.5)
+                if subscriber.silent and not silent:
+                    click.echo(f"flawline: {endpoint} is silent: {_SILENT}", err=True)
+                silent = subscriber.silent
                 if received is None or not received.topic.startswith(topic):
                     continue
                 shown += 1
@@ -195,6 +200,45 @@ def feedback(
         ask(endpoint, request, keys=_keys(server_key, client_key))
     except ValueError as error:
         raise FlawlineError(f"verdict {seq}: {error}") from error
+
+
+@cli.command("ask")
+@click.argument("cmd")
+@click.argument("fields", nargs=-1, metavar="[KEY=VALUE ...]")
+@click.option("--endpoint", default="tcp://127.0.0.1:5556", show_default=True, help="where an agent takes commands")
+@click.option("--timeout-s", default=60.0, show_default=True, help="for the reply; `learn.commit` takes longest")
+@_with_keys
+def ask_agent(
+    cmd: str,
+    fields: tuple[str, ...],
+    endpoint: str,
+    timeout_s: float,
+    server_key: Path | None,
+    client_key: Path | None,
+) -> None:
+    """Send one control command to a running agent and print its reply, one JSON object.
+
+    `flawline ask trigger camera=top part_id=4711`, `flawline ask learn.start camera=top count=16`,
+    `flawline ask pause`. A VALUE that is JSON (a number, true, a table) is that, else a text.
+    """
+    request: dict[str, Any] = {"cmd": cmd, "id": 1}
+    for field in fields:
+        key, equals, text = field.partition("=")
+        if not equals:
+            raise ConfigError(f"{field!r}: write KEY=VALUE")
+        request[key] = text if key in _TEXTS else _value(text)
+    try:
+        reply = ask(endpoint, request, timeout_s, _keys(server_key, client_key))
+    except ValueError as error:
+        raise FlawlineError(f"{cmd}: {error}") from error
+    click.echo(json.dumps({key: value for key, value in reply.items() if key not in ("id", "ok")}))
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 @cli.command()

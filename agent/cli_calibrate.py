@@ -106,6 +106,9 @@ def calibrate(
             few = f"{count} good parts promise no more than {100 * target_fpr:.3g} % false rejects"
             click.echo(f"warning: {few}; {needed} would promise {100 * TARGET_FPR:g} %", err=True)
     found = find_threshold(found_scores.scores, target_fpr, confidence)
+    judged = (
+        None if file is None and good is None else recipe_named(file, recipe)
+    )  # what a running line has is not said
     calibration = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "count": found.count,
@@ -117,7 +120,10 @@ def calibrate(
         "threshold": found.threshold,
         "bundle": found_scores.bundle,
         "bundle_sha256": found_scores.bundle_sha256,
+        "recipe_sha256": judged and judged.scale_sha256(),
+        "memory_sha256": found_scores.memory_sha256,
     }
+    calibration = {key: value for key, value in calibration.items() if value is not None}
     written = file if not dry_run else None
     if written is not None:
         update_recipe(written, recipe, {"threshold": found.threshold, "calibration": calibration})
@@ -162,7 +168,8 @@ def _scores_of_pictures(
             scores.append(inspector.inspect(read_rgb(picture)).score)
             progress.step(picture.name)
     opened = inspector.towers.bundle
-    return Scores(scores, opened.name, opened.sha256)
+    memory = stored_sha256(Path(recipe.memory)) if recipe.memory else None
+    return Scores(scores, opened.name, opened.sha256, memory)
 
 
 def scores_of_line(endpoint: str, recipe: str, count: int, keys: tuple[Path, Path] | None) -> Scores:

@@ -16,6 +16,7 @@ from flawline.agent.cli_calibrate import calibrate, recipe_named
 from flawline.agent.progress import WorkProgress
 from flawline.config.errors import BundleError, ConfigError
 from flawline.config.recipe import Recipe
+from flawline.config.sources import load_settings
 
 KIND = click.Choice(["mvtec", "visa", "folder"])
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -45,13 +46,15 @@ def _split(_context: click.Context, _option: click.Parameter, values: tuple[str,
 @click.option("--root", type=FOLDER, required=True, help="the data set's folder")
 @click.option("--category", "named", multiple=True, callback=_split, help="only these classes", metavar="C ...")
 @click.argument("more", nargs=-1, metavar="[C ...]")
-@click.option("--bundle", default="demo", show_default=True, help="a bundle's name, or its folder")
+@click.option("--bundle", help="a bundle's name, or its folder [default: the file's, or demo]")
 @click.option(
     "--adapter", type=click.Path(path_type=Path, dir_okay=False), help="linear layers instead of the bundle's"
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N")
-@click.option("--precision", default="auto", type=click.Choice(["auto", "bf16", "fp16", "fp32"]), show_default=True)
-@click.option("--config", "file", type=click.Path(path_type=Path), help="take a recipe from this TOML file")
+@click.option("--device", help="auto, cpu, cuda, cuda:N [default: the file's, or auto]")
+@click.option("--precision", type=click.Choice(["auto", "bf16", "fp16", "fp32"]), help="[default: the file's, or auto]")
+@click.option(
+    "--config", "file", type=click.Path(path_type=Path), help="take a recipe and the model from this TOML file"
+)
 @click.option("--recipe", default="default", show_default=True, help="which one")
 @click.option("--object", "words", help="the object's name in the prompts [default: the class's name]")
 @click.option("--ablation", "ablations", multiple=True, callback=_split, help="table2 (dilation), table3 (cascade)")
@@ -99,10 +102,10 @@ def evaluate(
     root: Path,
     named: list[str],
     more: tuple[str, ...],
-    bundle: str,
+    bundle: str | None,
     adapter: Path | None,
-    device: str,
-    precision: str,
+    device: str | None,
+    precision: str | None,
     file: Path | None,
     recipe: str,
     words: str | None,
@@ -137,6 +140,8 @@ def evaluate(
     specs = _peer_specs(peers)
     rows = study.rows_of(ablations, [*methods, *(spec.method for spec in specs)])
     base = recipe_named(file, recipe) if file is not None else Recipe()
+    model = load_settings(file).model
+    bundle, device, precision = bundle or model.bundle, device or model.device, precision or model.precision
     recipes = {
         category.name: base.model_copy(
             update={"object": words or (base.object if file else datasets.object_words(kind, category.name))}

@@ -103,6 +103,9 @@ def ask(endpoint: str, request: Header, timeout_s: float = 5.0, keys: tuple[Path
         socket.connect(endpoint)
         socket.send(pack(request))
         reply = unpack(socket.recv(), LARGEST_REPLY)
+    except zmq.Again as error:
+        keyless = "" if keys else "; one that demands CURVE answers nobody without --server-key and --client-key"
+        raise ConfigError(f"--endpoint {endpoint}: no agent answers within {timeout_s:g} s{keyless}") from error
     except zmq.ZMQError as error:
         raise ConfigError(f"--endpoint {endpoint}: no agent answers: {error}") from error
     finally:

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 from flawline.agent.service_files import HOMES
 from flawline.camera.registry import make_camera
 from flawline.config.errors import ConfigError, FlawlineError
+from flawline.config.memory_versions import stored_sha256
 from flawline.config.settings import Settings
 from flawline.config.sources import CREDENTIALS, keys_folder
 from flawline.models.bundle import open_bundle
@@ -152,7 +153,12 @@ def _gpu(settings: Settings) -> Iterator[Finding]:
         torch = json.loads(done.stdout)
     except (subprocess.SubprocessError, OSError, ValueError) as error:
         said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1:]
-        yield Finding("torch", "fail", f"torch cannot be loaded: {' '.join(said)}", "pip install flawline again")
+        yield Finding(
+            "torch",
+            "fail",
+            f"torch cannot be loaded: {' '.join(said)}",
+            f"{sys.executable} -m pip install --force-reinstall torch torchvision",
+        )
         return
     yield from _torch(torch, driver, must)
 
@@ -180,7 +186,7 @@ def _torch(torch: dict[str, Any], driver: str | None, must: bool) -> Iterator[Fi
     elif driver is None:
         yield Finding("torch", "ok", build)
     elif torch["built_for"] is None:
-        remedy = "pip install torch --index-url https://download.pytorch.org/whl/cu126"
+        remedy = f"{sys.executable} -m pip install torch --index-url https://download.pytorch.org/whl/cu126"
         yield Finding("torch", "fail" if must else "warning", f"{build}, but there is a GPU", remedy)
     else:
         found = f"{build}, does not see the GPU: driver {driver} is too old for it, or the nodes are not open to us"
@@ -214,7 +220,12 @@ def _bundle(settings: Settings) -> Iterator[Finding]:
     else:
         yield Finding("bundle", "ok", f"{bundle.name} in {bundle.folder}: every checksum is right")
         for name, recipe in settings.recipes.items():
-            warning = recipe.calibration_warning(bundle.name, bundle.sha256)
+            try:
+                memory = stored_sha256(Path(recipe.memory)) if recipe.memory else None
+            except ConfigError as error:
+                yield Finding("memory", "fail", f"recipe {name}: {error}", f"flawline learn --recipe {name}")
+                continue
+            warning = recipe.calibration_warning(bundle.name, bundle.sha256, memory)
             if warning is not None:
                 remedy = f"flawline calibrate --recipe {name}, with good parts"
                 yield Finding("calibration", "warning", f"recipe {name}: {warning}", remedy)

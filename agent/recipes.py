@@ -168,14 +168,14 @@ class RecipeBook:
         self._warn()
 
     def _warn(self) -> None:
-        """Say, once for each recipe that comes into use, that its threshold was calibrated with another bundle."""
+        """Say, once for each recipe that comes into use, that its threshold was calibrated for something else."""
         if self._bundle is None:
             return
         for active in self._active.values():
-            warning = active.recipe.calibration_warning(*self._bundle)
+            warning = active.recipe.calibration_warning(*self._bundle, active.memory_sha256)
             if warning is not None and (active.key, self._bundle[1]) not in self._warned:
                 self._warned.add((active.key, self._bundle[1]))
-                log.warning("calibrated_with_another_bundle", recipe=active.key, reason=f"{active.key}: {warning}")
+                log.warning("calibration_does_not_hold", recipe=active.key, reason=f"{active.key}: {warning}")
 
     def thresholds_are(self, thresholds: dict[str, float]) -> None:
         """What the worker decides by, per key: the recipe's own threshold, or its bundle's."""

@@ -58,6 +58,7 @@ def service_files(prefix: Path, station: str, command: Path | None = None) -> li
         ServiceFile(units / "flawline-gpu.service", text("flawline-gpu.service")),
         ServiceFile(etc / "sysusers.d/flawline.conf", text("flawline.sysusers")),
         ServiceFile(etc / "tmpfiles.d/flawline.conf", text("flawline.tmpfiles")),
+        ServiceFile(etc / "udev/rules.d/60-flawline.rules", text("60-flawline.rules")),
         ServiceFile(etc / f"flawline/{station}.toml", text("line1.toml").replace("line1", station), users_own=True),
         ServiceFile(etc / f"flawline/{station}.env", text("line1.env").replace("line1", station), users_own=True),
     ]
@@ -89,8 +90,11 @@ def remove(file: ServiceFile) -> bool:
 
 
 def commands_after_install() -> list[list[str]]:
-    """What makes user, folders and units known on this machine."""
-    return [["systemd-sysusers"], ["systemd-tmpfiles", "--create", "flawline.conf"], ["systemctl", "daemon-reload"]]
+    """What makes user, folders, units and, where devices come and go, who may open cameras known on this machine."""
+    known = [["systemd-sysusers"], ["systemd-tmpfiles", "--create", "flawline.conf"], ["systemctl", "daemon-reload"]]
+    if Path("/run/udev").is_dir():
+        known += [["udevadm", "control", "--reload"], ["udevadm", "trigger", "--subsystem-match=usb"]]
+    return known
 
 
 def commands_before_uninstall(prefix: Path) -> Iterator[list[str]]:

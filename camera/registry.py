@@ -1,5 +1,6 @@
 """Which backend drives a camera: looked up by name and imported only when it is used."""
 
+import sys
 from importlib import import_module
 from types import ModuleType
 
@@ -58,5 +59,5 @@ def load_backend(name: str) -> ModuleType:
         return import_module(BACKENDS[name][0])
     except ImportError as error:
         extra = EXTRAS.get(name)
-        remedy = f"; install it with: pip install 'flawline[{extra}]'" if extra else ""
+        remedy = f"; install it with: {sys.executable} -m pip install 'flawline[{extra}]'" if extra else ""
         raise LibraryMissing(f"backend {name!r} needs a library that is not here ({error}){remedy}") from error

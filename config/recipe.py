@@ -1,5 +1,7 @@
 """A recipe: what one product is, in words, thresholds and regions, and how CLIP and SAM work together on it."""
 
+import hashlib
+import json
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -106,6 +108,17 @@ class Calibration(Strict):
     threshold: Unit = Field(description="the threshold that was found")
     bundle: str = Field(description="the model bundle's name")
     bundle_sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="and its hash: with another one it says nothing")
+    memory_sha256: str | None = Field(None, description="the memory of good parts, where there was one: the same holds")
+    recipe_sha256: str | None = Field(
+        None,
+        description="hash of what else the scores depend on: words, regions, prompts, cascade, fusion, tiles, share",
+    )
+
+
+_SCALE = {
+    *("object", "states_normal", "states_abnormal", "localiser", "prompt", "cascade", "fusion", "tiling"),
+    *("roi", "ignore", "memory_registration", "memory_share"),
+}
 
 
 class Recipe(Strict):
@@ -157,16 +170,31 @@ class Recipe(Strict):
     )
     calibration: Calibration | None = Field(None, description="where the threshold came from")
 
-    def calibration_warning(self, bundle: str, bundle_sha256: str | None) -> str | None:
-        """What to warn of where this bundle judges; None where there is no calibration, or it was this bundle's."""
+    def scale_sha256(self) -> str:
+        """Hash of the keys that scores depend on; bundle and memory have their own."""
+        table = self.model_dump(mode="json", include=_SCALE)
+        return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
+
+    def calibration_warning(self, bundle: str, bundle_sha256: str | None, memory_sha256: str | None) -> str | None:
+        """What to warn of where this bundle and memory judge; None where there is no calibration, or it still holds."""
         made = self.calibration
-        if made is None or made.bundle_sha256 == bundle_sha256:
+        if made is None:
             return None
-        return (
-            f"the threshold was calibrated with bundle {made.bundle} ({made.bundle_sha256[:12]}), now "
-            f"{bundle} ({(bundle_sha256 or 'no hash')[:12]}) judges: its false reject rate is not known; "
-            "run `flawline calibrate` again"
-        )
+        if made.bundle_sha256 != bundle_sha256:
+            now = f"{bundle} ({(bundle_sha256 or 'no hash')[:12]})"
+            why = f"with bundle {made.bundle} ({made.bundle_sha256[:12]}), now {now} judges"
+        elif made.recipe_sha256 is None:  # by a flawline that did not note more
+            return None
+        elif made.memory_sha256 != memory_sha256:
+            before, now = (f"memory {sha[:12]}" if sha else "no memory" for sha in (made.memory_sha256, memory_sha256))
+            why = f"with {before}, now the recipe has {now}"
+        elif made.recipe_sha256 != self.scale_sha256():
+            why = "before the recipe's words, regions or way of judging were changed"
+        elif self.threshold is None or self.threshold < made.threshold:
+            why = f"as {made.threshold:.6f}, the recipe has {'none' if self.threshold is None else self.threshold}"
+        else:
+            return None
+        return f"the threshold was calibrated {why}: its false reject rate is not known; run `flawline calibrate` again"
 
     @field_validator("roi", "ignore")
     @classmethod

@@ -117,6 +117,7 @@ static void print_text(const char *name, value v) {
 /* -- the subscriber ----------------------------------------------------------------------------------------- */
 
 static int64_t last_seq = -1; /* of the last verdict that was printed */
+static char boot[64];         /* the start of the station that it is of */
 static long left = -1;        /* verdicts still to print; -1: without end */
 static double ask_after = 0;  /* not before then: a control socket that did not answer is left alone for a second */
 static const int64_t largest = 64 << 20; /* bytes of one message; who sends a larger one is disconnected */
@@ -225,6 +226,14 @@ int main(int argc, char **argv) {
             heard = now();
             silent = 0;
             int64_t out = integer_of(header, "last_seq");
+            value id = find(header, "boot_id", NULL);
+            char started[sizeof boot] = "";
+            if (id.kind == TEXT && id.length < sizeof started) memcpy(started, id.text, id.length);
+            if (last_seq > out && strcmp(boot, started)) { /* its journal and marks are gone: it counts from 1 again */
+                fprintf(stderr, "the station counts anew: had %lld, now %lld\n", (long long)last_seq, (long long)out);
+                last_seq = 0;
+            }
+            memcpy(boot, started, sizeof boot);
             if (last_seq < 0) { /* from here on nothing is missed */
                 last_seq = out;
                 fprintf(stderr, "gapless from seq=%lld on\n", (long long)out + 1);

@@ -7,6 +7,7 @@ once, point prompts, cascade, fusion, decision). What has been encoded can be ju
 import os
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flawline.config.errors import ConfigError, ImageError
+from flawline.config.memory_versions import stored_sha256
 from flawline.config.recipe import Recipe
 from flawline.models.bundle import Bundle, user_folder
 from flawline.models.conclude import conclude, conclude_by_clip, trace_of_sam
@@ -87,7 +89,11 @@ class Inspector:
                 manifest.thresholds.region if wanted is None else wanted,
                 manifest.thresholds.decision if recipe.threshold is None else recipe.threshold,
                 fitting_memory(recipe, towers.bundle, words, localiser, towers.device),
-                recipe.calibration_warning(towers.bundle.name, towers.bundle.sha256),
+                recipe.calibration_warning(
+                    towers.bundle.name,
+                    towers.bundle.sha256,
+                    stored_sha256(Path(recipe.memory)) if recipe.memory else None,
+                ),
             )
         return self._prepared[recipe]
 

@@ -7,4 +7,7 @@ cd "$here" && sha256sum --check --quiet SHA256SUMS
 "${PYTHON:-python3}" -m venv "$target"
 "$target/bin/pip" install --quiet --upgrade --no-index --find-links "$here" --requirement "$here/requirements.txt"
 "$target/bin/flawline" --version
+if [ "$(id -u)" = 0 ] && [ "$target" = /opt/flawline ]; then
+    ln -sf "$target/bin/flawline" /usr/local/bin/flawline
+fi
 echo "next: $target/bin/flawline service install"

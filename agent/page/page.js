@@ -174,7 +174,7 @@ class Tile {
     const shown = this.video.overlaid ? this.video.shown : null;
     const other = shown && shown.seq !== verdict.seq && ms >= STALE_MS;
     this.find(".of").textContent = other ? `picture of no. ${shown.seq}` : "";
-    this.find(".part").textContent = verdict.part_id ? `part ${verdict.part_id}` : `no. ${verdict.seq}`;
+    this.find(".part").textContent = (verdict.part_id ? `part ${verdict.part_id}, ` : "") + `no. ${verdict.seq}`;
   }
 
   drawPlot() {

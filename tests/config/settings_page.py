@@ -60,6 +60,8 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "needed"
     value = field.get_default(call_default_factory=True)
+    if isinstance(value, Path) and field.default_factory is not None:
+        return "the user's state folder: `~/.local/state/flawline`; of the service `/var/lib/flawline`"
     if value is None:
         return "–"
     if isinstance(value, bool):

@@ -11,12 +11,13 @@ from station import CLI, free_port
 
 from flawline.agent.cli_inspect import inspect
 from flawline.camera.simulated import SimulatedCamera
+from flawline.config.recipe import Recipe
 from flawline.config.settings_camera import CameraSettings
 from flawline.models.bundle import open_bundle
 from flawline.models.overlay import encode
 
 OTHER = "0" * 64
-EVENT = "calibrated_with_another_bundle"
+EVENT = "calibration_does_not_hold"
 
 
 @pytest.fixture
@@ -82,3 +83,24 @@ def test_the_doctor_says_it_with_its_remedy(line: Path) -> None:
     assert [finding["verdict"] for finding in found] == ["ok", "warning"]
     assert "recipe stale" in found[1]["found"]
     assert "flawline calibrate --recipe stale" in found[1]["remedy"]
+
+
+def test_it_holds_for_the_scale_that_it_was_made_on() -> None:
+    made = {"date": "2026-01-02", "count": 299, "rejected": 0, "method": "order statistic", "target_fpr": 0.01}
+    made |= {"confidence": 0.95, "false_reject_bound": 0.01, "threshold": 0.5, "bundle": "demo", "bundle_sha256": OTHER}
+    recipe = Recipe(object="screw", threshold=0.5)
+    noted = made | {"recipe_sha256": recipe.scale_sha256(), "memory_sha256": "a" * 64}
+    recipe = Recipe.model_validate(recipe.model_dump() | {"calibration": noted})
+
+    def said(memory: str | None = "a" * 64, **keys: Any) -> str | None:
+        return recipe.model_copy(update=keys).calibration_warning("demo", OTHER, memory)
+
+    assert said() is None
+    assert said(threshold=0.6, deadline_ms=100, min_defect_area_px=50) is None
+    for changed in ({"object": "bolt"}, {"roi": (0, 0, 9, 9)}, {"memory_share": 0.5}, {"ignore": ((0, 0, 9, 9),)}):
+        assert "were changed" in (said(**changed) or "")
+    assert "calibrated with memory aaaaaaaaaaaa, now the recipe has memory bbbbbbbbbbbb" in (said("b" * 64) or "")
+    assert "now the recipe has no memory" in (said(None) or "")
+    assert "calibrated as 0.500000, the recipe has 0.4" in (said(threshold=0.4) or "")
+    older = Recipe.model_validate(recipe.model_dump() | {"calibration": made})
+    assert older.calibration_warning("demo", OTHER, "b" * 64) is None, "nothing was noted then"

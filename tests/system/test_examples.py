@@ -21,7 +21,7 @@ from flawline.agent.wire import pack
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def test_the_c_subscriber_is_gapless_over_a_restart(make_station: Make, tmp_path: Path) -> None:
+def test_the_c_subscriber_is_gapless_over_a_restart_and_notices_a_new_count(make_station: Make, tmp_path: Path) -> None:
     need(shutil.which("cc"), "cc (Debian's gcc and libc6-dev)")
     need(list(Path("/usr/include").rglob("zmq.h")), "zmq.h (Debian's libzmq3-dev)")
     program = tmp_path / "subscriber"
@@ -29,20 +29,26 @@ def test_the_c_subscriber_is_gapless_over_a_restart(make_station: Make, tmp_path
     subprocess.run(["cc", *flags, "-o", program, EXAMPLES / "subscriber.c", "-lzmq"], check=True, timeout=120)
     station = make_station({"top": [("good", 0), ("bad", 0), ("unreadable", 0)]}).start()
     with (tmp_path / "out").open("w") as out, (tmp_path / "errors").open("w") as errors:
-        reader = subprocess.Popen([program, station.publish, station.control, "6"], stdout=out, stderr=errors)
+        reader = subprocess.Popen([program, station.publish, station.control, "7"], stdout=out, stderr=errors)
     station.wait_for(lambda: "gapless from seq=1 on" in (tmp_path / "errors").read_text())
     station.trigger("top", *"ABC")
     station.until("verdict", 3)
     station.kill()
     station.start()
     station.trigger("top", *"DEF")
+    station.wait_for(lambda: "seq=6" in (tmp_path / "out").read_text())
+    station.stop()
+    shutil.rmtree(station.folder / "state")
+    station.start()
+    station.trigger("top", "G")
     assert reader.wait(120) == 0
     lines = [line.removesuffix(" (replayed)") for line in (tmp_path / "out").read_text().splitlines()]
-    answers = ["result=pass reason=-", "result=fail reason=-", "result=error reason=bad_frame"] * 2
+    answers = ["result=pass reason=-", "result=fail reason=-", "result=error reason=bad_frame"] * 3
     assert lines == [
         f"seq={number} camera=top trigger_id={name} {answer}"
-        for number, name, answer in zip(range(1, 7), "ABCDEF", answers, strict=True)
+        for number, name, answer in zip([*range(1, 7), 1], "ABCDEFG", answers[:7], strict=True)
     ]
+    assert "counts anew: had 6" in (tmp_path / "errors").read_text()
     station.stop()
 
 
