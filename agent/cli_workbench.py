@@ -223,7 +223,11 @@ def evaluate(
             "version": __version__,
             "date": started.isoformat(timespec="seconds"),
             "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
-            "problems": [str(problem) for category in categories for problem in category.problems],
+            "problems": [
+                str(problem).encode("utf-8", "backslashreplace").decode()  # a file's name may be any bytes
+                for category in categories
+                for problem in category.problems
+            ],
             "without_masks": [category.name for category in categories if not category.with_masks],
         }
         content = results_report.results(settings, rows, reports, left_out)

@@ -75,4 +75,5 @@ def _fitted(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _write(sheet: NDArray[np.uint8], text: str, x: int, y: int) -> None:
-    cv2.putText(sheet, text[:90], (x + 2, y), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (20, 20, 20), 1, cv2.LINE_AA)
+    drawn = text[:90].encode("ascii", "replace").decode()  # its font has no more, and it does not look
+    cv2.putText(sheet, drawn, (x + 2, y), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (20, 20, 20), 1, cv2.LINE_AA)

@@ -8,20 +8,24 @@ size are `Problem`s with their paths.
 """
 
 import csv
+import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from PIL import Image, UnidentifiedImageError
 
 from flawline.camera.folder import SUFFIXES, list_pictures
-from flawline.config.errors import ConfigError
+from flawline.config.errors import ConfigError, ImageError
+from flawline.models.ground_truth import read_mask
 
 Kind = Literal["mvtec", "visa", "folder"]
 KINDS: tuple[Kind, ...] = ("mvtec", "visa", "folder")
 GOOD = "good"
+GOOD_FOLDERS = ("good", "ok", "normal")
 SHOWN = 10
+_ORIENTATION = 0x0112  # in EXIF data
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Problem:
 
     path: Path
     text: str
+    refuses: bool = True  # False: it is said, and nothing is to be mended or tolerated
 
     def __str__(self) -> str:
         return f"{self.path}: {self.text}"
@@ -92,7 +97,7 @@ def read_dataset(kind: Kind, root: Path, names: Sequence[str] = (), *, tolerate:
     if unknown:
         raise ConfigError(f"--category {unknown[0]}: not in {root} (there are: {', '.join(sorted(known))})")
     chosen = [known[name] for name in dict.fromkeys(names)] if names else [known[name] for name in sorted(known)]
-    problems = [problem for category in chosen for problem in category.problems]
+    problems = [problem for category in chosen for problem in category.problems if problem.refuses]
     if problems and not tolerate:
         more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         listed = "; ".join(str(problem) for problem in problems[:SHOWN])
@@ -100,6 +105,9 @@ def read_dataset(kind: Kind, root: Path, names: Sequence[str] = (), *, tolerate:
             f"--root {root}: {len(problems)} pictures and masks do not fit together: {listed}{more}. "
             "Mend them, or give --tolerate to use such pictures for the image metrics only"
         )
+    empty = [category.name for category in chosen if not category.test]
+    if empty:
+        raise ConfigError(f"--root {root}: no picture of {', '.join(empty)} is there; name the others by --category")
     return chosen
 
 
@@ -107,15 +115,36 @@ def read_folders(root: Path) -> list[Category]:
     """`root` as one set in MVTec AD's layout, or a folder of such sets."""
     if _is_set(root):
         return [_mvtec_category(root)]
-    return [_mvtec_category(folder) for folder in sorted(root.iterdir()) if folder.is_dir() and _is_set(folder)]
+    folders = _subfolders(root)
+    categories = [_mvtec_category(folder) for folder in folders if _is_set(folder)]
+    if categories:
+        others = tuple(_why_no_set(folder) for folder in folders if not _is_set(folder) and _resembles_a_set(folder))
+        categories[0] = replace(categories[0], problems=categories[0].problems + others)
+    return categories
 
 
 def _is_set(folder: Path) -> bool:
     return any(child.is_dir() and list_pictures(child) for child in _subfolders(folder / "test"))
 
 
+def _resembles_a_set(folder: Path) -> bool:
+    parts = {"test", "train", "ground_truth"}
+    return any(child.name in parts or _is_set(child) for child in _subfolders(folder))
+
+
+def _why_no_set(folder: Path) -> Problem:
+    nested = next((child for child in _subfolders(folder) if _is_set(child)), None)
+    why = f"the set is {nested}" if nested is not None else "test/TYPE/ holds no pictures"
+    return Problem(folder, f"is left out: {why}", refuses=False)
+
+
 def _subfolders(folder: Path) -> list[Path]:
     return sorted(child for child in folder.iterdir() if child.is_dir()) if folder.is_dir() else []
+
+
+def _type_of(folder: Path) -> str:
+    """A defect's type by its folder; `ok` and `normal`, as some sets have it, in any case, are good."""
+    return GOOD if folder.name.lower() in GOOD_FOLDERS else folder.name
 
 
 def _mvtec_category(folder: Path) -> Category:
@@ -125,31 +154,55 @@ def _mvtec_category(folder: Path) -> Category:
     used: set[Path] = set()
     for type_folder in _subfolders(folder / "test"):
         pictures = list_pictures(type_folder)
-        defect = type_folder.name
-        masks = _masks_by_stem(truth / defect)
-        for stem in {path.stem for path in pictures if defect != GOOD and truth.is_dir()}:
-            doubles = [path for path in pictures if path.stem == stem]
-            if len(doubles) > 1:
-                problems += [Problem(path, f"shares its mask's name with {doubles[0].name}") for path in doubles[1:]]
+        defect = _type_of(type_folder)
+        masks = _Masks(truth / type_folder.name, type_folder, pictures)
         for picture in pictures:
-            mask = masks.get(picture.stem) if defect != GOOD else None
-            if mask is not None:
-                used.add(mask)
-            elif defect != GOOD and truth.is_dir():
-                problems.append(Problem(picture, f"has no mask {truth / defect / (picture.stem + '_mask.png')}"))
+            mask = masks.of(picture) if defect != GOOD else None  # some sets have black ones for good parts too
+            used.update(masks.named_like(picture))
+            if mask is None and defect != GOOD and truth.is_dir():
+                problems.append(Problem(picture, masks.why_not(picture)))
             samples.append(Sample(picture, mask, defect))
+    loose = [path for path in list_pictures(folder / "test") if path.parent.name == "test"]
+    problems += [Problem(path, "is left out: it lies in no test/TYPE/", refuses=False) for path in loose]
     if truth.is_dir():
         problems += [Problem(mask, "is a mask without a picture") for mask in list_pictures(truth) if mask not in used]
-    train = tuple(list_pictures(folder / "train" / GOOD)) if (folder / "train" / GOOD).is_dir() else ()
-    return _checked(folder.resolve().name, samples, train, problems)
+    good = [child for child in _subfolders(folder / "train") if _type_of(child) == GOOD]
+    train = tuple(picture for child in good for picture in list_pictures(child))
+    return _checked(Path(os.path.abspath(folder)).name, samples, train, problems)
 
 
-def _masks_by_stem(folder: Path) -> dict[str, Path]:
-    """Masks by the stem of their picture: NAME_mask.png, or NAME.png as some sets have it."""
-    masks: dict[str, Path] = {}
-    for path in list_pictures(folder) if folder.is_dir() else []:
-        masks.setdefault(path.stem.removesuffix("_mask"), path)
-    return masks
+class _Masks:
+    """The masks of one type: NAME_mask.png, or NAME.png as some sets have it, in the same sub-folder as the picture,
+    or anywhere where no other picture or mask of the type is called so."""
+
+    def __init__(self, folder: Path, pictures_in: Path, pictures: Sequence[Path]) -> None:
+        self._folder, self._pictures_in = folder, pictures_in
+        self._masks: dict[str, list[Path]] = {}
+        for path in list_pictures(folder) if folder.is_dir() else []:
+            self._masks.setdefault(path.stem.removesuffix("_mask"), []).append(path)
+        self._pictures: dict[str, list[Path]] = {}
+        for path in pictures:
+            self._pictures.setdefault(path.stem, []).append(path)
+
+    def of(self, picture: Path) -> Path | None:
+        """None where there is none, or where it is not known whose it is."""
+        place = picture.parent.relative_to(self._pictures_in)
+        masks, pictures = self._masks.get(picture.stem, []), self._pictures[picture.stem]
+        beside = [mask for mask in masks if mask.parent.relative_to(self._folder) == place]
+        if len(beside) == 1 and sum(other.parent == picture.parent for other in pictures) == 1:
+            return beside[0]
+        return masks[0] if len(masks) == len(pictures) == 1 else None
+
+    def named_like(self, picture: Path) -> list[Path]:
+        """Its own, or those of which it is not known whose they are."""
+        return self._masks.get(picture.stem, [])
+
+    def why_not(self, picture: Path) -> str:
+        others = [other for other in self._pictures[picture.stem] if other != picture]
+        if others and self._masks.get(picture.stem):
+            return f"shares its mask's name with {others[0].relative_to(self._pictures_in)}"
+        place = picture.parent.relative_to(self._pictures_in)
+        return f"has no mask {self._folder / place / (picture.stem + '_mask.png')}"
 
 
 def read_visa(root: Path) -> list[Category]:
@@ -166,7 +219,9 @@ def read_visa(root: Path) -> list[Category]:
     if missing:
         raise ConfigError(f"{table}: lacks the columns {', '.join(sorted(missing))}")
     by_object: dict[str, list[dict[str, str]]] = {}
-    for row in rows:
+    for number, row in enumerate(rows, 2):
+        if None in (row[column] for column in columns):
+            raise ConfigError(f"{table}: line {number} has too few columns")
         by_object.setdefault(row["object"], []).append(row)
     return [_visa_category(root, name, by_object[name]) for name in sorted(by_object)]
 
@@ -179,7 +234,7 @@ def _visa_category(root: Path, name: str, rows: Iterable[dict[str, str]]) -> Cat
         picture = root / row["image"]
         normal = row["label"] == "normal"
         if row["split"] != "test":
-            train += [picture] if normal else []
+            train += [picture] if normal else []  # read for --shots alone
             continue
         mask = root / row["mask"] if row["mask"] and not normal else None
         if not picture.is_file():
@@ -191,35 +246,50 @@ def _visa_category(root: Path, name: str, rows: Iterable[dict[str, str]]) -> Cat
             problems.append(Problem(picture, f"has no mask {mask}"))
             mask = None
         samples.append(Sample(picture, mask, GOOD if normal else "anomaly"))
-    return _checked(name, samples, tuple(train), problems)
+    there = tuple(picture for picture in train if picture.is_file())
+    if len(there) < len(train):
+        problems.append(Problem(root / name, f"{len(train) - len(there)} pictures to learn from are not there", False))
+    return _checked(name, samples, there, problems)
 
 
 def _checked(name: str, samples: list[Sample], train: tuple[Path, ...], problems: list[Problem]) -> Category:
-    """The category, its masks held against their pictures. Sizes come from the files' heads alone."""
+    """The category, its masks held against their pictures. Sizes come from the files' heads, masks are read."""
     checked: list[Sample] = []
     for sample in samples:
         keep = sample
         if sample.mask is not None:
             try:
-                size, mask_size = _size(sample.image), _size(sample.mask)
+                (size, turned), (mask_size, _) = _size(sample.image), _size(sample.mask)
+                marked = bool(read_mask(sample.mask).any())
+            except ImageError as error:
+                problems.append(Problem(sample.mask, str(error).removeprefix(f"{sample.mask}: ")))
+                keep = Sample(sample.image, None, sample.defect)
             except ValueError as error:
                 problems.append(Problem(Path(str(error)), "is not a picture that can be read"))
                 keep = Sample(sample.image, None, sample.defect)
             else:
                 if size != mask_size:
                     text = f"is {mask_size[0]} x {mask_size[1]}, its picture {size[0]} x {size[1]}"
+                    text += " (which is turned by its EXIF data: save it upright)" if turned else ""
                     problems.append(Problem(sample.mask, text))
                     keep = Sample(sample.image, None, sample.defect)
+                elif not marked:
+                    text = "is empty: the picture counts in the image metrics only"
+                    problems.append(Problem(sample.mask, text, refuses=False))
+                    keep = Sample(sample.image, None, sample.defect)
+                elif turned:
+                    text = "is turned by its EXIF data, which is not applied: its mask must lie the same way"
+                    problems.append(Problem(sample.image, text, refuses=False))
         checked.append(keep)
     with_masks = any(sample.mask is not None for sample in checked)
     return Category(name, tuple(checked), train, tuple(problems), with_masks)
 
 
-def _size(path: Path) -> tuple[int, int]:
-    """Width and height. Raises ValueError with the path."""
+def _size(path: Path) -> tuple[tuple[int, int], bool]:
+    """Width and height as stored, and whether viewers turn it. Raises ValueError with the path."""
     try:
         with Image.open(path) as picture:
-            return picture.size
+            return picture.size, picture.getexif().get(_ORIENTATION, 1) not in (0, 1)
     except (OSError, UnidentifiedImageError) as error:
         raise ValueError(str(path)) from error
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from flawline.config.errors import ConfigError, FlawlineError
+from flawline.config.errors import ConfigError, FlawlineError, ImageError
 from flawline.config.recipe import Recipe
 from flawline.models.class_report import ClassTruth, class_report
 from flawline.models.contact_sheet import Cell, write_sheet
@@ -217,16 +217,21 @@ def _overlap(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
 def judge_locally(judge: Judge, samples: Iterable[Sample], min_area: int) -> Iterator[Judged]:
     """Read ahead in threads, judge in this one, take image scores in threads; results in order, waits bounded."""
     with ThreadPoolExecutor(AHEAD, "evaluate") as pool:
-        reading: deque[Future[Picture]] = deque()
+        reading: deque[tuple[Sample, Future[Picture]]] = deque()
         scoring: deque[Future[Judged]] = deque()
         waiting = iter(samples)
         try:
             while True:
                 while len(reading) < AHEAD and (sample := next(waiting, None)) is not None:
-                    reading.append(pool.submit(read_rgb, sample.image))
+                    reading.append((sample, pool.submit(read_rgb, sample.image)))
                 if not reading:
                     break
-                maps = judge(reading.popleft().result())
+                sample, picture = reading.popleft()
+                try:
+                    maps = judge(picture.result())
+                except ImageError as error:
+                    named = str(error).startswith(str(sample.image))
+                    raise error if named else ImageError(f"{sample.image}: {error}") from error
                 scoring.append(pool.submit(score, maps, min_area))
                 if len(scoring) >= AHEAD:
                     yield scoring.popleft().result()

@@ -9,6 +9,7 @@ from flawline.models.class_report import METRICS, mean_report
 from flawline.models.study import AGENT, Printed, Row
 
 HEADINGS = ("AUROC", "F1-max", "AP", "AUPRO", "image AUROC", "image AP", "image F1-max")
+CLASSES = {"mvtec": 15, "visa": 12}  # of the published sets
 HIDDEN = ("curves", "image_scores")
 
 
@@ -86,7 +87,11 @@ def row_table(content: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def row_notes(content: Mapping[str, Any]) -> list[str]:
     """What must be known of single rows."""
-    return [f"{entry['title']}: {entry['note']}" for entry in content["rows"].values() if entry["note"]]
+    notes = [f"{entry['title']}: {entry['note']}" for entry in content["rows"].values() if entry["note"]]
+    classes, here = CLASSES.get(content["settings"]["dataset"], 0), len(content["sets"])
+    if classes != here and any(entry["printed"] for entry in content["rows"].values()):
+        notes.append(f"printed: means over all {classes} classes of {content['settings']['dataset']}; here {here}")
+    return notes
 
 
 SHOT_HEADINGS = (
@@ -145,7 +150,7 @@ CLASS_HEADINGS = ("class", "pictures", "defective", *HEADINGS)
 def write_results(out: Path, content: Mapping[str, Any]) -> None:
     """results.json and results.md in `out`."""
     (out / "results.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    (out / "results.md").write_text(markdown(content), encoding="utf-8")
+    (out / "results.md").write_text(markdown(content), encoding="utf-8", errors="backslashreplace")
 
 
 def markdown(content: Mapping[str, Any]) -> str:

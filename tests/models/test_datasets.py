@@ -102,8 +102,70 @@ def test_missing_and_misfit_masks_are_listed_with_their_paths(tmp_path: Path) ->
 def test_two_pictures_for_one_mask_are_a_problem(tmp_path: Path) -> None:
     folder = mvtec(tmp_path)
     picture(folder / "test" / "bent" / "001.jpg")
-    with pytest.raises(ConfigError, match=r"bent/001\.png: shares"):
+    with pytest.raises(ConfigError, match=r"2 pictures .*bent/001\.png: shares its mask's name with 001\.jpg"):
         read_dataset("mvtec", tmp_path)
+    (nut,) = read_dataset("mvtec", tmp_path, tolerate=True)
+    assert [sample.image.name for sample in nut.test if not sample.has_pixels] == ["001.jpg", "001.png"]
+
+
+def test_pictures_in_sub_folders_have_the_masks_of_theirs(tmp_path: Path) -> None:
+    for camera in ("left", "right"):
+        picture(tmp_path / "nut" / "test" / "dent" / camera / "000.png")
+        mask(tmp_path / "nut" / "ground_truth" / "dent" / camera / "000_mask.png")
+    (nut,) = read_dataset("folder", tmp_path)
+    assert [sample.mask and sample.mask.parent.name for sample in nut.test] == ["left", "right"]
+    (tmp_path / "nut" / "ground_truth" / "dent" / "right" / "000_mask.png").unlink()
+    (nut,) = read_dataset("folder", tmp_path, tolerate=True)
+    assert [sample.mask and sample.mask.parent.name for sample in nut.test] == ["left", None]
+
+
+def test_good_parts_may_be_called_ok_or_normal(tmp_path: Path) -> None:
+    for kind in ("ok", "ko"):
+        picture(tmp_path / "01" / "test" / kind / "0.png")
+        mask(tmp_path / "01" / "ground_truth" / kind / "0.png", value=255 if kind == "ko" else 0)
+    picture(tmp_path / "01" / "train" / "OK" / "1.png")
+    (product,) = read_dataset("folder", tmp_path)
+    assert [(sample.defect, sample.mask is None) for sample in product.test] == [("ko", False), ("good", True)]
+    assert [path.name for path in product.train_good] == ["1.png"]
+    assert not product.problems
+
+
+def test_what_is_left_out_or_looks_odd_is_said_and_refuses_nothing(tmp_path: Path) -> None:
+    folder = mvtec(tmp_path, "bottle")
+    mask(folder / "ground_truth" / "bent" / "000_mask.png", value=0)
+    picture(folder / "test" / "999.png")
+    mvtec(tmp_path / "cable", "cable")
+    (tmp_path / "tile" / "test" / "good").mkdir(parents=True)
+    (tmp_path / "notes").mkdir()
+    turned = Image.Exif()
+    turned[0x0112] = 3
+    Image.new("RGB", (12, 10)).save(folder / "test" / "scratch" / "002.png", exif=turned)
+    linked = tmp_path / "notes" / "deep"
+    linked.mkdir()
+    (linked / "screw").symlink_to(folder)
+    (bottle,) = read_dataset("mvtec", tmp_path)
+    said = sorted(str(problem).removeprefix(f"{tmp_path}/") for problem in bottle.problems)
+    assert [text.partition(": ")[0] for text in said] == [
+        *("bottle/ground_truth/bent/000_mask.png", "bottle/test/999.png", "bottle/test/scratch/002.png"),
+        *("cable", "tile"),
+    ]
+    assert "is empty" in said[0]
+    assert [sample.image.name for sample in bottle.test if not sample.has_pixels] == ["000.png"]
+    (screw,) = read_dataset("mvtec", linked)
+    assert screw.name == "screw"
+
+
+def test_a_list_that_is_cut_off_and_a_class_that_is_not_there_are_said(tmp_path: Path) -> None:
+    root = visa(tmp_path)
+    table = root / "split_csv" / "1cls.csv"
+    table.write_text(table.read_text() + "cashew,test,normal,cashew/0.JPG,\ncashew,train,normal,cashew/1.JPG,\n")
+    with pytest.raises(ConfigError, match="no picture of cashew is there"):
+        read_dataset("visa", root, tolerate=True)
+    (candle,) = read_dataset("visa", root, ["candle"])
+    assert len(candle.test) == 2
+    table.write_text(table.read_text() + "cashew,test,normal\n")
+    with pytest.raises(ConfigError, match=r"1cls\.csv: line 7 has too few columns"):
+        read_dataset("visa", root)
 
 
 def test_sets_without_masks_or_without_good_pictures_are_whole(tmp_path: Path) -> None:
@@ -141,6 +203,33 @@ def test_masks_shrink_as_torchvision_shrinks_them(tmp_path: Path) -> None:
 def test_an_opaque_alpha_channel_is_no_defect(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8), (0, 0, 0, 255)).save(tmp_path / "m.png")
     assert not read_mask(tmp_path / "m.png").any()
+
+
+def test_a_mask_is_what_it_shows(tmp_path: Path) -> None:
+    wanted = np.zeros((40, 60), bool)
+    wanted[5:25, 10:30] = True
+    grey = Image.fromarray(wanted.astype(np.uint8) * 255)
+    clear, black = Image.new("L", grey.size, 0), Image.new("RGB", grey.size)
+    white = Image.new("RGB", grey.size, (255, 255, 255))
+    palette = grey.convert("RGB").quantize(2)
+    inverted = palette.copy()  # the other of both has white as number 0, whatever this Pillow does
+    inverted.putdata((1 - np.asarray(palette)).ravel().tolist())
+    inverted.putpalette([value for n in (1, 0) for value in palette.getpalette()[3 * n : 3 * n + 3]])
+    ways = {
+        "palette.png": palette,
+        "inverted.png": inverted,
+        "black_with_alpha.png": Image.merge("RGBA", (*black.split(), grey)),
+        "white_with_alpha.png": Image.merge("RGBA", (*white.split(), grey)),
+        "red.png": Image.merge("RGB", (grey, clear, clear)),
+        "sixteen.png": Image.fromarray(wanted.astype(np.uint16) * 300),
+        "one.png": Image.fromarray(wanted.astype(np.uint8)),
+        "bit.png": grey.convert("1"),
+    }
+    for name, drawn in ways.items():
+        drawn.save(tmp_path / name)
+        np.testing.assert_array_equal(read_mask(tmp_path / name), wanted, err_msg=name)
+    grey.save(tmp_path / "lossy.jpg", quality=75)
+    assert (read_mask(tmp_path / "lossy.jpg") ^ wanted).mean() < 0.001
 
 
 def test_a_good_picture_has_an_empty_mask_and_broken_files_are_named(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 from tiny_bundle import write_parts, write_tiny_bundle
 
 from flawline.agent.cli_workbench import evaluate
-from flawline.config.errors import ConfigError, FlawlineError
+from flawline.config.errors import ConfigError, FlawlineError, ImageError
 from flawline.config.recipe import Recipe
 from flawline.models import map_store
 from flawline.models.class_report import METRICS
@@ -136,6 +138,7 @@ def test_printed_numbers_stand_beside_ours_on_the_papers_data_sets(place: Path, 
     assert "sets" not in rows["anomalyclip"]
     assert "printed numbers only" in rows["anomalyclip"]["note"]
     assert "39.1" in done.output
+    assert "printed: means over all 15 classes of mvtec; here 1" in done.output
 
 
 def test_an_interrupted_run_goes_on_and_ends_with_the_same_results(
@@ -227,6 +230,20 @@ def test_a_missing_mask_stops_the_run_and_is_listed_when_tolerated(place: Path, 
     assert gone.name in results["settings"]["problems"][0]
     entry = results["sets"]["plate"]
     assert (entry["n_images"], entry["n_defective"], entry["n_with_masks"]) == (7, 4, 6)
+
+
+def test_a_files_name_may_be_any_bytes_and_a_refused_picture_is_named(place: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "nut"
+    shutil.copytree(place / "data" / "metal_nut", folder)
+    odd = folder / "test" / "good" / os.fsdecode(b"t\xfcr.png")  # Latin-1, from an old archive
+    next(iter((folder / "test" / "good").iterdir())).rename(odd)
+    (folder / "test" / os.fsdecode(b"l\xf6se.png")).write_bytes(odd.read_bytes())
+    done = command(place, tmp_path / "out", root=tmp_path / "data")
+    assert done.exit_code == 0, done.output
+    assert "l\\udcf6se.png: is left out" in (tmp_path / "out" / "results.md").read_text()
+    Image.new("RGB", (1300, 10)).save(folder / "test" / "good" / "strip.png")
+    with pytest.raises(ImageError, match=r"good/strip\.png: .*1300 x 10"):
+        command(place, tmp_path / "again", root=tmp_path / "data")
 
 
 def test_a_limited_run_says_so(place: Path, tmp_path: Path) -> None:
