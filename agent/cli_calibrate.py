@@ -106,9 +106,8 @@ def calibrate(
             few = f"{count} good parts promise no more than {100 * target_fpr:.3g} % false rejects"
             click.echo(f"warning: {few}; {needed} would promise {100 * TARGET_FPR:g} %", err=True)
     found = find_threshold(found_scores.scores, target_fpr, confidence)
-    judged = (
-        None if file is None and good is None else recipe_named(file, recipe)
-    )  # what a running line has is not said
+    # Of a running line without its file nobody knows by what else it judges.
+    judged = None if file is None and good is None else recipe_named(file, recipe)
     calibration = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "count": found.count,

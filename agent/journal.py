@@ -69,7 +69,7 @@ class Journal:
         self._ballast = folder / "ballast"
         self._found_version = 0
         self._gaps: list[tuple[int, int]] | None = None  # not looked for yet
-        self._horizon: tuple[int, float] | None = None  # what is older is forgotten (UTC ns), and when that was said
+        self._horizon: tuple[int, float] | None = None  # what is older may be forgotten (UTC ns), as of when
         self._damaged = False  # noticed while running: the next start looks into it
         self._database, self._reader, self._keeper = self._open(durability)
         self.lay_ballast()
@@ -374,8 +374,8 @@ class Journal:
             first = self._database.execute("SELECT t_publish FROM verdicts ORDER BY seq LIMIT 1").fetchone()
             self._horizon = (wanted if first is None else first[0]), now
         before, then = self._horizon
-        self._horizon = min(wanted, before + int((now - then) * 1e9 * _FASTEST)), now
-        return self._horizon[0]
+        self._horizon = max(before, min(wanted, before + int((now - then) * 1e9 * _FASTEST))), now
+        return min(wanted, self._horizon[0])
 
     def _newer(self, seq: int) -> int:
         """How many verdicts came after this one: numbers that were jumped over are none."""

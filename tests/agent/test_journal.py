@@ -243,6 +243,9 @@ def test_a_clock_that_is_wrong_for_a_while_does_not_wipe_the_journal(
         journal.commit([(header, None)])
         passes(day)
     assert journal.drop_old(keep_days=7.5, **limits) == 0, "none yet: the clock has not been watched for a moment"
+    at.utc -= 1_700_000_000  # in the seventies, as a machine starts whose battery is empty
+    assert journal.drop_old(keep_days=7.5, **limits) == 0
+    at.utc += 1_700_000_000
     passes(60)
     at.utc += 100 * day  # for an hour
     assert journal.drop_old(keep_days=7.5, **limits) == 1
