@@ -217,6 +217,8 @@ def evaluate(
             "device": str(towers.device),
             "precision": str(towers.dtype).removeprefix("torch."),
             "recipe": base.model_dump(mode="json"),
+            "localiser": towers.localiser_of(base),
+            "region_threshold": inspector.prepare(base).region_threshold,
             "objects": {name: one.object for name, one in recipes.items()},
             "engine": engine,
             "seed": seed,

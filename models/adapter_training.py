@@ -65,6 +65,14 @@ class Progress:
     seconds_left: float
 
 
+def _stamp(path: Path | None) -> tuple[str, int, int] | None:
+    """A file as it is now: one that was changed since is another."""
+    if path is None:
+        return None
+    found = path.stat()
+    return str(path), found.st_size, found.st_mtime_ns
+
+
 class AdapterTrainer:
     """Holds frozen CLIP, the linear layers and the data of one run."""
 
@@ -113,7 +121,8 @@ class AdapterTrainer:
             asdict(plan),
             identity,
             self.clip.activation,
-            [(name, str(sample.image)) for name, sample in self.samples],
+            manifest.model_dump(mode="json"),  # taps, input, words, temperature
+            [(name, *map(_stamp, (sample.image, sample.mask))) for name, sample in self.samples],
         ]
         self.signature = hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
@@ -208,4 +217,4 @@ class AdapterTrainer:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.adapter.state_dict().items()}
         about = {"format": "pt", "plan": json.dumps(asdict(self.plan)), "activation": self.clip.activation}
         save_file(state, safetensors, metadata=about)
-        torch.save({"trainable_linearlayer": state}, april_gan)
+        torch.save({"trainable_linearlayer": state, "activation": self.clip.activation}, april_gan)

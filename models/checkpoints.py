@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -42,12 +42,19 @@ def read_state_dict(path: Path) -> StateDict:
 
 
 def metadata(path: Path) -> dict[str, str]:
-    """What a safetensors file says of itself besides its tensors; nothing for another file or a damaged one."""
+    """What a file of tensors says of itself besides them: safetensors' own table, or the texts at the top of a pickle.
+
+    Nothing for another file or a damaged one.
+    """
     try:
-        with safe_open(path, framework="pt") as content:
-            return dict(content.metadata() or {})
-    except (OSError, SafetensorError):
+        if path.suffix == ".safetensors" or _is_safetensors(path):
+            with safe_open(path, framework="pt") as content:
+                return dict(content.metadata() or {})
+        table = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # as in `read_state_dict`, which says why
         return {}
+    texts = table.items() if isinstance(table, Mapping) else ()
+    return {name: value for name, value in texts if isinstance(name, str) and isinstance(value, str)}
 
 
 def _is_safetensors(path: Path) -> bool:

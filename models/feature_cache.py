@@ -37,7 +37,10 @@ class FeatureCache:
         """`identity`: hash of the tower's weights. `folder` None: nothing is kept. `limit_bytes`: default half
         of the free disk."""
         self._clip = clip
-        self._identity = [identity, clip.settings.activation, clip.input_size, list(clip.indices), str(clip.dtype)]
+        own = clip.settings.model_dump(
+            mode="json"
+        )  # architecture, mean, deviation: the same weights under others differ
+        self._identity = [identity, own, clip.activation, clip.input_size, list(clip.indices), str(clip.dtype)]
         self._folder = folder
         self._left = 0
         if folder is not None:

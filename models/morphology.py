@@ -16,29 +16,30 @@ Span = tuple[int, int]  # first and last offset, both inside
 def above_otsu(anomaly_map: Tensor) -> Tensor:
     """(B, S, S) in [0, 1] -> (B, S, S) bool: above each map's own Otsu threshold on 256 grey levels.
 
-    A map of a single grey level has nothing above it.
+    Zeros are what does not count (ignored boxes; a probability is above zero). A map of a single grey level has
+    nothing above it.
     """
     batch = anomaly_map.shape[0]
     levels = (anomaly_map.flatten(1) * (GREY_LEVELS - 1)).round().clamp(0, GREY_LEVELS - 1).long()
     counts = torch.zeros(batch, GREY_LEVELS, dtype=torch.long, device=levels.device)
-    counts.scatter_add_(1, levels, torch.ones_like(levels))
-    share = counts.double() / levels.shape[1]
+    counts.scatter_add_(1, levels, (anomaly_map.flatten(1) > 0).long())
+    share = counts.double() / counts.sum(1, keepdim=True).clamp_min(1)
     grey = torch.arange(GREY_LEVELS, dtype=torch.double, device=levels.device)
     below = share.cumsum(1)  # weight of the class of levels <= t
     moment = (share * grey).cumsum(1)
     between = (moment[:, -1:] * below - moment).square() / (below * (1.0 - below)).clamp_min(1e-12)
     threshold = between.argmax(1, keepdim=True)
-    lowest_only = levels.amin(1, keepdim=True) == levels.amax(1, keepdim=True)
-    return ((levels > threshold) & ~lowest_only).view_as(anomaly_map)
+    single = (counts > 0).sum(1, keepdim=True) <= 1
+    return ((levels > threshold) & ~single & (anomaly_map.flatten(1) > 0)).view_as(anomaly_map)
 
 
 def highest_share(anomaly_map: Tensor, percent: float) -> Tensor:
-    """(B, S, S) -> (B, S, S) bool: the highest `percent` of each map's pixels, ties at the edge included."""
+    """(B, S, S) -> (B, S, S) bool: the highest `percent` of each map's pixels, ties at the edge included, zeros not."""
     flat = anomaly_map.flatten(1)
     pixels = flat.shape[1]
     count = min(max(int(pixels * percent / 100.0 + 0.5), 1), pixels)
     edge = flat.kthvalue(pixels - count + 1, dim=1).values
-    return anomaly_map >= edge[:, None, None]
+    return (anomaly_map >= edge[:, None, None]) & (anomaly_map > 0)
 
 
 @lru_cache(maxsize=64)

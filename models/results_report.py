@@ -10,6 +10,7 @@ from flawline.models.study import AGENT, Printed, Row
 
 HEADINGS = ("AUROC", "F1-max", "AP", "AUPRO", "image AUROC", "image AP", "image F1-max")
 CLASSES = {"mvtec": 15, "visa": 12}  # of the published sets
+_LOCALISERS = {"adapter": "trained layers", "windows": "windows, not as in the paper"}
 HIDDEN = ("curves", "image_scores")
 
 
@@ -160,7 +161,8 @@ def markdown(content: Mapping[str, Any]) -> str:
     parts = [
         f"# {settings['dataset']}: {settings['root']}",
         f"Bundle `{settings['bundle']}` ({settings['bundle_sha256'][:12]}), {settings['device']}, "
-        f"{settings['precision']}; metrics at {size}; all values in percent.",
+        f"{settings['precision']}; CLIP's map by {_LOCALISERS[settings['localiser']]}, S_a from "
+        f"{settings['region_threshold']:g} on; metrics at {size}; all values in percent.",
     ]
     if settings["limit"] is not None:
         parts.append(

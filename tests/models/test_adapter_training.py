@@ -1,6 +1,7 @@
 """The linear layers' losses are their closed forms, and a run's weights depend on its seed alone."""
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from tiny_bundle import write_parts, write_tiny_bundle
 from flawline.config.errors import ConfigError
 from flawline.models.adapter_training import AdapterTrainer, TrainingPlan
 from flawline.models.bundle import read_bundle
-from flawline.models.checkpoints import read_state_dict
+from flawline.models.checkpoints import metadata, read_state_dict
 from flawline.models.datasets import read_dataset
 from flawline.models.ground_truth import read_mask, read_rgb
 from flawline.models.mosaic import draw_four, mosaic
@@ -98,6 +99,23 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     assert steps[0] == 4
     assert same(whole, weights(second))
     assert not trainer(tmp_path, epochs=3).resume(state)  # another run's state is not taken up
+    manifest = tmp_path / "bundle" / "bundle.toml"
+    text = manifest.read_text()
+    manifest.write_text(text + '[prompts]\nstates_abnormal = ["broken {}"]\n')
+    assert not trainer(tmp_path).resume(state), "other words"
+    manifest.write_text(text)
+    assert trainer(tmp_path).resume(state)
+    os.utime(next((tmp_path / "data" / "plate" / "ground_truth").glob("*/*.png")), (1, 1))
+    assert not trainer(tmp_path).resume(state), "a mask that was mended"
+
+
+def test_cached_features_belong_to_one_way_of_computing_them(tmp_path: Path) -> None:
+    run(trainer(tmp_path))
+    kept = set((tmp_path / "cache").glob("*.safetensors"))
+    manifest = tmp_path / "bundle" / "bundle.toml"
+    manifest.write_text(manifest.read_text().replace("[clip]\n", "[clip]\nmean = [0.5, 0.5, 0.5]\n", 1))
+    run(trainer(tmp_path))
+    assert len(set((tmp_path / "cache").glob("*.safetensors"))) == 2 * len(kept)
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:
@@ -112,7 +130,8 @@ def test_both_files_hold_the_layers_under_the_published_names(tmp_path: Path) ->
     ours, theirs = tmp_path / "adapter.safetensors", tmp_path / "adapter.pth"
     trained.write(ours, theirs)
     assert sorted(load_file(ours)) == sorted(f"fc.{n}.{kind}" for n in range(4) for kind in ("weight", "bias"))
-    assert set(torch.load(theirs, weights_only=True)) == {"trainable_linearlayer"}
+    assert set(torch.load(theirs, weights_only=True)) == {"trainable_linearlayer", "activation"}
+    assert metadata(ours)["activation"] == metadata(theirs)["activation"] == trained.clip.activation
     assert same(read_state_dict(ours), read_state_dict(theirs))
 
 

@@ -138,6 +138,7 @@ def test_printed_numbers_stand_beside_ours_on_the_papers_data_sets(place: Path, 
     assert "sets" not in rows["anomalyclip"]
     assert "printed numbers only" in rows["anomalyclip"]["note"]
     assert "39.1" in done.output
+    assert "CLIP's map by trained layers, S_a from 0.4 on" in (tmp_path / "out" / "results.md").read_text()
     assert "printed: means over all 15 classes of mvtec; here 1" in done.output
 
 

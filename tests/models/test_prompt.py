@@ -249,12 +249,26 @@ def test_the_kernel_scales_with_the_input_size(size: int, expected: int) -> None
 def test_otsu_is_opencvs_and_finds_nothing_in_a_flat_map() -> None:
     rng = np.random.default_rng(1)
     for separation in (0.0, 0.2, 0.5):
-        grey = np.clip(rng.normal(60, 20, (40, 40)) + 255 * separation * (rng.random((40, 40)) < 0.2), 0, 255)
+        grey = np.clip(rng.normal(60, 20, (40, 40)) + 255 * separation * (rng.random((40, 40)) < 0.2), 1, 255)
         grey = grey.round().astype(np.uint8)
         _, expected = cv2.threshold(grey, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
         ours = region(torch.from_numpy(grey / np.float32(255))[None], PromptSettings(region="otsu"), 0.5)
         np.testing.assert_array_equal(ours[0].numpy(), expected > 0)
     assert not region(torch.full((2, 9, 9), 0.4), PromptSettings(region="otsu"), 0.5).any()
+
+
+def test_ignored_pixels_count_neither_for_otsu_nor_for_a_share() -> None:
+    anomaly = torch.rand(1, 60, 60, generator=torch.Generator().manual_seed(2)) * 0.05 + 0.1
+    anomaly[0, 30:36, 30:36] = 0.9
+    ignored = anomaly.clone()
+    ignored[0, :, :25] = 0.0
+    for cut in (PromptSettings(region="otsu"), PromptSettings(region="top_percent", region_percent=1.0)):
+        assert torch.equal(region(ignored, cut, 0.5), region(anomaly, cut, 0.5))
+        assert region(ignored, cut, 0.5).sum() == 36
+    ignored = anomaly.clone()
+    ignored[0, :, 1:] = 0.0
+    assert region(ignored, PromptSettings(region="top_percent", region_percent=50.0), 0.5).sum() == 60
+    assert not region(torch.zeros(1, 9, 9), PromptSettings(region="top_percent"), 0.5).any()
 
 
 def test_the_recipes_own_region_threshold_goes_before_the_bundles() -> None:
