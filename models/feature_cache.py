@@ -37,9 +37,7 @@ class FeatureCache:
         """`identity`: hash of the tower's weights. `folder` None: nothing is kept. `limit_bytes`: default half
         of the free disk."""
         self._clip = clip
-        own = clip.settings.model_dump(
-            mode="json"
-        )  # architecture, mean, deviation: the same weights under others differ
+        own = clip.settings.model_dump(mode="json")  # the same weights in another architecture, under another mean
         self._identity = [identity, own, clip.activation, clip.input_size, list(clip.indices), str(clip.dtype)]
         self._folder = folder
         self._left = 0

@@ -7,7 +7,6 @@ once, point prompts, cascade, fusion, decision). What has been encoded can be ju
 import os
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -16,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flawline.config.errors import ConfigError, ImageError
-from flawline.config.memory_versions import stored_sha256
 from flawline.config.recipe import Recipe
 from flawline.models.bundle import Bundle, user_folder
 from flawline.models.conclude import conclude, conclude_by_clip, trace_of_sam
@@ -81,6 +79,7 @@ class Inspector:
             identity = towers.bundle.checksum(manifest.clip.checkpoint)
             wanted = recipe.prompt.region_threshold
             localiser = towers.localiser_of(recipe)
+            memory = fitting_memory(recipe, towers.bundle, words, localiser, towers.device)
             self._prepared[recipe] = Prepared(
                 recipe,
                 localiser,
@@ -88,11 +87,9 @@ class Inspector:
                 text_features(towers.clip, words, identity),
                 manifest.thresholds.region if wanted is None else wanted,
                 manifest.thresholds.decision if recipe.threshold is None else recipe.threshold,
-                fitting_memory(recipe, towers.bundle, words, localiser, towers.device),
+                memory,
                 recipe.calibration_warning(
-                    towers.bundle.name,
-                    towers.bundle.sha256,
-                    stored_sha256(Path(recipe.memory)) if recipe.memory else None,
+                    towers.bundle.name, towers.bundle.sha256, None if memory is None else memory.sha256
                 ),
             )
         return self._prepared[recipe]
