@@ -124,7 +124,12 @@ _SCALE = {
 class Recipe(Strict):
     """One product: its words, thresholds and regions. Boxes are x, y, w, h in pixels of the captured frame."""
 
-    object: str = Field("object", min_length=1, max_length=200, description="the words that go into the prompts")
+    object: str = Field(
+        "object",
+        min_length=1,
+        max_length=200,
+        description="the words that go into the prompts, a few: a text tower reads 32 (`demo`) to 77 tokens a sentence",
+    )
     threshold: Unit | None = Field(
         None, description="a pixel at or above this belongs to a defect; left out: the bundle's own value"
     )

@@ -102,7 +102,7 @@ class AdapterTrainer:
         self._direction = {}
         for name in self._categories:
             words = Words.of(Recipe(object=object_words(kind, name)), manifest.prompts)
-            pair = text_features(self.clip, words, identity)
+            pair = text_features(self.clip, words, identity).pair
             self._direction[name] = pair[:, 1] - pair[:, 0]
         settings = manifest.adapter
         with torch.random.fork_rng(devices=[]):

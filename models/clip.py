@@ -116,12 +116,29 @@ class DenseClip(nn.Module):
             grey = torch.zeros(1, 3, self.input_size, self.input_size, dtype=self.dtype, device=device)
             return [tap.shape[1] for tap in self.dense(grey).taps]
 
+    @property
+    def context_length(self) -> int:
+        """Tokens of a sentence that the text tower reads; what is longer loses its end."""
+        return int(self.tokenizer.context_length)
+
+    def tokens(self, sentences: Sequence[str]) -> Tensor:
+        """n sentences -> (n, context_length) int64."""
+        tokens: Tensor = self.tokenizer(list(sentences))
+        return tokens
+
+    def cut(self, sentences: Sequence[str]) -> list[str]:
+        """Those of which the text tower does not read the end."""
+        longer = self.context_length + 1
+        tokens, empty = (self.tokenizer(texts, context_length=longer) for texts in (list(sentences), [""]))
+        padding = empty[0, -1]
+        return [text for text, row in zip(sentences, tokens, strict=True) if row[-1] != padding]
+
     def encode_text(self, sentences: Sequence[str]) -> Tensor:
         """n sentences -> (n, D) float32 in the joint space, not normalised."""
         device = self.pixel_mean.device
         parts = []
         for start in range(0, len(sentences), SENTENCES_AT_ONCE):
-            tokens = self.tokenizer(list(sentences[start : start + SENTENCES_AT_ONCE])).to(device)
+            tokens = self.tokens(sentences[start : start + SENTENCES_AT_ONCE]).to(device)
             parts.append(self.model.encode_text(tokens, normalize=False).float())
         return torch.cat(parts)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -23,6 +24,15 @@ def counted_region(recipe: Recipe, height: int, width: int) -> tuple[slice, slic
         return slice(0, height), slice(0, width)
     x, y, w, h = recipe.roi
     return slice(min(y, height), min(y + h, height)), slice(min(x, width), min(x + w, width))
+
+
+@lru_cache(maxsize=64)
+def counted_pixels(recipe: Recipe, height: int, width: int) -> int:
+    """How many pixels of the region of interest lie in no ignored box."""
+    counted = np.zeros((height, width), np.uint8)
+    counted[counted_region(recipe, height, width)] = 1
+    blank_ignored(recipe, counted)
+    return int(np.count_nonzero(counted))
 
 
 def blank_ignored(recipe: Recipe, anomaly_map: Any, top: int = 0, left: int = 0) -> None:

@@ -30,7 +30,7 @@ class Prepared:
     region_threshold: float
     threshold: float
     memory: Memory | None = None  # of good parts
-    warning: str | None = None  # the threshold is another bundle's
+    warning: str | None = None  # the threshold is another bundle's, words are cut off
 
 
 @dataclass

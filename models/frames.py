@@ -61,10 +61,14 @@ def as_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         image = np.repeat(image[:, :, None], 3, axis=2)
     if image.ndim != 3 or image.shape[2] != 3:
         raise ImageError(f"an image has the shape (H, W, 3) or (H, W), not {image.shape}")
-    height, width = image.shape[:2]
+    check_shape(*image.shape[:2])
+    return np.ascontiguousarray(image)
+
+
+def check_shape(height: int, width: int) -> None:
+    """Raises ImageError for an empty picture, or one so narrow that SAM's frame would hold less than a pixel of it."""
     if min(height, width) < 1 or max(height, width) > 128 * min(height, width):
         raise ImageError(f"an image of {width} x {height} pixels cannot be judged")
-    return np.ascontiguousarray(image)
 
 
 def upload(image: NDArray[np.uint8], device: torch.device) -> Tensor:

@@ -18,10 +18,10 @@ from flawline.config.errors import ConfigError, ImageError
 from flawline.config.recipe import Recipe
 from flawline.models.bundle import Bundle, user_folder
 from flawline.models.conclude import conclude, conclude_by_clip, trace_of_sam
-from flawline.models.decide import counted_region
+from flawline.models.decide import counted_pixels, counted_region
 from flawline.models.evidence import Encoded, Evidence, Prepared, Refined, pick
 from flawline.models.features import FeatureEncoder
-from flawline.models.frames import FrameGeometry, as_rgb, fit, squash, upload
+from flawline.models.frames import FrameGeometry, as_rgb, check_shape, fit, squash, upload
 from flawline.models.memory import Memory, Remembered
 from flawline.models.memory_file import fitting_memory
 from flawline.models.prompt import region
@@ -67,7 +67,10 @@ class Inspector:
         return cls(load_towers(bundle, device, precision), recipe)
 
     def prepare(self, recipe: Recipe) -> Prepared:
-        """Compute a recipe's text features, once. Raises BundleError where the bundle cannot serve it."""
+        """Compute a recipe's text features, once.
+
+        Raises BundleError where the bundle cannot serve it, ConfigError where it cannot read the recipe's words.
+        """
         if recipe not in self._prepared:
             towers = self.towers
             manifest = towers.bundle.manifest
@@ -80,17 +83,19 @@ class Inspector:
             wanted = recipe.prompt.region_threshold
             localiser = towers.localiser_of(recipe)
             memory = fitting_memory(recipe, towers.bundle, words, localiser, towers.device)
+            text = text_features(towers.clip, words, identity)
+            threshold_warning = recipe.calibration_warning(
+                towers.bundle.name, towers.bundle.sha256, None if memory is None else memory.sha256
+            )
             self._prepared[recipe] = Prepared(
                 recipe,
                 localiser,
                 words,
-                text_features(towers.clip, words, identity),
+                text.pair,
                 manifest.thresholds.region if wanted is None else wanted,
                 manifest.thresholds.decision if recipe.threshold is None else recipe.threshold,
                 memory,
-                recipe.calibration_warning(
-                    towers.bundle.name, towers.bundle.sha256, None if memory is None else memory.sha256
-                ),
+                "; ".join(filter(None, (text.warning(towers.clip, words), threshold_warning))) or None,
             )
         return self._prepared[recipe]
 
@@ -117,7 +122,13 @@ class Inspector:
         rows, columns = counted_region(recipe, height, width)
         if rows.start >= rows.stop or columns.start >= columns.stop:
             raise ImageError(f"the recipe's roi {recipe.roi} lies outside a frame of {width} x {height} pixels")
+        if (count := counted_pixels(recipe, height, width)) < recipe.min_defect_area_px:
+            raise ImageError(
+                f"in a frame of {width} x {height} pixels the recipe's roi and ignore leave {count} to be judged: "
+                f"no defect has min_defect_area_px = {recipe.min_defect_area_px} there"
+            )
         tiles = cut_tiles(rows, columns, recipe.tiling)
+        check_shape(tiles[0].height, tiles[0].width)
         clock = StageClock(self.towers.device)
         clip = self.towers.clip
         parts = [upload(picture[tile.rows, tile.columns], self.towers.device) for picture in pictures for tile in tiles]
@@ -198,11 +209,15 @@ class Inspector:
         return encoded.remembered[memory.sha256]
 
     def _warnings(self, encoded: Encoded, prepared: Prepared) -> list[str | None]:
-        """Of every picture: a threshold of another bundle's, a frame unlike everything that the memory holds."""
-        if prepared.memory is None:
-            return [prepared.warning] * encoded.count
-        strange = prepared.memory.warnings(self._remember(encoded, prepared.memory))
-        return ["; ".join(filter(None, (prepared.warning, one))) or None for one in strange]
+        """Of every picture: what holds for the recipe, a region that the frame does not hold as a whole, a frame unlike
+        everything that the memory holds."""
+        strange: list[str | None] = [None] * encoded.count
+        if prepared.memory is not None:
+            strange = prepared.memory.warnings(self._remember(encoded, prepared.memory))
+        beyond, roi = None, prepared.recipe.roi
+        if roi is not None and (roi[0] + roi[2] > encoded.width or roi[1] + roi[3] > encoded.height):
+            beyond = f"the recipe's roi {roi} reaches beyond the frame of {encoded.width} x {encoded.height} pixels"
+        return ["; ".join(filter(None, (prepared.warning, beyond, one))) or None for one in strange]
 
     def without_ignored(self, encoded: Encoded, maps: Tensor, recipe: Recipe) -> Tensor:
         """(B, S, S) -> the same with zeros inside the recipe's ignored boxes."""
