@@ -30,5 +30,5 @@ async def keep_house(outbox: Outbox, settings: JournalSettings) -> None:
             if outbox.journal_fails or outbox.journal.unwritten:
                 await outbox.try_journal()
             await outbox.on_archive(outbox.journal.lay_ballast)
-        except JournalError as error:
+        except (JournalError, OSError) as error:
             log.debug("housekeeping_failed", error=str(error))

@@ -8,6 +8,7 @@ reserved mark (numbers.py), so that no number is used twice.
 
 import contextlib
 import fcntl
+import itertools
 import os
 import sqlite3
 import threading
@@ -35,6 +36,8 @@ from flawline.config.errors import ConfigError, JournalError
 log = structlog.get_logger()
 _KEPT_UNWRITTEN = 20_000  # verdicts kept in memory while the journal cannot be written
 _BALLAST = 1 << 20  # bytes
+_PAGE_BYTES = 1 << 20  # of verdicts in one page of a replay: some 10 ms to pack
+_USUAL_BYTES = 1000  # a verdict that is not journalled yet
 _STRIDE = 5000  # numbers
 _FASTEST = 100  # times as fast as time passes does forgetting by age go on, at most
 _STEP = 200  # rows in one step of catching up or forgetting, about a millisecond
@@ -131,14 +134,14 @@ class Journal:
 
     def lay_ballast(self) -> None:
         """Lay by the room that opening takes on a full disk; where it is full already, later."""
-        if not self._ballast.exists():
-            part = self._ballast.with_suffix(".part")
-            try:
+        part = self._ballast.with_suffix(".part")
+        try:
+            if not self._ballast.exists():
                 part.write_bytes(bytes(_BALLAST))
                 part.rename(self._ballast)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    part.unlink(missing_ok=True)
+        except OSError:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
 
     def _connect(self, file: Path, *, first: bool = False) -> sqlite3.Connection:
         database: sqlite3.Connection | None = None
@@ -301,7 +304,10 @@ class Journal:
         return [trigger for trigger in (Trigger(*row) for row in rows) if trigger.row not in answered]
 
     def replay(self, from_seq: int, to_seq: int | None, limit: int) -> Page:
-        """Verdicts from a number on, `limit` at most, and what belongs to them. Raises JournalError."""
+        """Verdicts from a number on, `limit` at most, and what belongs to them. Raises JournalError.
+
+        A page is also full at `_PAGE_BYTES`: one packed on the event loop holds up whatever else is published.
+        """
         last = self.last_seq if to_seq is None else to_seq
         span = "WHERE seq BETWEEN ? AND ? ORDER BY seq LIMIT ?"
         with self._reading:
@@ -319,6 +325,9 @@ class Journal:
                 raise self._refused(error, "cannot be read") from error
         found: dict[int, Header] = {header["seq"]: header for header in kept}
         found |= {seq: unpack(header) for seq, header in rows}
+        sizes = {seq: len(header) for seq, header in rows}
+        full = _first_beyond((sizes.get(seq, _USUAL_BYTES) for seq in sorted(found)), _PAGE_BYTES)
+        limit = min(limit, max(full, 1))
         headers = [found[seq] for seq in sorted(found)]
         complete, headers = len(headers) <= limit, headers[:limit]
         next_seq = headers[-1]["seq"] + 1 if headers else from_seq
@@ -443,3 +452,8 @@ class Journal:
         self._spill.close()
         self._mark.close()
         os.close(self._lock)
+
+
+def _first_beyond(sizes: Iterable[int], most: int) -> int:
+    """How many of these fit into `most` together."""
+    return sum(total <= most for total in itertools.accumulate(sizes))

@@ -134,6 +134,10 @@ class Line:
         except (ImageError, RingError) as error:
             ring.release(slot)
             return Shot(frame, trouble=("bad_frame", f"{frame.source or self.name}: {error}"))
+        except Exception as error:  # no memory for a conversion, most of all: the slot and the frame's verdict are owed
+            ring.release(slot)
+            log.exception("frame_failed", camera=self.name)
+            return Shot(frame, trouble=("internal", f"{type(error).__name__}: {error}"))
         return Shot(frame, slot, height, width)
 
     def _note_format(self, pixel_format: str) -> None:

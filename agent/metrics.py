@@ -75,8 +75,8 @@ class Metrics:
         for stage, milliseconds in header["stage_ms"].items():
             self._stages.labels(stage).observe(milliseconds / 1000)
         self._last.set(header["t_publish"] / 1e9)
-        if header["t_trigger"] is not None:
-            self._whole.observe(max(0.0, (header["t_publish"] - header["t_trigger"]) / 1e9))
+        if header["t_trigger"] is not None and header["reason"] != "agent_restart":  # a dead one's trigger
+            self._whole.observe(max(0.0, (header["mono_publish"] - header["mono_trigger"]) / 1e9))
 
     def text(self) -> bytes:
         """What `/metrics` answers: the text exposition format."""

@@ -35,6 +35,8 @@ class Pipeline:
         self._waiting: deque[Job] = deque()
         self._late: deque[Job] = deque()  # their deadline has passed: judged when nothing else waits
         self._in_flight: dict[int, Job] = {}
+        self._served = itertools.count(1)
+        self._turns: dict[str, int] = {}  # when each camera was served last
         self.dropped: Counter[tuple[str, str]] = Counter()  # (stage, reason): frames that were not judged
         self.worker: WorkerClient
         self.learn_from: Callable[[Job], str | None] = lambda _job: None  # its name in a memory that is being learnt
@@ -119,11 +121,9 @@ class Pipeline:
     def feed(self) -> None:
         """Hand over what waits, as far as the worker takes it."""
         while len(self._in_flight) < _IN_FLIGHT and self.worker.ready:
-            # A late one goes alone, so that at most one stands before a timely one.
-            queue = self._waiting or (self._late if not self._in_flight else None)
-            if not queue:
+            job = self._next()
+            if job is None:
                 return
-            job = queue[0]
             assert job.slot is not None
             by = job.deadline_mono
             if by is not None:
@@ -131,11 +131,24 @@ class Pipeline:
             place = (job.slot, job.height, job.width)
             if not self.worker.send(protocol.inspect(job.number, *place, job.recipe.key, by, self.learn_from(job))):
                 return
-            queue.popleft()
+            (self._waiting if job in self._waiting else self._late).remove(job)
+            self._turns[job.camera] = next(self._served)
             job.attempts += 1
             self._in_flight[job.number] = job
             if self.worker.busy_since is None:  # it may hang before it begins: in a recipe, in learning
                 self.worker.busy_since = time.monotonic()
+
+    def _next(self) -> Job | None:
+        """The first frame of the camera that has waited longest for its turn: no camera, however fast, starves another.
+
+        A late one goes alone, so that at most one stands before a timely one.
+        """
+        if not self._waiting:
+            return self._late[0] if self._late and not self._in_flight else None
+        first: dict[str, Job] = {}
+        for job in self._waiting:
+            first.setdefault(job.camera, job)
+        return min(first.values(), key=lambda job: self._turns.get(job.camera, 0))
 
     def on_message(self, message: protocol.Message) -> None:
         """What the worker says of a job. Raises KeyError, TypeError where it is not what was agreed."""
@@ -148,13 +161,16 @@ class Pipeline:
                 job.t_start, job.began_mono = message["t_start"], time.monotonic()
                 self.worker.busy_since = job.began_mono
                 return
-            case "result" if message["degraded"]:
+            case "result" if message["refining"]:
                 self._on_degraded(job, _outcome(message))
                 return  # SAM still runs
             case "result":
                 self._finish(job, self._writer.judged(job, _outcome(message)))
             case "refined":
                 self._on_refined(job, _outcome(message))
+            case "unrefined":
+                self.dropped["refinement", "busy"] += 1
+                self._abandon_refinement(job)
             case "failed_job" if message["refining"]:
                 log.error("refinement_failed", camera=job.camera, frame_id=job.frame_id, error=message["error"])
                 self._abandon_refinement(job)

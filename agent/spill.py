@@ -4,6 +4,7 @@ It is overwritten in place from its beginning, which works where no file can gro
 death of the agent, and goes into the journal when that can be written again.
 """
 
+import contextlib
 import os
 import struct
 import zlib
@@ -82,8 +83,9 @@ class Spill:
     def clear(self) -> None:
         """All of it is in the journal."""
         if self._end:
-            os.pwrite(self._fd, bytes(_HEAD.size), 0)
-            self._end = 0
+            with contextlib.suppress(OSError):  # what stays there is known by its numbers when it is read again
+                os.pwrite(self._fd, bytes(_HEAD.size), 0)
+                self._end = 0
 
     def close(self) -> None:
         """Let go of the file."""

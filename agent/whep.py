@@ -9,7 +9,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import av
@@ -86,6 +86,8 @@ class Session:
         self.peer = peer
         self.track = track
         self._began = time.monotonic()
+        self._heard: datetime | None = None  # the viewer's last report
+        self._heard_at = self._began
         self._channel: RTCDataChannel | None = None
         self._leave: Callable[[], None] = lambda: None
         self._then: Callable[[], None] = lambda: None
@@ -130,8 +132,10 @@ class Session:
         ]
         if not heard:
             return age > _SILENCE_S
-        silence: float = (datetime.now(UTC) - max(heard)).total_seconds()
-        return silence > _SILENCE_S
+        now = time.monotonic()
+        if max(heard) != self._heard:  # stamped by the wall clock, which may be set: only whether it changes counts
+            self._heard, self._heard_at = max(heard), now
+        return now - self._heard_at > _SILENCE_S
 
 
 class Sessions:

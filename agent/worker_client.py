@@ -22,6 +22,8 @@ from flawline.models.protocol import Message
 log = structlog.get_logger()
 _PING_EVERY_S = 1.0
 _MOST_ADDED = 8
+_DEATH_S = 3.0
+"""So long a killed process may take to be gone."""
 _PATIENCE_S = 15.0
 """So long what waits is kept for a worker that does not start, which may take minutes to fail; then it is answered."""
 
@@ -91,6 +93,9 @@ class WorkerClient:
                 pass_fds=(theirs.fileno(), self._ring.fd),
                 stdin=asyncio.subprocess.DEVNULL,
             )
+        except OSError as error:  # too many processes, no memory for one more: it may go well another time
+            ours.close()
+            raise WorkerError(f"the worker cannot be started: {error}", "worker_lost") from error
         finally:
             theirs.close()
         self._channel = ours
@@ -244,8 +249,12 @@ class WorkerClient:
             del self._learn_replies[number]
 
     async def _watch(self) -> None:
-        """Kill a worker that neither answers pings nor finishes its job in time; its socket then ends."""
+        """Kill a worker that neither answers pings nor finishes its job in time; its socket then ends.
+
+        Or is ended from here: a process that hangs inside a driver dies only when that lets go of it.
+        """
         number = 0
+        killed: float | None = None
         while True:
             number += 1
             self.send({"op": "ping", "n": number})
@@ -256,6 +265,9 @@ class WorkerClient:
             if (silent or stuck) and self._process is not None:
                 log.error("worker_hangs", silent=silent, stuck=stuck)
                 self._signal_kill(self._process)
+                killed = now if killed is None else killed
+                if now - killed > _DEATH_S and self._channel is not None:
+                    self._channel.shutdown(socket.SHUT_RDWR)
 
     async def _replace(self) -> None:
         """Start another one. Whatever that hangs in, what waits is answered after a while."""
@@ -309,7 +321,11 @@ class WorkerClient:
             self._channel = None
         if self._process is not None:
             self._signal_kill(self._process)
-            await self._process.wait()
+            try:
+                async with asyncio.timeout(_DEATH_S):
+                    await self._process.wait()
+            except TimeoutError:  # it runs no code any more, so its slots can be used again
+                log.error("worker_cannot_be_killed", pid=self._process.pid)
             self._process = None
 
     def status(self) -> dict[str, Any]:

@@ -108,6 +108,7 @@ class CollaborationEngine:
         recipe: str,
         deadline_mono: float | None,
         degraded: Callable[[Judgement], None],
+        busy: Callable[[], bool],
     ) -> Judgement:
         """Judge (H, W, 3) uint8 RGB; see `Engine.inspect`."""
         inspector, rules = self._inspector, self._recipes[recipe]
@@ -117,8 +118,12 @@ class CollaborationEngine:
         if located.suspicious and deadline_mono is not None:  # having read that, CLIP's time is over and known
             left = deadline_mono - time.monotonic() - MARGIN_S
             expected = self._sam_s.get(recipe, self._sam_s[WARM]) * len(located.suspicious)
-            if 0.0 < left < CAUTION * expected:
-                degraded(Judgement(inspector.decide(encoded, located, rules, clip_only=True)[0]))
+            if left < CAUTION * expected:
+                by_clip = Judgement(inspector.decide(encoded, located, rules, clip_only=True)[0])
+                if left > 0.0:
+                    degraded(by_clip)
+                if busy():  # what waits may still be in time
+                    return by_clip
         tries = inspector.towers.graphs.tries
         began = time.monotonic()
         evidence = inspector.evidence(encoded, rules, located=located)

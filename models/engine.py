@@ -40,9 +40,11 @@ class Engine(Protocol):
         recipe: str,
         deadline_mono: float | None,
         degraded: Callable[[Judgement], None],
+        busy: Callable[[], bool],
     ) -> Judgement:
         """Judge (H, W, 3) uint8 RGB. Where SAM will not fit before the deadline, `degraded` is called with
-        the CLIP-only judgement first, and the returned one is its refinement."""
+        the CLIP-only judgement first, and the returned one is its refinement; or the same again (`degraded` in its
+        result), where `busy` says that other frames wait, as it is for a frame whose deadline has passed."""
 
     def learn(self, action: str, fields: dict[str, Any]) -> dict[str, Any]:
         """`start` a collection of good parts (`key`, `recipe`), `add` (`picture`, `name`) or `refuse` (`text`) one,

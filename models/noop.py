@@ -47,6 +47,7 @@ class NoopEngine:
         recipe: str,
         deadline_mono: float | None,
         degraded: Callable[[Judgement], None],
+        busy: Callable[[], bool],
     ) -> Judgement:
         """The same result for every picture of a size."""
         height, width = picture.shape[:2]

@@ -1,7 +1,9 @@
 """What the agent and its worker say to each other: msgpack maps over a SEQPACKET socket pair, one a packet.
 
 Agent to worker:   load, inspect, recipe, learn, ping, stop
-Worker to agent:   ready, failed, began, result, refined, failed_job, recipe, learn, collected, pong
+Worker to agent:   ready, failed, began, result, refined, unrefined, failed_job, recipe, learn, collected, pong
+
+A `result` with `refining` is CLIP's alone; `refined`, or `unrefined` where other frames were waiting, ends its job.
 
 Frames, masks and maps do not travel here but in the ring; a message names the slot. Times named `_mono` are
 CLOCK_MONOTONIC seconds, which both processes share. No torch here.

@@ -134,7 +134,7 @@ class Worker:
         self._send("began", job=job, t_start=time.time_ns())
         picture = self._slots.picture(slot, height, width)
 
-        def answer(judgement: Judgement, *, op: str, degraded: bool) -> None:
+        def answer(judgement: Judgement, *, op: str, refining: bool = False) -> None:
             result = judgement.result
             mask = self._slots.mask(slot, height, width, refined=op == "refined")
             np.multiply(result.mask.view(np.uint8), np.uint8(255), out=mask)
@@ -145,7 +145,8 @@ class Worker:
                 op,
                 job=job,
                 t_done=time.time_ns(),
-                degraded=degraded,
+                degraded=refining or result.degraded,
+                refining=refining,
                 score=float(result.score),
                 threshold=float(result.threshold),
                 defects=largest,
@@ -161,7 +162,7 @@ class Worker:
         def answer_degraded(judgement: Judgement) -> None:
             nonlocal first_sent
             first_sent = True
-            answer(judgement, op="result", degraded=True)
+            answer(judgement, op="result", refining=True)
 
         try:
             judgement = self._inspect_with_retry(picture, message, answer_degraded)
@@ -177,7 +178,10 @@ class Worker:
                 log.critical("device_lost", error=text)
                 os._exit(1)  # the agent starts another; an orderly end may hang in the driver
         else:
-            answer(judgement, op="refined" if first_sent else "result", degraded=False)
+            if first_sent and judgement.result.degraded:
+                self._send("unrefined", job=job)
+            else:
+                answer(judgement, op="refined" if first_sent else "result")
             if copied is not None:
                 self._collect(job, "add", {"picture": copied, "name": name})
             return
@@ -211,12 +215,16 @@ class Worker:
         else:
             answer()
 
+    def _is_busy(self) -> bool:
+        return not self._work.empty()
+
     def _inspect_with_retry(self, picture: Any, message: Message, degraded: Any) -> Judgement:
         """Out of memory: free what the allocator keeps, try once more, tile by tile, then MemoryError."""
         for attempt in (1, 2):
             self._engine.tile_batch = None if attempt == 1 else 1
             try:
-                return self._engine.inspect(picture, message["recipe"], message["deadline_mono"], degraded)
+                by = message["deadline_mono"]
+                return self._engine.inspect(picture, message["recipe"], by, degraded, self._is_busy)
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise

@@ -55,6 +55,27 @@ def test_numbers_go_on_without_gap_over_a_restart(tmp_path: Path) -> None:
     again.close()
 
 
+def test_a_page_of_a_replay_is_no_larger_than_can_be_sent_between_two_verdicts(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    sent = [verdict(journal) | {"detail": "x" * 100_000} for _ in range(25)]
+    sent.append(verdict(journal) | {"detail": "x" * 1_040_000})
+    journal.commit([(header, None) for header in sent])
+    pages, start, complete = [], 1, False
+    while not complete:
+        headers, _, start, complete, _ = journal.replay(start, None, 500)
+        pages.append(len(headers))
+        assert headers == sent[start - 1 - len(headers) : start - 1]
+    assert pages == [10, 10, 5, 1]
+    journal.close()
+
+
+def test_a_folder_that_cannot_be_looked_into_does_not_end_the_line(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal._ballast = tmp_path / ("x" * 300)  # the system refuses even to look
+    journal.lay_ballast()
+    journal.close()
+
+
 def test_a_committed_verdict_survives_kill_9_and_an_open_trigger_too(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path; from flawline.agent.journal import Journal\n"

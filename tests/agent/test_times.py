@@ -160,6 +160,24 @@ async def test_a_files_name_may_be_any_bytes(way: Way) -> None:
     ]
 
 
+async def test_a_picture_that_cannot_be_converted_is_answered_and_its_slot_used_again(
+    way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("flawline.agent.line.to_rgb8", no_memory)
+    camera = FarCamera(0.0, 0.0)
+    intake = Intake([(camera, way.settings.cameras[0])], way.ring, way.recipes, way.pipeline, way.outbox, 2, None)
+    grabbing = asyncio.create_task(intake.run_camera(intake.lines["top"]))
+    verdict = await way.first()
+    assert (verdict["frame_id"], verdict["reason"]) == (0, "internal")
+    assert way.ring.in_use == 0
+    intake.stop()
+    await asyncio.wait_for(grabbing, 30)
+    intake.close()
+
+
 class Breaks(FarCamera):
     """Its driver fails in a way of its own when it is triggered."""
 

@@ -110,6 +110,51 @@ async def test_a_replacement_that_hangs_is_said_before_its_limit(
     ring.close()
 
 
+async def test_a_process_that_cannot_die_is_replaced_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one does not that hangs inside a driver: not at SIGKILL either."""
+    monkeypatch.setattr(worker_client, "_DEATH_S", 0.2)
+    ring, said = FrameRing(1, 1000), []
+    client = make_client(ring, WorkerSettings(engine=NOOP, ping_limit_s=1.0), said)
+    await client.start()
+    stopped = client.pid
+    assert stopped is not None
+    running = asyncio.create_task(client.run())
+    monkeypatch.setattr(WorkerClient, "_signal_kill", staticmethod(lambda _: None))
+    os.kill(stopped, signal.SIGSTOP)
+    await until(lambda: said == ["ready", "lost", "ready"])
+    assert client.pid != stopped
+    monkeypatch.undo()
+    os.kill(stopped, signal.SIGKILL)
+    running.cancel()
+    await asyncio.wait([running])
+    await client.stop()
+    ring.close()
+
+
+async def test_a_process_that_cannot_be_started_now_is_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    ring, said = FrameRing(1, 1000), []
+    client = make_client(ring, WorkerSettings(engine=NOOP), said)
+    await client.start()
+    running = asyncio.create_task(client.run())
+    start, refused = asyncio.create_subprocess_exec, []
+
+    async def refuse_once(*arguments: Any, **more: Any) -> asyncio.subprocess.Process:
+        if not refused:
+            refused.append(BlockingIOError(11, "Resource temporarily unavailable"))
+            raise refused[0]
+        return await start(*arguments, **more)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse_once)
+    assert client.pid is not None
+    os.kill(client.pid, signal.SIGKILL)
+    await until(lambda: said == ["ready", "lost", "ready"])
+    assert refused
+    running.cancel()
+    await asyncio.wait([running])
+    await client.stop()
+    ring.close()
+
+
 class Exits:
     """An engine whose process is killed while it loads."""
 

@@ -27,12 +27,26 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> CollaborationEngine:
     return engine
 
 
-def inspect(engine: CollaborationEngine, recipe: str, left_s: float | None) -> tuple[list[Judgement], Judgement]:
+def inspect(
+    engine: CollaborationEngine, recipe: str, left_s: float | None, *, busy: bool = False
+) -> tuple[list[Judgement], Judgement]:
     """What was said first, for want of time, and what was said in the end."""
     picture = np.random.default_rng(0).integers(90, 160, (64, 96, 3), dtype=np.uint8)
     first: list[Judgement] = []
     deadline = None if left_s is None else time.monotonic() + left_s
-    return first, engine.inspect(picture, recipe, deadline, first.append)
+    return first, engine.inspect(picture, recipe, deadline, first.append, lambda: busy)
+
+
+@pytest.mark.parametrize("left_s", [LEFT_S, -1.0])
+def test_sam_does_not_run_for_what_is_answered_while_others_wait(engine: CollaborationEngine, left_s: float) -> None:
+    """Those may still be in time. What waits changes nothing for a frame that has time, or that is owed no deadline."""
+    engine._sam_s = {WARM: TOO_LONG_S}
+    first, last = inspect(engine, "suspects all", left_s, busy=True)
+    assert (last.result.degraded, last.result.refined, bool(last.result.defects)) == (True, False, True)
+    assert len(first) == (left_s > 0)
+    assert inspect(engine, "suspects all", None, busy=True)[1].result.refined
+    engine._sam_s = {WARM: SHORT_S}
+    assert inspect(engine, "suspects all", LEFT_S, busy=True)[1].result.refined
 
 
 def test_an_estimate_too_long_gives_the_clip_maps_verdict_first(engine: CollaborationEngine) -> None:
@@ -77,7 +91,7 @@ def test_tiles_count_and_one_recipes_tiles_say_nothing_of_anothers(engine: Colla
     picture = np.random.default_rng(0).integers(90, 160, (256, 256, 3), dtype=np.uint8)
     engine._sam_s = {WARM: LEFT_S / 3}  # one tile fits, four do not
     first: list[Judgement] = []
-    engine.inspect(picture, "tiled", time.monotonic() + LEFT_S, first.append)
+    engine.inspect(picture, "tiled", time.monotonic() + LEFT_S, first.append, lambda: False)
     assert len(first) == 1
     assert inspect(engine, "suspects all", LEFT_S)[0] == []
     for _ in range(30):

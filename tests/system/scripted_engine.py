@@ -19,7 +19,7 @@ from flawline.config.recipe import Recipe
 from flawline.models.engine import Judgement
 from flawline.models.results import Defect, InspectionResult
 
-KINDS = ("good", "bad", "degraded", "crash", "hang", "stop", "oom", "oom_once", "wrong", "unreadable")
+KINDS = ("good", "bad", "degraded", "crash", "hang", "stop", "oom", "oom_once", "wrong", "unreadable", "hurried")
 
 
 def write_order(file: Path, kind: str, number: int, wait_ms: int = 0, size: tuple[int, int] = (48, 64)) -> None:
@@ -57,6 +57,7 @@ class ScriptedEngine:
         recipe: str,
         deadline_mono: float | None,
         degraded: Callable[[Judgement], None],
+        busy: Callable[[], bool],
     ) -> Judgement:
         red, number, wait = (int(value) for value in picture[0, 0])
         kind = KINDS[red]
@@ -77,11 +78,13 @@ class ScriptedEngine:
                 raise ValueError("this engine was told to fail")
             case "unreadable":
                 raise ImageError("this engine was told not to like the picture")
-            case "degraded":
+            case "degraded" | "hurried":
                 degraded(_judgement(shape, edge=4, degraded=True))
         time.sleep(wait / 100)
         note(kind, number)
-        return _judgement(shape, edge={"bad": 4, "degraded": 8}.get(kind, 0))
+        if kind == "hurried" and busy():
+            return _judgement(shape, edge=4, degraded=True)
+        return _judgement(shape, edge={"bad": 4, "degraded": 8, "hurried": 8}.get(kind, 0))
 
 
 def note(kind: str, number: int) -> None:

@@ -80,6 +80,20 @@ def test_a_deadline_is_kept_and_the_real_result_follows_late(make_station: Make)
     station.stop()
 
 
+def test_a_refinement_gives_way_to_frames_that_wait(make_station: Make) -> None:
+    station = make_station(
+        {"top": [("hurried", 400), ("hurried", 0)]}, "[recipes.default]\ndeadline_ms = 5000\n"
+    ).start()
+    station.trigger("top", "A", "B")
+    first, second = station.until("verdict", 2)
+    assert (first["trigger_id"], first["reason"], second["reason"]) == ("A", "clip_only", "clip_only")
+    masks = station.until("mask", 3)
+    assert sorted((mask["seq"], mask["refined"]) for mask in masks) == [(1, False), (2, False), (2, True)]
+    station.wait_for(lambda: station.status()["dropped"].get("refinement:busy") == 1)
+    station.wait_for(lambda: station.status()["in_flight"] == 0)
+    station.stop()
+
+
 def test_overruns_are_answered_by_the_recipes_policy(make_station: Make) -> None:
     station = make_station({"top": [("good", 400)]}, "[worker]\nqueue_depth = 2\n").start()
     station.trigger("top", *"ABCDEFG")
