@@ -31,11 +31,12 @@ from flawline.agent.guard import refuse_open
 from flawline.agent.security import Curve, make_keys
 from flawline.agent.subscriber import Subscriber
 from flawline.camera.registry import LibraryMissing, make_camera
-from flawline.config.errors import ConfigError, FlawlineError
+from flawline.config.errors import BundleError, ConfigError, FlawlineError
 from flawline.config.logging import hide_passwords, set_up_logging
 from flawline.config.memory_versions import stored_sha256
-from flawline.config.settings import LogSettings, Settings
+from flawline.config.settings import LogSettings, Settings, WorkerSettings
 from flawline.config.sources import load_settings
+from flawline.models.bundle import open_bundle
 
 _DRIVERS_S = 2.0  # that threads may take to end
 _PATIENCE_S = 10.0  # of `subscribe` with a gap that nobody heals
@@ -74,6 +75,7 @@ def _check(settings: Settings) -> None:
     Key files are not looked at: on a station the service has them. A camera's library that is missing is only said:
     files are also checked where the camera is not. Raises ConfigError.
     """
+    _check_bundle(settings)
     Curve.files("publish", settings.publish)
     Curve.files("control", settings.control, settings.publish)
     if settings.preview.enabled:
@@ -86,6 +88,18 @@ def _check(settings: Settings) -> None:
     for recipe in settings.recipes.values():
         if recipe.memory is not None:
             stored_sha256(Path(recipe.memory))
+
+
+def _check_bundle(settings: Settings) -> None:
+    """A folder must be there; a name is only said to be missing: who checks may have other bundles than the service."""
+    if settings.worker.engine != WorkerSettings().engine:
+        return
+    try:
+        open_bundle(settings.model.bundle)
+    except BundleError as error:
+        if "/" in settings.model.bundle:
+            raise
+        click.echo(f"warning: model.bundle: {error}", err=True)
 
 
 def _leave_hanging_drivers(code: int) -> None:

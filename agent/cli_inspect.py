@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,17 +88,15 @@ def inspect(
     lines = []
     warned: list[str | None] = [None]  # what was said of one picture is not said again of the next
     with WorkProgress("inspect") as progress:
-        if not sys.stdout.isatty():  # on a terminal the lines themselves show how far it is
-            progress.start(len(pictures))
+        progress.start(len(pictures))
         for picture, target in pictures:
             line = judge(picture, target)
             lines.append(line)
-            click.echo(json.dumps(line.record) if as_json else _printable(_in_words(line.record)))
+            progress.result(json.dumps(line.record) if as_json else _printable(_in_words(line.record)))
             if line.record["warning"] not in warned:
                 warned.append(line.record["warning"])
-                click.echo(_printable(f"warning: {picture}: {warned[-1]}"), err=True)
-            if not sys.stdout.isatty():
-                progress.step(_printable(picture.name))
+                progress.say(_printable(f"warning: {picture}: {warned[-1]}"))
+            progress.step(_printable(picture.name))
     records = [line.record for line in lines]
     if len(records) > 1 or any(path.is_dir() for path in paths):
         for text in inspect_report.summary(records):

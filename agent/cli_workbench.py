@@ -238,7 +238,7 @@ def evaluate(
         with evaluation.writing(out):
             results_report.write_results(out, content)
             agents = {name: report[study.AGENT.key] for name, report in reports.items()}
-            _plots(out, agents, few if shots else None, progress)
+            _plots(out, agents, few if shots else None)
         for problem in settings["problems"]:
             progress.say(f"problem: {problem}")
         for name in settings["without_masks"]:
@@ -263,15 +263,12 @@ def _peer_specs(texts: Sequence[str]) -> list[Any]:
     return [PeerSpec.parse(text) for text in texts]
 
 
-def _plots(out: Path, reports: dict[str, Any], shots: dict[str, Any] | None, progress: WorkProgress) -> None:
+def _plots(out: Path, reports: dict[str, Any], shots: dict[str, Any] | None) -> None:
     from flawline.models.plots import write_plots, write_shot_curves
 
-    try:
-        write_plots(out / "plots", reports)
-        if shots is not None:
-            write_shot_curves(out / "plots", shots)
-    except ConfigError as error:
-        progress.say(f"curves and histograms are left out: {error}")
+    write_plots(out / "plots", reports)
+    if shots is not None:
+        write_shot_curves(out / "plots", shots)
 
 
 def _show(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> None:

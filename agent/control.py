@@ -8,10 +8,10 @@ import zmq
 import zmq.asyncio
 
 from flawline.agent.commands import Commands, shorten
-from flawline.agent.endpoint import Endpoint
+from flawline.agent.endpoint import Endpoint, has_ipv6
 from flawline.agent.security import Curve, connect_curve
 from flawline.agent.wire import Header, pack, unpack
-from flawline.config.errors import ConfigError, FlawlineError
+from flawline.config.errors import ConfigError, FlawlineError, NoAnswer
 from flawline.config.settings import ControlSettings, PublishSettings
 
 log = structlog.get_logger()
@@ -90,7 +90,7 @@ class Control:
 def ask(endpoint: str, request: Header, timeout_s: float = 5.0, keys: tuple[Path, Path] | None = None) -> Header:
     """One request from a client, blocking; `keys`: the server's public and the client's secret key file.
 
-    Raises ConfigError where nobody answers, ValueError on a refusal.
+    Raises NoAnswer where nobody does, ConfigError for what is no address, ValueError on a refusal.
     """
     context = zmq.Context()
     socket = context.socket(zmq.REQ)
@@ -100,12 +100,13 @@ def ask(endpoint: str, request: Header, timeout_s: float = 5.0, keys: tuple[Path
     try:
         if keys is not None:
             connect_curve(socket, *keys)
+        socket.setsockopt(zmq.IPV6, has_ipv6(endpoint))
         socket.connect(endpoint)
         socket.send(pack(request))
         reply = unpack(socket.recv(), LARGEST_REPLY)
     except zmq.Again as error:
         keyless = "" if keys else "; one that demands CURVE answers nobody without --server-key and --client-key"
-        raise ConfigError(f"--endpoint {endpoint}: no agent answers within {timeout_s:g} s{keyless}") from error
+        raise NoAnswer(f"--endpoint {endpoint}: no agent answers within {timeout_s:g} s{keyless}") from error
     except zmq.ZMQError as error:
         raise ConfigError(f"--endpoint {endpoint}: no agent answers: {error}") from error
     finally:

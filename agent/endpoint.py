@@ -19,6 +19,7 @@ class Endpoint:
         try:
             if self._file is not None and _answers(self._file):
                 raise ConfigError(f"{key}: {address} cannot be bound: Address already in use")
+            bound.setsockopt(zmq.IPV6, has_ipv6(address))
             bound.bind(address)
         except zmq.ZMQError as error:
             bound.close(0)
@@ -32,6 +33,11 @@ class Endpoint:
         """To be called once the socket is closed. A file that another program has put in its place stays."""
         if self._file is not None and self._inode is not None and _inode(self._file) == self._inode:
             self._file.unlink(missing_ok=True)
+
+
+def has_ipv6(address: str) -> bool:
+    """Whether it is written with an address of IPv6; names stay those of IPv4, as ZeroMQ has it by default."""
+    return address.startswith("tcp://[")
 
 
 def _answers(file: Path) -> bool:

@@ -73,6 +73,13 @@ class WorkProgress(Progress):
             return ""
         return f", {seconds:.0f} s left" if seconds < 120 else f", {seconds / 60:.0f} min left"
 
+    def result(self, text: str) -> None:
+        """One line on stdout; above the bar, where both go to one terminal."""
+        if self._bar is not None and sys.stdout.isatty():
+            self._bar.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        else:
+            click.echo(text)
+
     def say(self, text: str) -> None:
         """One line about what else happens."""
         self._said = time.monotonic()

@@ -22,6 +22,7 @@ import structlog
 import zmq
 
 from flawline.agent.control import LARGEST_REPLY, ask
+from flawline.agent.endpoint import has_ipv6
 from flawline.agent.security import connect_curve
 from flawline.agent.wire import Header, unpack
 from flawline.config.errors import FlawlineError
@@ -103,6 +104,7 @@ class Subscriber:
         self._socket.setsockopt(zmq.RECONNECT_IVL, 100)
         self._socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)
         self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6000)
+        self._socket.setsockopt(zmq.IPV6, has_ipv6(endpoint))
         self._socket.connect(endpoint)
 
     @property

@@ -1,10 +1,11 @@
 """The settings tree of `flawline run`. Where it comes from is in `sources.py`."""
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from platformdirs import user_state_path
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from flawline.config.recipe import Recipe, Strict
@@ -53,10 +54,25 @@ class WorkerSettings(Strict):
     )
 
 
+def _address(text: str) -> str:
+    """Raises ValueError for what is no address: ZeroMQ takes some of that, and binds another."""
+    try:
+        parts = urlsplit(text)
+        good = parts.scheme == "tcp" and bool(parts.hostname) and bool(parts.port) and parts.path == ""
+    except ValueError:
+        good = False
+    if not good and not (text.startswith("ipc://") and len(text) > len("ipc://")):
+        raise ValueError(f"{text!r} is no address; write tcp://HOST:PORT (1 to 65535) or ipc://PATH")
+    return text
+
+
+Address = Annotated[str, AfterValidator(_address)]
+
+
 class PublishSettings(Strict):
     """The socket that verdicts and masks go out on (ZeroMQ PUB)."""
 
-    endpoint: str = Field("tcp://127.0.0.1:5555", description="address to bind")
+    endpoint: Address = Field("tcp://127.0.0.1:5555", description="address to bind")
     masks: Literal["fail", "always", "never"] = Field("fail", description="which verdicts carry a mask")
     encoding: Literal["png", "coco_rle"] = Field("png", description="how masks are written")
     high_water_mark: int = Field(
@@ -73,7 +89,7 @@ class PublishSettings(Strict):
 class ControlSettings(Strict):
     """The socket that takes commands (ZeroMQ ROUTER)."""
 
-    endpoint: str = Field("tcp://127.0.0.1:5556", description="address to bind")
+    endpoint: Address = Field("tcp://127.0.0.1:5556", description="address to bind")
     max_message_bytes: int = Field(65536, ge=1024, le=2**31 - 1, description="a larger request is refused")
     curve_secret: Path | None = Field(None, description="file with the server's CURVE secret key; default: publish's")
     curve_clients: Path | None = Field(None, description="folder of the allowed clients' keys; default: publish's")

@@ -98,8 +98,10 @@ def _resolve_paths(tree: dict[str, Any], above: tuple[str, ...], base: Path, fil
         elif isinstance(value, str) and _pattern(path) in _PATH_KEYS:
             tree[key] = _absolute(value, base, file, ".".join(path))
     model = tree.get("model") if not above else None
-    if isinstance(model, dict) and isinstance(model.get("bundle"), str) and "/" in model["bundle"]:
-        model["bundle"] = str(base / _at_home(model["bundle"], "model.bundle"))
+    bundle = model.get("bundle") if isinstance(model, dict) else None
+    is_folder = isinstance(bundle, str) and ("/" in bundle or (base / bundle / "bundle.toml").is_file())
+    if isinstance(model, dict) and isinstance(bundle, str) and is_folder:
+        model["bundle"] = str(base / _at_home(bundle, "model.bundle"))
 
 
 def _absolute(text: str, base: Path, file: Path | None, where: str) -> str:

@@ -255,10 +255,9 @@ def installed() -> Iterator[Path]:
 def find(name_or_path: str | os.PathLike[str]) -> Path:
     """The folder of a bundle given by name or path. Raises BundleError that says where was looked."""
     text = os.fspath(name_or_path)
-    looks_like_path = os.sep in text or text.startswith(".") or (Path(text) / MANIFEST).is_file()
-    if looks_like_path or isinstance(name_or_path, os.PathLike):
+    if os.sep in text or text.startswith(".") or isinstance(name_or_path, os.PathLike):
         return Path(text)
-    for parent in bundle_folders():
+    for parent in (*bundle_folders(), Path()):  # a folder that happens to lie here takes no known bundle's place
         if (parent / text / MANIFEST).is_file():
             return parent / text
     names = ", ".join(folder.name for folder in installed()) or "none"

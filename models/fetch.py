@@ -10,7 +10,7 @@ from pathlib import Path
 
 import aiohttp
 
-from flawline.config.errors import BundleError
+from flawline.config.errors import BundleError, FetchError
 from flawline.models.bundle import file_sha256
 from flawline.models.known_bundles import PublishedFile
 
@@ -93,12 +93,12 @@ async def download(
             failures = 0 if came > furthest else failures + 1
             furthest = max(furthest, came)
             if failures >= patience.tries:
-                raise BundleError(
+                raise FetchError(
                     f"{target.name}: {file.url}: {_reason(error)}; {came} of {file.size} bytes are here, "
                     "and the same command goes on from there"
                 ) from error
         except OSError as error:
-            raise BundleError(f"{part.path}: cannot be written: {error.strerror or error}") from error
+            raise FetchError(f"{part.path}: cannot be written: {error.strerror or error}") from error
         await asyncio.sleep(min(30.0, patience.pause_s * 2**failures) if failures else 0.0)
     await asyncio.to_thread(_settle, part, file, target)
 
@@ -124,7 +124,7 @@ async def _transfer(
             part.remove()
             raise _Interrupted("the server has another version of the file")
         if answer.status not in (200, 206):
-            raise BundleError(f"{file.name}: {file.url}: the server answered {answer.status} {answer.reason}")
+            raise FetchError(f"{file.name}: {file.url}: the server answered {answer.status} {answer.reason}")
         start, total = _extent(answer)
         if start != (here if answer.status == 206 else 0):
             part.remove()
@@ -205,7 +205,7 @@ def copy_file(source: Path, target: Path) -> None:
     try:
         shutil.copyfile(source, target)
     except OSError as error:
-        raise BundleError(f"{target}: cannot be written from {source}: {error.strerror or error}") from error
+        raise FetchError(f"{target}: cannot be written from {source}: {error.strerror or error}") from error
 
 
 def require_space(folder: Path, needed: int) -> None:

@@ -1,4 +1,4 @@
-"""Curves and histograms of an evaluation as PNG files, by matplotlib (extra `plots`)."""
+"""Curves and histograms of an evaluation as PNG files, by matplotlib."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,18 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from flawline.config.errors import ConfigError
-
 
 def write_plots(folder: Path, reports: Mapping[str, Mapping[str, Any]]) -> None:
     """Per class NAME_curves.png (ROC and precision-recall, pixels and images) and NAME_scores.png.
 
-    `reports`: one row's report per class. Raises ConfigError that says what to install.
+    `reports`: one row's report per class.
     """
-    try:
-        from matplotlib.figure import Figure  # an optional extra, and slow to import
-    except ImportError as error:
-        raise ConfigError("plots need matplotlib: pip install 'flawline[plots]'") from error
+    from matplotlib.figure import Figure  # slow to import
+
     for name, report in reports.items():
         figure = Figure(figsize=(9.0, 4.2), layout="constrained")
         roc, pr = figure.subplots(1, 2)
@@ -41,12 +37,10 @@ def write_plots(folder: Path, reports: Mapping[str, Mapping[str, Any]]) -> None:
 def write_shot_curves(folder: Path, shots: Mapping[str, Any]) -> None:
     """shots.png: AUROC by words and memory over the number of good parts, one line per class, with its interval.
 
-    `shots`: the entry of results.json. Raises ConfigError that says what to install.
+    `shots`: the entry of results.json.
     """
-    try:
-        from matplotlib.figure import Figure  # an optional extra, and slow to import
-    except ImportError as error:
-        raise ConfigError("plots need matplotlib: pip install 'flawline[plots]'") from error
+    from matplotlib.figure import Figure  # slow to import
+
     figure = Figure(figsize=(9.0, 4.2), layout="constrained")
     for axes, metric in zip(figure.subplots(1, 2), ("pixel_auroc", "image_auroc"), strict=True):
         for name, entry in shots["sets"].items():

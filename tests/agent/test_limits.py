@@ -15,7 +15,7 @@ import zmq.asyncio
 from flawline.agent import control, subscriber
 from flawline.agent.control import Control, ask
 from flawline.agent.subscriber import Subscriber
-from flawline.config.errors import ConfigError
+from flawline.config.errors import NoAnswer
 from flawline.config.settings import ControlSettings, PublishSettings
 
 LIMIT = 10_000
@@ -153,5 +153,5 @@ def test_a_client_takes_no_larger_reply(
             answering.join(30)
 
     assert answer(LIMIT // 2)["bytes"] == LIMIT // 2
-    with pytest.raises(ConfigError, match="no agent answers"):
+    with pytest.raises(NoAnswer, match="no agent answers"):
         answer(2 * LIMIT)
