@@ -1,16 +1,15 @@
 """`flawline calibrate`: a recipe's threshold from good parts, as pictures or as the last verdicts of a running line."""
 
 import json
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 import tomli_w
 
-from flawline.agent.control import ask
+from flawline.agent.line_scores import Scores, scores_of_line
 from flawline.agent.progress import WorkProgress
-from flawline.config.errors import ConfigError, FlawlineError
+from flawline.config.errors import ConfigError
 from flawline.config.memory_versions import stored_sha256
 from flawline.config.recipe import Recipe
 from flawline.config.recipe_file import update_recipe
@@ -18,17 +17,7 @@ from flawline.config.sources import load_settings
 
 SHARE = click.FloatRange(0.0, 1.0, min_open=True, max_open=True)
 TARGET_FPR = 0.01
-AT_ONCE = 500  # verdicts asked for in one request
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Scores of good parts, the bundle that gave them, and the memory, where they were judged by one."""
-
-    scores: list[float]
-    bundle: str
-    bundle_sha256: str
-    memory_sha256: str | None = None
+MOST_KEYS = 3  # named where recipes differ
 
 
 @click.command()
@@ -95,10 +84,10 @@ def calibrate(
         found_scores = scores_of_line(endpoint, recipe, last, keys)
         if target_fpr is not None:
             require_enough(len(found_scores.scores), target_fpr, confidence, "--last")
-        elif not found_scores.scores:
-            raise ConfigError(f"--last: the line has judged no part by recipe {recipe!r} yet")
         if file is not None and not dry_run:
-            _refuse_another_memory(found_scores.memory_sha256, recipe_named(file, recipe), recipe, file)
+            of_file = recipe_named(file, recipe)
+            _refuse_another_memory(found_scores.memory_sha256, of_file, recipe, file)
+            _refuse_another_scale(found_scores.recipe, of_file, recipe, file)
     if target_fpr is None:
         target_fpr = promised(len(found_scores.scores), TARGET_FPR, confidence)
         if target_fpr > TARGET_FPR:
@@ -106,8 +95,6 @@ def calibrate(
             few = f"{count} good parts promise no more than {100 * target_fpr:.3g} % false rejects"
             click.echo(f"warning: {few}; {needed} would promise {100 * TARGET_FPR:g} %", err=True)
     found = find_threshold(found_scores.scores, target_fpr, confidence)
-    # Of a running line without its file nobody knows by what else it judges.
-    judged = None if file is None and good is None else recipe_named(file, recipe)
     calibration = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "count": found.count,
@@ -119,7 +106,7 @@ def calibrate(
         "threshold": found.threshold,
         "bundle": found_scores.bundle,
         "bundle_sha256": found_scores.bundle_sha256,
-        "recipe_sha256": judged and judged.scale_sha256(),
+        "recipe_sha256": found_scores.recipe.scale_sha256(),
         "memory_sha256": found_scores.memory_sha256,
     }
     calibration = {key: value for key, value in calibration.items() if value is not None}
@@ -168,46 +155,7 @@ def _scores_of_pictures(
             progress.step(picture.name)
     opened = inspector.towers.bundle
     memory = stored_sha256(Path(recipe.memory)) if recipe.memory else None
-    return Scores(scores, opened.name, opened.sha256, memory)
-
-
-def scores_of_line(endpoint: str, recipe: str, count: int, keys: tuple[Path, Path] | None) -> Scores:
-    """The scores of the newest verdicts of a running agent by this recipe, at most `count`.
-
-    Only completed inspections count, and only those by the recipe's newest version and the newest bundle: older
-    scores say nothing of what will come. Raises ConfigError where nobody answers, FlawlineError on a refusal.
-    """
-    scores: list[float] = []
-    version = bundle = sha256 = memory = None
-    upper: int | None = None
-    try:
-        while len(scores) < count and (upper is None or upper >= 1):
-            request = {"cmd": "replay", "id": 1, "from_seq": 1, "to_seq": upper, "limit": 1}
-            if upper is None:
-                upper = int(ask(endpoint, request, keys=keys)["last_seq"])
-            lower = max(1, upper - AT_ONCE + 1)
-            verdicts, start, done = [], lower, False
-            while not done and start <= upper:
-                reply = ask(endpoint, {"cmd": "replay", "id": 1, "from_seq": start, "to_seq": upper}, keys=keys)
-                verdicts += reply["verdicts"]
-                start, done = int(reply["next_seq"]), bool(reply["done"])
-            for verdict in reversed(verdicts):
-                if verdict["recipe"]["id"] != recipe or verdict["result"] == "error" or verdict["degraded"]:
-                    continue
-                provenance = verdict["provenance"]
-                if version is None:
-                    version = verdict["recipe"]["version"]
-                    bundle, sha256 = provenance["bundle"], provenance["bundle_sha256"]
-                    memory = provenance.get("memory_sha256")
-                if (verdict["recipe"]["version"], provenance["bundle_sha256"]) != (version, sha256):
-                    return Scores(scores, str(bundle), str(sha256), memory)
-                scores.append(float(verdict["score"]))
-                if len(scores) == count:
-                    break
-            upper = lower - 1
-    except ValueError as error:
-        raise FlawlineError(f"--endpoint {endpoint}: the agent refuses: {error}") from error
-    return Scores(scores, str(bundle), str(sha256), memory)
+    return Scores(scores, opened.name, opened.sha256, recipe, memory)
 
 
 def _refuse_another_memory(judged_by: str | None, content: Recipe, recipe: str, file: Path) -> None:
@@ -218,6 +166,17 @@ def _refuse_another_memory(judged_by: str | None, content: Recipe, recipe: str, 
         raise ConfigError(
             f"--last: the line judges recipe {recipe!r} with {of_line}, {file} has {of_file} there: "
             f"set recipes.{recipe}.memory first, or reload the line"
+        )
+
+
+def _refuse_another_scale(judged_by: Recipe, content: Recipe, recipe: str, file: Path) -> None:
+    """Nor does it say anything of other words, regions or another way of judging than those that gave the scores."""
+    keys = judged_by.scale_differs(content)
+    if keys:
+        named = ", ".join(keys[:MOST_KEYS]) + (f" and {len(keys) - MOST_KEYS} more" if len(keys) > MOST_KEYS else "")
+        raise ConfigError(
+            f"--last: the line judged by another recipe {recipe!r} than {file} has, the difference is in {named}: "
+            f"reload the line and let it judge good parts again, or write into the file what the line judges by"
         )
 
 

@@ -175,6 +175,18 @@ class Recipe(Strict):
         table = self.model_dump(mode="json", include=_SCALE)
         return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
 
+    def scale_differs(self, other: "Recipe") -> list[str]:
+        """The keys that scores depend on and that the other recipe has otherwise, as `prompt.kernel_size`."""
+        differing = []
+        for key in _SCALE:
+            one, two = getattr(self, key), getattr(other, key)
+            if isinstance(one, Strict):
+                names = type(one).model_fields
+                differing += [f"{key}.{name}" for name in names if getattr(one, name) != getattr(two, name)]
+            elif one != two:
+                differing.append(key)
+        return sorted(differing)
+
     def calibration_warning(self, bundle: str, bundle_sha256: str | None, memory_sha256: str | None) -> str | None:
         """What to warn of where this bundle and memory judge; None where there is no calibration, or it still holds."""
         made = self.calibration

@@ -6,10 +6,18 @@ from collections.abc import Callable
 
 import numpy as np
 from safetensors.numpy import save_file
-from station import CLI, Station
+from station import CLI, Make, Station
 
+from flawline.config.recipe import Recipe
 from flawline.config.recipe_file import update_recipe
 from flawline.config.sources import load_settings
+
+
+def calibrate(station: Station, *options: str, file: bool = True) -> subprocess.CompletedProcess[str]:
+    """`flawline calibrate --json` as it ran; without `file` nothing is written."""
+    config = ["--config", str(station.config)] if file else []
+    command = [*CLI, "calibrate", "--endpoint", station.control, *config, "--json", *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
 def test_a_threshold_from_the_last_parts_of_a_running_line(make_station: Callable[..., Station]) -> None:
@@ -47,4 +55,36 @@ def test_a_threshold_from_the_last_parts_of_a_running_line(make_station: Callabl
     assert "with no memory" in other.stderr
     assert "the memory aaaaaaaaaaaa" in other.stderr
     assert station.config.read_text() == before
+    station.stop()
+
+
+def test_a_threshold_is_written_beside_the_recipe_that_gave_the_scores_alone(make_station: Make) -> None:
+    station = make_station({"top": [("good", 0)]}, '[recipes.default]\nobject = "nut"\n').start()
+    station.trigger("top", *(str(number) for number in range(4)))
+    station.until("verdict", 4)
+    # the file has changed since, and the line was not reloaded
+    text = station.config.read_text()
+    changed = text.replace('object = "nut"', 'object = "bolt"\nroi = [0, 0, 9, 9]\nprompt = {kernel_size = 31}')
+    station.config.write_text(changed.replace("kernel_size = 31", "kernel_size = 31, spacing = 9.0"))
+    before = station.config.read_text()
+    refused = calibrate(station, "--last", "4")
+    assert refused.returncode == 2
+    assert "the difference is in object, prompt.kernel_size, prompt.spacing and 1 more" in refused.stderr
+    assert station.config.read_text() == before
+    # what is printed is of the line's recipe, also where another one was activated with a table
+    nut = Recipe(object="nut")
+    assert json.loads(calibrate(station, "--last", "4", file=False).stdout)["recipe_sha256"] == nut.scale_sha256()
+    station.config.write_text(text)
+    station.ask("recipe.activate", recipe="default", table={"object": "screw", "threshold": 0.7})
+    station.trigger("top", "A", "B")
+    station.until("verdict", 6)
+    printed = json.loads(calibrate(station, "--last", "4", file=False).stdout)
+    assert (printed["count"], printed["recipe_sha256"]) == (2, Recipe(object="screw").scale_sha256())
+    assert "the difference is in object:" in calibrate(station, "--last", "4").stderr
+    assert station.config.read_text() == text
+    station.config.write_text(text.replace("nut", "screw"))
+    assert calibrate(station, "--last", "4").returncode == 0
+    calibrated = load_settings(station.config, environ={}).recipes["default"]
+    assert calibrated.calibration is not None
+    assert calibrated.calibration.recipe_sha256 == calibrated.scale_sha256()
     station.stop()
