@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import tomli_w
 
-from flawline.agent.line_scores import Scores, scores_of_line
+from flawline.agent.line_scores import Line, Scores
 from flawline.agent.progress import WorkProgress
 from flawline.config.errors import ConfigError
 from flawline.config.memory_versions import stored_sha256
@@ -32,6 +32,7 @@ MOST_KEYS = 3  # named where recipes differ
     "--server-key", type=click.Path(path_type=Path), help="--last: the server's public key, where it demands CURVE"
 )
 @click.option("--client-key", type=click.Path(path_type=Path), help="--last: this client's secret key")
+@click.option("--camera", help="--last: of this camera alone [default: of all that the same version judges]")
 @click.option("--recipe", default="default", show_default=True, help="whose threshold")
 @click.option(
     "--config", "file", type=click.Path(path_type=Path), help="the TOML file; the threshold is written into it"
@@ -52,6 +53,7 @@ def calibrate(
     endpoint: str,
     server_key: Path | None,
     client_key: Path | None,
+    camera: str | None,
     recipe: str,
     file: Path | None,
     target_fpr: float | None,
@@ -73,6 +75,8 @@ def calibrate(
         raise ConfigError("calibrate: give either --good FOLDER or --last N")
     if (server_key is None) != (client_key is None):
         raise ConfigError("calibrate: --server-key and --client-key go together")
+    if camera is not None and last is None:
+        raise ConfigError("--camera: belongs to --last; pictures have none")
     if good is not None:
         judged_by = recipe_named(file, recipe)
         found_scores = _scores_of_pictures(good, judged_by, file, bundle, device, target_fpr, confidence)
@@ -81,7 +85,14 @@ def calibrate(
         if target_fpr is not None:
             require_enough(last, target_fpr, confidence, "--last")
         keys = (server_key, client_key) if server_key is not None and client_key is not None else None
-        found_scores = scores_of_line(endpoint, recipe, last, keys)
+        found_scores = Line(endpoint, keys).scores(recipe, last, camera)
+        if found_scores.passed_over:
+            click.echo(
+                f"warning: verdicts of {', '.join(found_scores.passed_over)} by another version of recipe {recipe!r}, "
+                f"another bundle or memory do not count: the newest verdict is by version {found_scores.version}; "
+                "--camera NAME chooses",
+                err=True,
+            )
         if target_fpr is not None:
             require_enough(len(found_scores.scores), target_fpr, confidence, "--last")
         if file is not None and not dry_run:
@@ -114,12 +125,17 @@ def calibrate(
     if written is not None:
         update_recipe(written, recipe, {"threshold": found.threshold, "calibration": calibration})
     if as_json:
-        click.echo(json.dumps({"recipe": recipe, **calibration, "written": str(written) if written else None}))
+        content = {"recipe": recipe, **calibration, "written": str(written) if written else None}
+        if found_scores.version is not None:
+            content |= {"recipe_version": found_scores.version, "cameras": found_scores.cameras}
+        click.echo(json.dumps(content))
         return
     click.echo(
         f"threshold {found.threshold:.6f} from {found.count} good parts ({found.rejected} of them rejected): with "
         f"confidence {confidence:g}, at most {100 * found.false_reject_bound:.3g} % of good parts will be rejected"
     )
+    if found_scores.version is not None:
+        click.echo(f"judged by version {found_scores.version} of the recipe, camera {', '.join(found_scores.cameras)}")
     if written is not None:
         click.echo(f"written to recipes.{recipe} in {written}")
     else:

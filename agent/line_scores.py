@@ -1,7 +1,9 @@
 """The scores of a running line: its newest verdicts by one recipe, and the content of the version that gave them."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -16,57 +18,98 @@ AT_ONCE = 500  # verdicts asked for in one request
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of good parts, and what gave them: bundle, recipe, and the memory where it has one."""
+    """Scores of good parts, and what gave them: bundle, recipe, and the memory where it has one.
+
+    Of a line also the recipe's version, the cameras, and those of which verdicts by something else were passed over.
+    """
 
     scores: list[float]
     bundle: str
     bundle_sha256: str
     recipe: Recipe
     memory_sha256: str | None = None
+    version: int | None = None
+    cameras: list[str] = field(default_factory=list)
+    passed_over: list[str] = field(default_factory=list)
 
 
-def scores_of_line(endpoint: str, recipe: str, count: int, keys: tuple[Path, Path] | None) -> Scores:
-    """The scores of the newest verdicts of a running agent by this recipe, at most `count`.
+class Line:
+    """A running agent, asked over its control socket. Everything raises ConfigError where nobody answers,
+    FlawlineError on a refusal."""
 
-    Only completed inspections count, and only those by the recipe's newest version and the newest bundle: older
-    scores say nothing of what will come. Raises ConfigError where nobody answers or no part was judged by the recipe,
-    FlawlineError on a refusal.
-    """
-    scores: list[float] = []
-    version = bundle = sha256 = memory = None
-    upper: int | None = None
-    try:
-        while len(scores) < count and (upper is None or upper >= 1):
-            request = {"cmd": "replay", "id": 1, "from_seq": 1, "to_seq": upper, "limit": 1}
-            if upper is None:
-                upper = int(ask(endpoint, request, keys=keys)["last_seq"])
+    def __init__(self, endpoint: str, keys: tuple[Path, Path] | None) -> None:
+        self._endpoint = endpoint
+        self._keys = keys
+
+    def scores(self, recipe: str, count: int, camera: str | None = None) -> Scores:
+        """Of the newest verdicts by this recipe, of one camera or of all, at most `count`.
+
+        Only completed inspections count, and only those by what gave the newest one: a version of the recipe, a bundle,
+        a memory. Cameras may be on different versions, so verdicts by others are passed over, until one of a camera
+        that had to do with the wanted one: before it, it was not in use there. Raises ConfigError where there is none.
+        """
+        if camera is not None:
+            there = self._ask("recipe.list")["active"]
+            if camera not in there:
+                raise ConfigError(f"--camera: there is no {camera!r} (there are: {', '.join(there)})")
+        scores: list[float] = []
+        newest: Header = {}
+        cameras: set[str] = set()
+        passed_over: set[str] = set()
+        for verdict in self._newest_first():
+            if verdict["recipe"]["id"] != recipe or camera not in (None, verdict["camera"]):
+                continue
+            if verdict["result"] == "error" or verdict["degraded"]:
+                continue
+            newest = newest or verdict
+            if _judge(verdict) != _judge(newest):
+                if verdict["camera"] in cameras:
+                    break
+                passed_over.add(verdict["camera"])
+                continue
+            cameras.add(verdict["camera"])
+            scores.append(float(verdict["score"]))
+            if len(scores) == count:
+                break
+        if not newest:
+            of = "" if camera is None else f" of camera {camera!r}"
+            raise ConfigError(f"--last: the line has judged no part{of} by recipe {recipe!r} yet")
+        version, provenance = int(newest["recipe"]["version"]), newest["provenance"]
+        return Scores(
+            scores,
+            str(provenance["bundle"]),
+            str(provenance["bundle_sha256"]),
+            _content(self._ask("recipe.list")["recipes"], recipe, version),
+            provenance.get("memory_sha256"),
+            version,
+            sorted(cameras),
+            sorted(passed_over),
+        )
+
+    def _newest_first(self) -> Iterator[Header]:
+        """Every verdict of the journal, from the newest back."""
+        upper = int(self._ask("replay", from_seq=1, limit=1)["last_seq"])
+        while upper >= 1:
             lower = max(1, upper - AT_ONCE + 1)
             verdicts, start, done = [], lower, False
             while not done and start <= upper:
-                reply = ask(endpoint, {"cmd": "replay", "id": 1, "from_seq": start, "to_seq": upper}, keys=keys)
+                reply = self._ask("replay", from_seq=start, to_seq=upper)
                 verdicts += reply["verdicts"]
                 start, done = int(reply["next_seq"]), bool(reply["done"])
-            for verdict in reversed(verdicts):
-                if verdict["recipe"]["id"] != recipe or verdict["result"] == "error" or verdict["degraded"]:
-                    continue
-                provenance = verdict["provenance"]
-                if version is None:
-                    version = verdict["recipe"]["version"]
-                    bundle, sha256 = provenance["bundle"], provenance["bundle_sha256"]
-                    memory = provenance.get("memory_sha256")
-                if (verdict["recipe"]["version"], provenance["bundle_sha256"]) != (version, sha256):
-                    upper = 0
-                    break
-                scores.append(float(verdict["score"]))
-                if len(scores) == count:
-                    break
-            upper = min(upper, lower - 1)
-        if version is None:
-            raise ConfigError(f"--last: the line has judged no part by recipe {recipe!r} yet")
-        known = ask(endpoint, {"cmd": "recipe.list", "id": 1}, keys=keys)["recipes"]
-    except ValueError as error:
-        raise FlawlineError(f"--endpoint {endpoint}: the agent refuses: {error}") from error
-    return Scores(scores, str(bundle), str(sha256), _content(known, recipe, int(version)), memory)
+            yield from reversed(verdicts)
+            upper = lower - 1
+
+    def _ask(self, cmd: str, **request: Any) -> Header:
+        try:
+            return ask(self._endpoint, {"cmd": cmd, "id": 1, **request}, keys=self._keys)
+        except ValueError as error:
+            raise FlawlineError(f"--endpoint {self._endpoint}: the agent refuses: {error}") from error
+
+
+def _judge(verdict: Header) -> tuple[Any, ...]:
+    """What gave its score: scores by another one lie on another scale."""
+    provenance = verdict["provenance"]
+    return verdict["recipe"]["version"], provenance["bundle_sha256"], provenance.get("memory_sha256")
 
 
 def _content(known: list[Header], recipe: str, version: int) -> Recipe:

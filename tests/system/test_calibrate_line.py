@@ -88,3 +88,35 @@ def test_a_threshold_is_written_beside_the_recipe_that_gave_the_scores_alone(mak
     assert calibrated.calibration is not None
     assert calibrated.calibration.recipe_sha256 == calibrated.scale_sha256()
     station.stop()
+
+
+def test_cameras_on_two_versions_of_a_recipe(make_station: Make) -> None:
+    """Each version's parts are told apart, wherever they lie between one another."""
+    station = make_station({"top": [("good", 0)], "side": [("bad", 0)]}, "[recipes.default]\nthreshold = 0.4\n").start()
+    station.trigger("side", "an older version")
+    station.ask("recipe.activate", camera="side", recipe="default", table={"threshold": 0.3})
+    for number in range(5):
+        station.trigger("side", f"S{number}")
+        station.until("verdict", 2 * number + 2)
+        station.trigger("top", f"T{number}")
+        station.until("verdict", 2 * number + 3)
+    newest = calibrate(station, "--last", "9", file=False)
+    said = json.loads(newest.stdout)
+    # side's part before the switch was judged by top's version too
+    assert (said["count"], said["recipe_version"], said["cameras"]) == (6, 1, ["side", "top"])
+    assert "verdicts of side by another version of recipe 'default'" in newest.stderr
+    of_top = calibrate(station, "--last", "9", "--camera", "top", file=False)
+    assert "another version" not in of_top.stderr
+    said = json.loads(of_top.stdout)
+    assert (said["count"], said["cameras"], said["threshold"] < 0.2) == (5, ["top"], True)
+    said = json.loads(calibrate(station, "--last", "9", "--camera", "side", file=False).stdout)
+    assert (said["count"], said["recipe_version"], said["threshold"] > 0.9) == (5, 2, True)
+    # a camera that changes its version ends what it says of that version
+    station.ask("recipe.activate", camera="top", recipe="default", version=2)
+    station.trigger("top", "Z")
+    station.until("verdict", 12)
+    said = json.loads(calibrate(station, "--last", "9", file=False).stdout)
+    assert (said["count"], said["recipe_version"], said["cameras"]) == (1, 2, ["top"])
+    wrong = calibrate(station, "--last", "9", "--camera", "tpo", file=False)
+    assert (wrong.returncode, "--camera: there is no 'tpo' (there are: top, side)" in wrong.stderr) == (2, True)
+    station.stop()
