@@ -68,7 +68,7 @@ def calibrate(
     The bound is the exact binomial one (Clopper-Pearson) for an order statistic; it holds for any distribution
     of scores, if the parts are a fair sample of those to come.
     """
-    from flawline.models.calibrate import METHOD, promised, require_enough, samples_needed
+    from flawline.models.calibrate import METHOD, promised, samples_needed
     from flawline.models.calibrate import calibrate as find_threshold
 
     if (good is None) == (last is None):
@@ -82,29 +82,20 @@ def calibrate(
         found_scores = _scores_of_pictures(good, judged_by, file, bundle, device, target_fpr, confidence)
     else:
         assert last is not None
-        if target_fpr is not None:
-            require_enough(last, target_fpr, confidence, "--last")
         keys = (server_key, client_key) if server_key is not None and client_key is not None else None
-        found_scores = Line(endpoint, keys).scores(recipe, last, camera)
-        if found_scores.passed_over:
-            click.echo(
-                f"warning: verdicts of {', '.join(found_scores.passed_over)} by another version of recipe {recipe!r}, "
-                f"another bundle or memory do not count: the newest verdict is by version {found_scores.version}; "
-                "--camera NAME chooses",
-                err=True,
-            )
-        if target_fpr is not None:
-            require_enough(len(found_scores.scores), target_fpr, confidence, "--last")
+        found_scores = _scores_of_line(Line(endpoint, keys), recipe, last, camera, target_fpr, confidence)
         if file is not None and not dry_run:
             of_file = recipe_named(file, recipe)
             _refuse_another_memory(found_scores.memory_sha256, of_file, recipe, file)
             _refuse_another_scale(found_scores.recipe, of_file, recipe, file)
+    without_score = found_scores.without_score
     if target_fpr is None:
-        target_fpr = promised(len(found_scores.scores), TARGET_FPR, confidence)
+        count, needed = len(found_scores.scores), samples_needed(TARGET_FPR, confidence)
+        target_fpr = promised(count, TARGET_FPR, confidence, without_score)
         if target_fpr > TARGET_FPR:
-            count, needed = len(found_scores.scores), samples_needed(TARGET_FPR, confidence)
             few = f"{count} good parts promise no more than {100 * target_fpr:.3g} % false rejects"
-            click.echo(f"warning: {few}; {needed} would promise {100 * TARGET_FPR:g} %", err=True)
+            more = f"; {needed} would promise {100 * TARGET_FPR:g} %" if count < needed else ""
+            click.echo(f"warning: {few}{more}", err=True)
     found = find_threshold(found_scores.scores, target_fpr, confidence)
     calibration = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -113,7 +104,7 @@ def calibrate(
         "target_fpr": target_fpr,
         "confidence": confidence,
         "false_reject_bound": found.false_reject_bound,
-        "method": METHOD,
+        "method": METHOD + (f"; {without_score} of the parts without a score, taken as rejects" * (without_score > 0)),
         "threshold": found.threshold,
         "bundle": found_scores.bundle,
         "bundle_sha256": found_scores.bundle_sha256,
@@ -128,12 +119,15 @@ def calibrate(
         content = {"recipe": recipe, **calibration, "written": str(written) if written else None}
         if found_scores.version is not None:
             content |= {"recipe_version": found_scores.version, "cameras": found_scores.cameras}
+            content["without_score"] = without_score
         click.echo(json.dumps(content))
         return
     click.echo(
         f"threshold {found.threshold:.6f} from {found.count} good parts ({found.rejected} of them rejected): with "
         f"confidence {confidence:g}, at most {100 * found.false_reject_bound:.3g} % of good parts will be rejected"
     )
+    if without_score:
+        click.echo(f"{without_score} of them have no score and are taken as rejects")
     if found_scores.version is not None:
         click.echo(f"judged by version {found_scores.version} of the recipe, camera {', '.join(found_scores.cameras)}")
     if written is not None:
@@ -172,6 +166,39 @@ def _scores_of_pictures(
     opened = inspector.towers.bundle
     memory = stored_sha256(Path(recipe.memory)) if recipe.memory else None
     return Scores(scores, opened.name, opened.sha256, recipe, memory)
+
+
+def _scores_of_line(
+    line: Line, recipe: str, last: int, camera: str | None, target_fpr: float | None, confidence: float
+) -> Scores:
+    from flawline.models.calibrate import allowed_rejects, clopper_pearson_upper, require_enough
+
+    if target_fpr is not None:
+        require_enough(last, target_fpr, confidence, "--last")
+    found = line.scores(recipe, last, camera)
+    count, without = len(found.scores), found.without_score
+    if target_fpr is not None:
+        require_enough(count, target_fpr, confidence, "--last")
+    if found.passed_over:
+        click.echo(
+            f"warning: verdicts of {', '.join(found.passed_over)} by another version of recipe {recipe!r}, "
+            f"another bundle or memory do not count: the newest verdict is by version {found.version}; "
+            "--camera NAME chooses",
+            err=True,
+        )
+    if without:
+        what = f"{without} of the last {count} parts have no score (SAM did not fit into the deadline, or nothing did)"
+        remedy = f"give recipe {recipe!r} a longer deadline_ms or none, and let the line judge good parts again"
+        if without == count:
+            raise ConfigError(f"--last: {what}: {remedy}")
+        if target_fpr is not None and without > (allowed := allowed_rejects(count, target_fpr, confidence)):
+            raise ConfigError(
+                f"--last: {what}: taken as rejects they are more than the {allowed} that a false reject rate of at "
+                f"most {target_fpr:g} allows (at most {clopper_pearson_upper(without, count, confidence):.3g} can "
+                f"be promised): {remedy}"
+            )
+        click.echo(f"warning: {what} and are taken as rejects: {remedy}", err=True)
+    return found
 
 
 def _refuse_another_memory(judged_by: str | None, content: Recipe, recipe: str, file: Path) -> None:

@@ -20,7 +20,8 @@ AT_ONCE = 500  # verdicts asked for in one request
 class Scores:
     """Scores of good parts, and what gave them: bundle, recipe, and the memory where it has one.
 
-    Of a line also the recipe's version, the cameras, and those of which verdicts by something else were passed over.
+    Of a line also the recipe's version, the cameras, those of which verdicts by something else were passed over, and
+    how many parts have no score: they stand among the scores as 1.0, a reject at any threshold.
     """
 
     scores: list[float]
@@ -31,6 +32,7 @@ class Scores:
     version: int | None = None
     cameras: list[str] = field(default_factory=list)
     passed_over: list[str] = field(default_factory=list)
+    without_score: int = 0
 
 
 class Line:
@@ -44,22 +46,31 @@ class Line:
     def scores(self, recipe: str, count: int, camera: str | None = None) -> Scores:
         """Of the newest verdicts by this recipe, of one camera or of all, at most `count`.
 
-        Only completed inspections count, and only those by what gave the newest one: a version of the recipe, a bundle,
-        a memory. Cameras may be on different versions, so verdicts by others are passed over, until one of a camera
-        that had to do with the wanted one: before it, it was not in use there. Raises ConfigError where there is none.
+        Only those count by what gave the newest one: a version of the recipe, a bundle, a memory. Cameras may be on
+        different versions, so verdicts by others are passed over, until one of a camera that had to do with the wanted
+        one: before it, it was not in use there.
+
+        A part that came too late for its deadline has the score of its late result. Where there is none, or where SAM
+        did not fit into the deadline, nobody knows the score: it counts as a reject. Suspicious parts take longest, so
+        to leave these out would cut off the upper end. Other errors say nothing of their part.
+
+        Raises ConfigError where there is no part at all.
         """
         if camera is not None:
             there = self._ask("recipe.list")["active"]
             if camera not in there:
                 raise ConfigError(f"--camera: there is no {camera!r} (there are: {', '.join(there)})")
         scores: list[float] = []
+        without_score = 0
         newest: Header = {}
         cameras: set[str] = set()
         passed_over: set[str] = set()
-        for verdict in self._newest_first():
+        for verdict, late in self._newest_first():
             if verdict["recipe"]["id"] != recipe or camera not in (None, verdict["camera"]):
                 continue
-            if verdict["result"] == "error" or verdict["degraded"]:
+            if verdict["result"] == "error" and verdict["reason"] != "deadline":
+                continue
+            if verdict["provenance"]["bundle_sha256"] is None:  # the models were not loaded yet
                 continue
             newest = newest or verdict
             if _judge(verdict) != _judge(newest):
@@ -68,7 +79,10 @@ class Line:
                 passed_over.add(verdict["camera"])
                 continue
             cameras.add(verdict["camera"])
-            scores.append(float(verdict["score"]))
+            result = late or verdict
+            known = result["result"] != "error" and not result["degraded"]
+            scores.append(float(result["score"]) if known else 1.0)
+            without_score += not known
             if len(scores) == count:
                 break
         if not newest:
@@ -84,19 +98,22 @@ class Line:
             version,
             sorted(cameras),
             sorted(passed_over),
+            without_score,
         )
 
-    def _newest_first(self) -> Iterator[Header]:
-        """Every verdict of the journal, from the newest back."""
+    def _newest_first(self) -> Iterator[tuple[Header, Header | None]]:
+        """Every verdict of the journal, from the newest back, with the result that came after its deadline."""
         upper = int(self._ask("replay", from_seq=1, limit=1)["last_seq"])
         while upper >= 1:
             lower = max(1, upper - AT_ONCE + 1)
             verdicts, start, done = [], lower, False
+            late: dict[int, Header] = {}
             while not done and start <= upper:
                 reply = self._ask("replay", from_seq=start, to_seq=upper)
                 verdicts += reply["verdicts"]
+                late |= {result["seq"]: result for result in reply["late"]}
                 start, done = int(reply["next_seq"]), bool(reply["done"])
-            yield from reversed(verdicts)
+            yield from ((verdict, late.get(verdict["seq"])) for verdict in reversed(verdicts))
             upper = lower - 1
 
     def _ask(self, cmd: str, **request: Any) -> Header:

@@ -120,3 +120,35 @@ def test_cameras_on_two_versions_of_a_recipe(make_station: Make) -> None:
     wrong = calibrate(station, "--last", "9", "--camera", "tpo", file=False)
     assert (wrong.returncode, "--camera: there is no 'tpo' (there are: top, side)" in wrong.stderr) == (2, True)
     station.stop()
+
+
+def test_parts_without_a_score_are_taken_as_rejects(make_station: Make) -> None:
+    """What takes long is what is suspicious: to leave it out would promise too much."""
+    orders = [*[("good", 0)] * 16, ("degraded", 1500), ("bad", 1300), ("hang", 0)]
+    rules = "[recipes.default]\ndeadline_ms = 1000\n[worker]\njob_limit_s = 4.0\n"
+    station = make_station({"top": orders}, rules).start()
+    for number in range(len(orders)):
+        station.trigger("top", str(number))
+        station.until("verdict", number + 1)
+        if number >= 17:
+            station.until("late", number - 16)  # also where it says that the worker was lost
+        elif number == 16:
+            station.wait_for(lambda: any(mask.get("refined") for mask in station.of("mask")))
+    assert [verdict["reason"] for verdict in station.of("verdict")[-3:]] == ["clip_only", "deadline", "deadline"]
+    done = calibrate(station, "--last", "100", "--target-fpr", "0.4", file=False)
+    said = json.loads(done.stdout)
+    # the late one has its score; the two without may be rejected, the best of the others is 0.9
+    assert (said["count"], said["without_score"], said["rejected"]) == (19, 2, 3)
+    assert said["threshold"] < 0.2
+    assert "2 of the last 19 parts have no score" in done.stderr
+    assert "2 of the parts without a score" in said["method"]
+    promised = json.loads(calibrate(station, "--last", "100", file=False).stdout)
+    assert (promised["rejected"], promised["false_reject_bound"] > 0.29) == (2, True)
+    assert 0.9 < promised["threshold"] < 0.91
+    refused = calibrate(station, "--last", "100", "--target-fpr", "0.2")
+    assert refused.returncode == 2
+    assert "more than the 0 that a false reject rate of at most 0.2 allows" in refused.stderr
+    assert "deadline_ms" in refused.stderr
+    none = calibrate(station, "--last", "1")
+    assert (none.returncode, "1 of the last 1 parts have no score" in none.stderr) == (2, True)
+    station.stop()
