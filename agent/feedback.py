@@ -91,15 +91,17 @@ class Record:
         """
         now = {key: hashlib.sha256(recipe.model_dump_json().encode()).hexdigest() for key, recipe in configured.items()}
         rows = self._database.execute(
-            "SELECT judging.version, judging.content, base.id, base.sha256 FROM active"
+            "SELECT judging.version, judging.content, base.id, base.sha256, active.follows FROM active"
             " JOIN recipes AS judging ON judging.id = active.id AND judging.version = active.version"
             " JOIN recipes AS base ON base.id || '@' || base.version = active.base"
             " WHERE active.id = ? ORDER BY judging.version DESC",
             (name,),
         )
-        for version, content, base, sha256 in rows:
+        for version, content, base, sha256, follows in rows:
             if now.get(base) != sha256:
                 continue
+            if follows:
+                break
             try:
                 recipe = Recipe.model_validate_json(content)
             except ValidationError:  # of an older flawline
