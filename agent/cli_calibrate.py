@@ -110,6 +110,7 @@ def calibrate(
         "bundle_sha256": found_scores.bundle_sha256,
         "recipe_sha256": found_scores.recipe.scale_sha256(),
         "memory_sha256": found_scores.memory_sha256,
+        "min_defect_area_px": found_scores.recipe.min_defect_area_px,
     }
     calibration = {key: value for key, value in calibration.items() if value is not None}
     written = file if not dry_run else None
@@ -215,6 +216,8 @@ def _refuse_another_memory(judged_by: str | None, content: Recipe, recipe: str, 
 def _refuse_another_scale(judged_by: Recipe, content: Recipe, recipe: str, file: Path) -> None:
     """Nor does it say anything of other words, regions or another way of judging than those that gave the scores."""
     keys = judged_by.scale_differs(content)
+    if content.min_defect_area_px < judged_by.min_defect_area_px:  # the other way round scores only fall
+        keys.append("min_defect_area_px")
     if keys:
         named = ", ".join(keys[:MOST_KEYS]) + (f" and {len(keys) - MOST_KEYS} more" if len(keys) > MOST_KEYS else "")
         raise ConfigError(

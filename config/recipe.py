@@ -113,6 +113,9 @@ class Calibration(Strict):
         None,
         description="hash of what else the scores depend on: words, regions, prompts, cascade, fusion, tiles, share",
     )
+    min_defect_area_px: int | None = Field(
+        None, ge=1, description="the recipe's then: with a smaller one, scores of good parts are higher"
+    )
 
 
 _SCALE = {
@@ -202,6 +205,8 @@ class Recipe(Strict):
             why = f"with {before}, now the recipe has {now}"
         elif made.recipe_sha256 != self.scale_sha256():
             why = "before the recipe's words, regions or way of judging were changed"
+        elif self.min_defect_area_px < (made.min_defect_area_px or 1):
+            why = f"with min_defect_area_px = {made.min_defect_area_px}, the recipe has {self.min_defect_area_px}"
         elif self.threshold is None or self.threshold < made.threshold:
             why = f"as {made.threshold:.6f}, the recipe has {'none' if self.threshold is None else self.threshold}"
         else:

@@ -82,11 +82,14 @@ def test_a_threshold_is_written_beside_the_recipe_that_gave_the_scores_alone(mak
     assert (printed["count"], printed["recipe_sha256"]) == (2, Recipe(object="screw").scale_sha256())
     assert "the difference is in object:" in calibrate(station, "--last", "4").stderr
     assert station.config.read_text() == text
+    station.config.write_text(text.replace("nut", 'screw"\nmin_defect_area_px = 9\nqueue = "latest'))
+    assert "the difference is in min_defect_area_px:" in calibrate(station, "--last", "4").stderr
     station.config.write_text(text.replace("nut", "screw"))
     assert calibrate(station, "--last", "4").returncode == 0
     calibrated = load_settings(station.config, environ={}).recipes["default"]
     assert calibrated.calibration is not None
     assert calibrated.calibration.recipe_sha256 == calibrated.scale_sha256()
+    assert calibrated.calibration.min_defect_area_px == calibrated.min_defect_area_px
     station.stop()
 
 
