@@ -1,5 +1,7 @@
 """Which recipes a station knows after a restart, and what it says of one that it can use no more."""
 
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +72,26 @@ def test_what_was_activated_out_of_the_file_follows_the_file_over_a_restart(tmp_
     with reading(tmp_path) as record:
         assert record.judging("bolt", changed.recipes) == (changed.recipes["bolt"], None)
     assert RecipeBook(settings(), journal).of("top").key == "bolt@2", "the file does not have it any more"
+    journal.close()
+
+
+def test_a_key_that_a_newer_flawline_knows_makes_no_new_version(tmp_path: Path) -> None:
+    """So what was activated holds over an upgrade, too."""
+    journal = Journal(tmp_path)
+    book = RecipeBook(settings(), journal)
+    own = book.version_of("default", Recipe(threshold=0.7))
+    book.activate(["top"], own)
+    book.keep([own], ["top"])
+    for version in (1, 2):  # as a flawline without `memory_share` kept them
+        ((text,),) = journal.query("SELECT content FROM recipes WHERE version = ?", (version,))
+        older = json.dumps({key: value for key, value in json.loads(text).items() if key != "memory_share"})
+        values = (older, hashlib.sha256(older.encode()).hexdigest(), version)
+        journal.query("UPDATE recipes SET content = ?, sha256 = ? WHERE version = ?", values)
+    again = RecipeBook(settings(), journal)
+    assert again.of("top").key == "default@2"
+    assert again.for_worker().keys() == {"default@1", "default@2"}
+    with reading(tmp_path) as record:
+        assert record.judging("default", settings().recipes) == (Recipe(threshold=0.7), 2)
     journal.close()
 
 
