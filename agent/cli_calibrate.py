@@ -1,16 +1,15 @@
 """`flawline calibrate`: a recipe's threshold from good parts, as pictures or as the last verdicts of a running line."""
 
 import json
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 import tomli_w
 
-from flawline.agent.control import ask
+from flawline.agent.line_scores import Line, Scores
 from flawline.agent.progress import WorkProgress
-from flawline.config.errors import ConfigError, FlawlineError
+from flawline.config.errors import ConfigError
 from flawline.config.memory_versions import stored_sha256
 from flawline.config.recipe import Recipe
 from flawline.config.recipe_file import update_recipe
@@ -18,17 +17,7 @@ from flawline.config.sources import load_settings
 
 SHARE = click.FloatRange(0.0, 1.0, min_open=True, max_open=True)
 TARGET_FPR = 0.01
-AT_ONCE = 500  # verdicts asked for in one request
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Scores of good parts, the bundle that gave them, and the memory, where they were judged by one."""
-
-    scores: list[float]
-    bundle: str
-    bundle_sha256: str
-    memory_sha256: str | None = None
+MOST_KEYS = 3  # named where recipes differ
 
 
 @click.command()
@@ -43,6 +32,7 @@ class Scores:
     "--server-key", type=click.Path(path_type=Path), help="--last: the server's public key, where it demands CURVE"
 )
 @click.option("--client-key", type=click.Path(path_type=Path), help="--last: this client's secret key")
+@click.option("--camera", help="--last: of this camera alone [default: of all that the same version judges]")
 @click.option("--recipe", default="default", show_default=True, help="whose threshold")
 @click.option(
     "--config", "file", type=click.Path(path_type=Path), help="the TOML file; the threshold is written into it"
@@ -63,6 +53,7 @@ def calibrate(
     endpoint: str,
     server_key: Path | None,
     client_key: Path | None,
+    camera: str | None,
     recipe: str,
     file: Path | None,
     target_fpr: float | None,
@@ -77,37 +68,35 @@ def calibrate(
     The bound is the exact binomial one (Clopper-Pearson) for an order statistic; it holds for any distribution
     of scores, if the parts are a fair sample of those to come.
     """
-    from flawline.models.calibrate import METHOD, promised, require_enough, samples_needed
+    from flawline.models.calibrate import METHOD, promised, samples_needed
     from flawline.models.calibrate import calibrate as find_threshold
 
     if (good is None) == (last is None):
         raise ConfigError("calibrate: give either --good FOLDER or --last N")
     if (server_key is None) != (client_key is None):
         raise ConfigError("calibrate: --server-key and --client-key go together")
+    if camera is not None and last is None:
+        raise ConfigError("--camera: belongs to --last; pictures have none")
     if good is not None:
         judged_by = recipe_named(file, recipe)
         found_scores = _scores_of_pictures(good, judged_by, file, bundle, device, target_fpr, confidence)
     else:
         assert last is not None
-        if target_fpr is not None:
-            require_enough(last, target_fpr, confidence, "--last")
         keys = (server_key, client_key) if server_key is not None and client_key is not None else None
-        found_scores = scores_of_line(endpoint, recipe, last, keys)
-        if target_fpr is not None:
-            require_enough(len(found_scores.scores), target_fpr, confidence, "--last")
-        elif not found_scores.scores:
-            raise ConfigError(f"--last: the line has judged no part by recipe {recipe!r} yet")
+        found_scores = _scores_of_line(Line(endpoint, keys), recipe, last, camera, target_fpr, confidence)
         if file is not None and not dry_run:
-            _refuse_another_memory(found_scores.memory_sha256, recipe_named(file, recipe), recipe, file)
+            of_file = recipe_named(file, recipe)
+            _refuse_another_memory(found_scores.memory_sha256, of_file, recipe, file)
+            _refuse_another_scale(found_scores.recipe, of_file, recipe, file)
+    without_score = found_scores.without_score
     if target_fpr is None:
-        target_fpr = promised(len(found_scores.scores), TARGET_FPR, confidence)
+        count, needed = len(found_scores.scores), samples_needed(TARGET_FPR, confidence)
+        target_fpr = promised(count, TARGET_FPR, confidence, without_score)
         if target_fpr > TARGET_FPR:
-            count, needed = len(found_scores.scores), samples_needed(TARGET_FPR, confidence)
             few = f"{count} good parts promise no more than {100 * target_fpr:.3g} % false rejects"
-            click.echo(f"warning: {few}; {needed} would promise {100 * TARGET_FPR:g} %", err=True)
+            more = f"; {needed} would promise {100 * TARGET_FPR:g} %" if count < needed else ""
+            click.echo(f"warning: {few}{more}", err=True)
     found = find_threshold(found_scores.scores, target_fpr, confidence)
-    # Of a running line without its file nobody knows by what else it judges.
-    judged = None if file is None and good is None else recipe_named(file, recipe)
     calibration = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "count": found.count,
@@ -115,24 +104,33 @@ def calibrate(
         "target_fpr": target_fpr,
         "confidence": confidence,
         "false_reject_bound": found.false_reject_bound,
-        "method": METHOD,
+        "method": METHOD + (f"; {without_score} of the parts without a score, taken as rejects" * (without_score > 0)),
         "threshold": found.threshold,
         "bundle": found_scores.bundle,
         "bundle_sha256": found_scores.bundle_sha256,
-        "recipe_sha256": judged and judged.scale_sha256(),
+        "recipe_sha256": found_scores.recipe.scale_sha256(),
         "memory_sha256": found_scores.memory_sha256,
+        "min_defect_area_px": found_scores.recipe.min_defect_area_px,
     }
     calibration = {key: value for key, value in calibration.items() if value is not None}
     written = file if not dry_run else None
     if written is not None:
         update_recipe(written, recipe, {"threshold": found.threshold, "calibration": calibration})
     if as_json:
-        click.echo(json.dumps({"recipe": recipe, **calibration, "written": str(written) if written else None}))
+        content = {"recipe": recipe, **calibration, "written": str(written) if written else None}
+        if found_scores.version is not None:
+            content |= {"recipe_version": found_scores.version, "cameras": found_scores.cameras}
+            content["without_score"] = without_score
+        click.echo(json.dumps(content))
         return
     click.echo(
         f"threshold {found.threshold:.6f} from {found.count} good parts ({found.rejected} of them rejected): with "
         f"confidence {confidence:g}, at most {100 * found.false_reject_bound:.3g} % of good parts will be rejected"
     )
+    if without_score:
+        click.echo(f"{without_score} of them have no score and are taken as rejects")
+    if found_scores.version is not None:
+        click.echo(f"judged by version {found_scores.version} of the recipe, camera {', '.join(found_scores.cameras)}")
     if written is not None:
         click.echo(f"written to recipes.{recipe} in {written}")
     else:
@@ -168,46 +166,40 @@ def _scores_of_pictures(
             progress.step(picture.name)
     opened = inspector.towers.bundle
     memory = stored_sha256(Path(recipe.memory)) if recipe.memory else None
-    return Scores(scores, opened.name, opened.sha256, memory)
+    return Scores(scores, opened.name, opened.sha256, recipe, memory)
 
 
-def scores_of_line(endpoint: str, recipe: str, count: int, keys: tuple[Path, Path] | None) -> Scores:
-    """The scores of the newest verdicts of a running agent by this recipe, at most `count`.
+def _scores_of_line(
+    line: Line, recipe: str, last: int, camera: str | None, target_fpr: float | None, confidence: float
+) -> Scores:
+    from flawline.models.calibrate import allowed_rejects, clopper_pearson_upper, require_enough
 
-    Only completed inspections count, and only those by the recipe's newest version and the newest bundle: older
-    scores say nothing of what will come. Raises ConfigError where nobody answers, FlawlineError on a refusal.
-    """
-    scores: list[float] = []
-    version = bundle = sha256 = memory = None
-    upper: int | None = None
-    try:
-        while len(scores) < count and (upper is None or upper >= 1):
-            request = {"cmd": "replay", "id": 1, "from_seq": 1, "to_seq": upper, "limit": 1}
-            if upper is None:
-                upper = int(ask(endpoint, request, keys=keys)["last_seq"])
-            lower = max(1, upper - AT_ONCE + 1)
-            verdicts, start, done = [], lower, False
-            while not done and start <= upper:
-                reply = ask(endpoint, {"cmd": "replay", "id": 1, "from_seq": start, "to_seq": upper}, keys=keys)
-                verdicts += reply["verdicts"]
-                start, done = int(reply["next_seq"]), bool(reply["done"])
-            for verdict in reversed(verdicts):
-                if verdict["recipe"]["id"] != recipe or verdict["result"] == "error" or verdict["degraded"]:
-                    continue
-                provenance = verdict["provenance"]
-                if version is None:
-                    version = verdict["recipe"]["version"]
-                    bundle, sha256 = provenance["bundle"], provenance["bundle_sha256"]
-                    memory = provenance.get("memory_sha256")
-                if (verdict["recipe"]["version"], provenance["bundle_sha256"]) != (version, sha256):
-                    return Scores(scores, str(bundle), str(sha256), memory)
-                scores.append(float(verdict["score"]))
-                if len(scores) == count:
-                    break
-            upper = lower - 1
-    except ValueError as error:
-        raise FlawlineError(f"--endpoint {endpoint}: the agent refuses: {error}") from error
-    return Scores(scores, str(bundle), str(sha256), memory)
+    if target_fpr is not None:
+        require_enough(last, target_fpr, confidence, "--last")
+    found = line.scores(recipe, last, camera)
+    count, without = len(found.scores), found.without_score
+    if target_fpr is not None:
+        require_enough(count, target_fpr, confidence, "--last")
+    if found.passed_over:
+        click.echo(
+            f"warning: verdicts of {', '.join(found.passed_over)} by another version of recipe {recipe!r}, "
+            f"another bundle or memory do not count: the newest verdict is by version {found.version}; "
+            "--camera NAME chooses",
+            err=True,
+        )
+    if without:
+        what = f"{without} of the last {count} parts have no score (SAM did not fit into the deadline, or nothing did)"
+        remedy = f"give recipe {recipe!r} a longer deadline_ms or none, and let the line judge good parts again"
+        if without == count:
+            raise ConfigError(f"--last: {what}: {remedy}")
+        if target_fpr is not None and without > (allowed := allowed_rejects(count, target_fpr, confidence)):
+            raise ConfigError(
+                f"--last: {what}: taken as rejects they are more than the {allowed} that a false reject rate of at "
+                f"most {target_fpr:g} allows (at most {clopper_pearson_upper(without, count, confidence):.3g} can "
+                f"be promised): {remedy}"
+            )
+        click.echo(f"warning: {what} and are taken as rejects: {remedy}", err=True)
+    return found
 
 
 def _refuse_another_memory(judged_by: str | None, content: Recipe, recipe: str, file: Path) -> None:
@@ -218,6 +210,19 @@ def _refuse_another_memory(judged_by: str | None, content: Recipe, recipe: str, 
         raise ConfigError(
             f"--last: the line judges recipe {recipe!r} with {of_line}, {file} has {of_file} there: "
             f"set recipes.{recipe}.memory first, or reload the line"
+        )
+
+
+def _refuse_another_scale(judged_by: Recipe, content: Recipe, recipe: str, file: Path) -> None:
+    """Nor does it say anything of other words, regions or another way of judging than those that gave the scores."""
+    keys = judged_by.scale_differs(content)
+    if content.min_defect_area_px < judged_by.min_defect_area_px:  # the other way round scores only fall
+        keys.append("min_defect_area_px")
+    if keys:
+        named = ", ".join(keys[:MOST_KEYS]) + (f" and {len(keys) - MOST_KEYS} more" if len(keys) > MOST_KEYS else "")
+        raise ConfigError(
+            f"--last: the line judged by another recipe {recipe!r} than {file} has, the difference is in {named}: "
+            f"reload the line and let it judge good parts again, or write into the file what the line judges by"
         )
 
 

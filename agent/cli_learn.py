@@ -10,7 +10,7 @@ from flawline.agent.cli_teach import finish
 from flawline.agent.progress import WorkProgress
 from flawline.agent.teaching import teach_from_feedback
 from flawline.config.errors import ConfigError, ImageError
-from flawline.config.memory_versions import FOLDER, activate, next_file, roll_back
+from flawline.config.memory_versions import FOLDER, activate, next_file, roll_back, stored_sha256
 from flawline.config.settings import Settings
 from flawline.config.sources import load_settings
 
@@ -101,6 +101,8 @@ def learn(
     memory = learnt.memory
     from flawline.models.memory_file import write_memory
 
+    if out is not None:
+        _refuse_to_overwrite(out, memory.sha256)
     path = out if out is not None else next_file(place, recipe, memory.sha256)
     write_memory(path, memory)
     if file is not None:
@@ -150,6 +152,21 @@ def learn(
         click.echo(f"written to recipes.{recipe} in {file}; `flawline learn --rollback` takes it back")
     else:
         click.echo(f"[recipes.{recipe}]\nmemory = {json.dumps(str(path.resolve()))}")
+
+
+def _refuse_to_overwrite(out: Path, sha256: str) -> None:
+    """A memory may be in use under this name: its recipe would not change with its content, and no way lead back."""
+    if not out.exists():
+        return
+    try:
+        there = stored_sha256(out)
+    except ConfigError as error:
+        raise ConfigError(f"--out {out}: is there already, and no memory; nothing is overwritten: {error}") from error
+    if there != sha256:
+        raise ConfigError(
+            f"--out {out}: holds another memory ({there[:12]}, learnt was {sha256[:12]}), which may be in use; give "
+            "another name, or leave --out away: then each memory gets a number"
+        )
 
 
 def _learn(settings: Settings, recipe: str, good: Path, keep_all: bool, bundle: str | None, device: str | None) -> Any:

@@ -1,6 +1,5 @@
 """What operators said of verdicts, and what was judged, read from a station's journal: an agent may be writing it."""
 
-import hashlib
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -89,18 +88,19 @@ class Record:
 
         Such a version holds until the configuration says something else for its camera (recipes.py).
         """
-        now = {key: hashlib.sha256(recipe.model_dump_json().encode()).hexdigest() for key, recipe in configured.items()}
         rows = self._database.execute(
-            "SELECT judging.version, judging.content, base.id, base.sha256 FROM active"
+            "SELECT judging.version, judging.content, base.id, base.content, active.follows FROM active"
             " JOIN recipes AS judging ON judging.id = active.id AND judging.version = active.version"
             " JOIN recipes AS base ON base.id || '@' || base.version = active.base"
             " WHERE active.id = ? ORDER BY judging.version DESC",
             (name,),
         )
-        for version, content, base, sha256 in rows:
-            if now.get(base) != sha256:
-                continue
+        for version, content, base, base_content, follows in rows:
             try:
+                if configured.get(base) != Recipe.model_validate_json(base_content):
+                    continue
+                if follows:
+                    break
                 recipe = Recipe.model_validate_json(content)
             except ValidationError:  # of an older flawline
                 continue

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flawline.config.errors import ConfigError, JournalError
 
-VERSION = 2
+VERSION = 3
 
 
 class CorruptJournal(JournalError):
@@ -29,7 +29,7 @@ CREATE TABLE IF NOT EXISTS recipes (
   id TEXT NOT NULL, version INTEGER NOT NULL, sha256 TEXT NOT NULL, content TEXT NOT NULL, t INTEGER NOT NULL,
   PRIMARY KEY (id, version));
 CREATE TABLE IF NOT EXISTS active (
-  camera TEXT PRIMARY KEY, id TEXT NOT NULL, version INTEGER NOT NULL, base TEXT NOT NULL);
+  camera TEXT PRIMARY KEY, id TEXT NOT NULL, version INTEGER NOT NULL, base TEXT NOT NULL, follows INTEGER);
 """
 
 
@@ -52,6 +52,8 @@ def prepare(database: sqlite3.Connection, file: Path, synchronous: str, *, check
         raise CorruptJournal(f"{file}: is corrupt")
     if version < VERSION:
         database.executescript(_TABLES)
+        if "follows" not in [row[1] for row in database.execute("PRAGMA table_info(active)")]:  # of schema 2
+            database.execute("ALTER TABLE active ADD COLUMN follows INTEGER")
         database.execute("INSERT OR IGNORE INTO counts SELECT camera, max(camera_seq) FROM verdicts GROUP BY camera")
         database.execute(f"PRAGMA user_version={VERSION}")
     return version

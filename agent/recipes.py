@@ -29,7 +29,9 @@ class RecipeBook:
     """Every version of every recipe that this station has seen, and the active one of each camera.
 
     A content keeps its version over restarts: the configuration's recipe gets a new one only where it has changed.
-    An activation holds over a restart until the configuration says something new for that camera.
+    An activation holds over a restart until the configuration says something new for that camera. Where it is what the
+    configuration says for a recipe's own name, the camera follows the configuration when that changes; a content of its
+    own stays.
     Called on the event loop, but for `keep`, which writes to the journal and belongs to its thread.
     """
 
@@ -57,15 +59,35 @@ class RecipeBook:
         self._configured = {active.key for active in configured.values()}
         self._base = {camera.name: configured[camera.recipe].key for camera in settings.cameras}
         self._active = {camera.name: configured[camera.recipe] for camera in settings.cameras}
-        for camera, name, version, base in journal.query("SELECT camera, id, version, base FROM active"):
-            again = self._versions.get(f"{name}@{version}")
-            if again is not None and self._base.get(camera) == base:
-                self._active[camera] = again
-                log.info("recipe_still_active", camera=camera, recipe=again.key)
-            elif f"{name}@{version}" in unusable and self._base.get(camera) == base:
-                key, instead = f"{name}@{version}", self._active[camera].key
+        self._follows: set[str] = set()  # cameras judged by what the configuration says for their recipe's name
+        noted: dict[str, tuple[str, bool]] = {}
+        for camera, name, version, base, follows in journal.query(
+            "SELECT camera, id, version, base, follows FROM active"
+        ):
+            key = f"{name}@{version}"
+            if self._base.get(camera) != base:
+                continue
+            if follows and name in configured:
+                self._active[camera] = configured[name]
+            elif key in self._versions:
+                self._active[camera] = self._versions[key]
+            elif key in unusable:
+                instead = self._active[camera].key
                 log.error("recipe_not_active_any_more", camera=camera, recipe=key, by=instead, error=unusable[key])
-        self.keep(configured.values())
+                continue
+            noted[camera] = key, bool(follows)
+            now = self._active[camera].key
+            if now == key:
+                log.info("recipe_still_active", camera=camera, recipe=key)
+            else:
+                log.info("recipe_follows_configuration", camera=camera, recipe=now, before=key)
+        self._note_who_follows()
+        changed = [
+            camera
+            for camera, (key, follows) in noted.items()
+            if (self._active[camera].key, camera in self._follows) != (key, follows)
+        ]
+        self.keep(configured.values(), changed)
 
     def version_of(self, name: str, recipe: Recipe) -> ActiveRecipe:
         """The version with this content: one that is known, or the next number, which only `activate` takes."""
@@ -73,13 +95,17 @@ class RecipeBook:
         newest = self._newest.get(name, 0)
         for version in range(newest, 0, -1):
             known = self._versions.get(f"{name}@{version}")
-            if known is not None and known.sha256 == sha256:
+            # Not by its hash alone: a key that a newer flawline knows, left out, is no other content.
+            if known is not None and (known.sha256 == sha256 or known.recipe == recipe):
                 return known
         return ActiveRecipe(name, newest + 1, recipe, sha256, recipe.threshold, _memory_sha256(recipe))
 
     def _register(self, recipe: ActiveRecipe) -> None:
         self._versions[recipe.key] = recipe
         self._newest[recipe.id] = max(self._newest.get(recipe.id, 0), recipe.version)
+
+    def _note_who_follows(self) -> None:
+        self._follows |= {camera for camera, active in self._active.items() if active.key in self._configured}
 
     def find(self, name: str, version: int | None = None) -> ActiveRecipe:
         """A version, the newest where none is named. Raises ConfigError with the names that there are."""
@@ -111,6 +137,8 @@ class RecipeBook:
         self._register(recipe)
         for camera in cameras:
             self._active[camera] = recipe
+            self._follows.discard(camera)
+        self._note_who_follows()
         self._warn()
 
     def configured(self, settings: Settings) -> dict[str, ActiveRecipe]:
@@ -120,22 +148,32 @@ class RecipeBook:
     def take_up(self, configured: Mapping[str, ActiveRecipe], recipe_of: Mapping[str, str]) -> list[str]:
         """A changed configuration holds from the next frame on; the worker knows its recipes already.
 
-        `recipe_of` names each camera's recipe. Returns the cameras for which it says something new: what was activated
-        there by command gives way, as it would at a restart.
+        `recipe_of` names each camera's recipe. Where it says something new for that one, what was activated by command
+        gives way; where it does for the recipe that was activated, its new version takes the place, as it would at a
+        restart. Returns the cameras to `keep`.
         """
         for recipe in configured.values():
             self._register(recipe)
         self._configured = {recipe.key for recipe in configured.values()}
-        moved = [
-            camera
+        before = {camera: (active.key, camera in self._follows) for camera, active in self._active.items()}
+        moved = {
+            camera: configured[name]
             for camera, name in recipe_of.items()
             if camera in self._base and self._base[camera] != configured[name].key
-        ]
-        for camera in moved:
-            self._active[camera] = configured[recipe_of[camera]]
-            self._base[camera] = self._active[camera].key
+        }
+        for camera, active in self._active.items():
+            if camera in moved:
+                self._base[camera] = moved[camera].key
+                self._active[camera] = moved[camera]
+            elif camera in self._follows:
+                self._active[camera] = configured.get(active.id, active)
+        self._note_who_follows()
         self._warn()
-        return moved
+        return [
+            camera
+            for camera, active in self._active.items()
+            if camera in moved or (active.key, camera in self._follows) != before[camera]
+        ]
 
     def keep(self, recipes: Iterable[ActiveRecipe], cameras: Iterable[str] = ()) -> None:
         """On the journal's thread: remember versions and the active one of these cameras. A full disk is said."""
@@ -148,8 +186,8 @@ class RecipeBook:
             for camera in cameras:
                 active = self._active[camera]
                 self._journal.query(
-                    "INSERT OR REPLACE INTO active VALUES (?, ?, ?, ?)",
-                    (camera, active.id, active.version, self._base[camera]),
+                    "INSERT OR REPLACE INTO active (camera, id, version, base, follows) VALUES (?, ?, ?, ?, ?)",
+                    (camera, active.id, active.version, self._base[camera], camera in self._follows),
                 )
         except JournalError as error:
             log.error("recipe_not_kept", error=str(error))

@@ -47,18 +47,21 @@ class Reloader:
             changed = sorted(_changes(self._settings.model_dump(), new.model_dump()))
             hot = [key for key in changed if _is_hot(key)]
             cold = [key for key in changed if not _is_hot(key)]
-            await self._take_up(new)
+            moved = await self._take_up(new)
         except FlawlineError as error:
             log.error("reload_refused", error=str(error))
             return f"reload refused, nothing was changed: {error}"
         except Exception as error:  # no file, however odd, ends a line that runs
             log.exception("reload_refused")
             return f"reload refused: {type(error).__name__}: {error}"
-        log.info("reloaded", taken_up=hot, needs_restart=cold)
+        log.info("reloaded", taken_up=hot, needs_restart=cold, judged_from_now_on=moved)
         text = f"reloaded: {', '.join(hot) or 'nothing has changed'}"
+        if moved:
+            text += f"; judged from now on: {', '.join(f'{camera} by {key}' for camera, key in moved.items())}"
         return text + (f"; needs a restart: {', '.join(cold)}" if cold else "")
 
-    async def _take_up(self, new: Settings) -> None:
+    async def _take_up(self, new: Settings) -> dict[str, str]:
+        """Returns the cameras that another version judges from now on, with its key."""
         async with self._switching:
             recipes = self._recipes.configured(new)
             thresholds = {}
@@ -67,12 +70,15 @@ class Reloader:
                     table = recipe.recipe.model_dump(mode="json")
                     thresholds[recipe.key] = await self._worker.add_recipe(recipe.key, table)
             # Nothing can be refused from here on.
-            moved = self._recipes.take_up(recipes, {camera.name: camera.recipe for camera in new.cameras})
+            before = {camera: self._recipes.of(camera).key for camera in self._recipes.status()}
+            to_keep = self._recipes.take_up(recipes, {camera.name: camera.recipe for camera in new.cameras})
             self._recipes.thresholds_are(thresholds)
             self._settings = _with_hot(self._settings, new)
             self._outbox.masks_are(self._settings.publish)
             set_up_logging(new.log, station=self._settings.station)
-            await self._outbox.on_journal(self._recipes.keep, list(recipes.values()), moved)
+            await self._outbox.on_journal(self._recipes.keep, list(recipes.values()), to_keep)
+            now = {camera: self._recipes.of(camera).key for camera in before}
+            return {camera: key for camera, key in now.items() if key != before[camera]}
 
 
 def _changes(old: Any, new: Any, key: str = "") -> Iterator[str]:

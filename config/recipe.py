@@ -113,6 +113,9 @@ class Calibration(Strict):
         None,
         description="hash of what else the scores depend on: words, regions, prompts, cascade, fusion, tiles, share",
     )
+    min_defect_area_px: int | None = Field(
+        None, ge=1, description="the recipe's then: with a smaller one, scores of good parts are higher"
+    )
 
 
 _SCALE = {
@@ -180,6 +183,18 @@ class Recipe(Strict):
         table = self.model_dump(mode="json", include=_SCALE)
         return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
 
+    def scale_differs(self, other: "Recipe") -> list[str]:
+        """The keys that scores depend on and that the other recipe has otherwise, as `prompt.kernel_size`."""
+        differing = []
+        for key in _SCALE:
+            one, two = getattr(self, key), getattr(other, key)
+            if isinstance(one, Strict):
+                names = type(one).model_fields
+                differing += [f"{key}.{name}" for name in names if getattr(one, name) != getattr(two, name)]
+            elif one != two:
+                differing.append(key)
+        return sorted(differing)
+
     def calibration_warning(self, bundle: str, bundle_sha256: str | None, memory_sha256: str | None) -> str | None:
         """What to warn of where this bundle and memory judge; None where there is no calibration, or it still holds."""
         made = self.calibration
@@ -195,6 +210,8 @@ class Recipe(Strict):
             why = f"with {before}, now the recipe has {now}"
         elif made.recipe_sha256 != self.scale_sha256():
             why = "before the recipe's words, regions or way of judging were changed"
+        elif self.min_defect_area_px < (made.min_defect_area_px or 1):
+            why = f"with min_defect_area_px = {made.min_defect_area_px}, the recipe has {self.min_defect_area_px}"
         elif self.threshold is None or self.threshold < made.threshold:
             why = f"as {made.threshold:.6f}, the recipe has {'none' if self.threshold is None else self.threshold}"
         else:

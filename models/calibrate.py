@@ -80,11 +80,18 @@ def require_enough(count: int, target_fpr: float, confidence: float, option: str
         )
 
 
-def promised(count: int, target_fpr: float, confidence: float) -> float:
-    """The target, or where `count` parts are too few for it what a threshold above all of them promises."""
-    if not 0 < count < samples_needed(target_fpr, confidence):
-        return target_fpr
-    return min(1.0, clopper_pearson_upper(0, count, confidence) * (1 + 1e-9))
+def promised(count: int, target_fpr: float, confidence: float, rejected: int = 0) -> float:
+    """The target, or where `count` parts are too few for it what a threshold above all but `rejected` promises."""
+    least = clopper_pearson_upper(rejected, count, confidence) if count else 0.0
+    return target_fpr if least <= target_fpr else min(1.0, least * (1 + 1e-9))
+
+
+def allowed_rejects(count: int, target_fpr: float, confidence: float) -> int:
+    """How many of `count` good parts a threshold that meets the target may reject; they must be enough for it."""
+    rejected = 0
+    while clopper_pearson_upper(rejected + 1, count, confidence) <= target_fpr:
+        rejected += 1
+    return rejected
 
 
 def calibrate(scores: Sequence[float], target_fpr: float, confidence: float) -> CalibratedThreshold:
@@ -94,9 +101,7 @@ def calibrate(scores: Sequence[float], target_fpr: float, confidence: float) -> 
     """
     count = len(scores)
     require_enough(count, target_fpr, confidence)
-    rejected = 0
-    while clopper_pearson_upper(rejected + 1, count, confidence) <= target_fpr:
-        rejected += 1
+    rejected = allowed_rejects(count, target_fpr, confidence)
     highest_passed = np.sort(np.asarray(scores, np.float32))[count - 1 - rejected]
     threshold = max(float(np.nextafter(highest_passed, np.float32(np.inf))), LEAST_THRESHOLD)
     if threshold > 1.0:

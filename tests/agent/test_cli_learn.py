@@ -76,6 +76,22 @@ def test_versions_are_kept_and_taken_back(line: Path) -> None:
         learn(line, "--rollback")
 
 
+def test_out_overwrites_nothing(line: Path) -> None:
+    good, out = line.parent / "good", line.parent / "plates.safetensors"
+    learn(line, "--good", str(good), "--out", str(out))
+    learn(line, "--good", str(good), "--out", str(out))  # the same once more is no other memory
+    first, before = out.read_bytes(), line.read_text()
+    write_part(good / "6.png", 6)
+    with pytest.raises(ConfigError, match=r"plates\.safetensors: holds another memory"):
+        learn(line, "--good", str(good), "--out", str(out))
+    assert out.read_bytes() == first
+    other = line.parent / "notes.txt"
+    other.write_text("not to be lost")
+    with pytest.raises(ConfigError, match=r"notes\.txt: is there already, and no memory"):
+        learn(line, "--good", str(good), "--out", str(other))
+    assert (other.read_text(), line.read_text()) == ("not to be lost", before)
+
+
 def test_the_way_back_leads_to_what_was_in_use(line: Path) -> None:
     """Not to a memory that was taken back already, and also where an earlier one came into use again."""
     good = line.parent / "good"

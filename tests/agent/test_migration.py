@@ -9,6 +9,10 @@ import msgpack
 
 from flawline.agent.journal import Journal
 from flawline.agent.journal_schema import VERSION
+from flawline.agent.recipes import RecipeBook
+from flawline.config.recipe import Recipe
+from flawline.config.settings import Settings
+from flawline.config.settings_camera import CameraSettings
 
 SCHEMA_1 = """
 CREATE TABLE verdicts (
@@ -57,5 +61,26 @@ def test_a_journal_of_the_first_schema_goes_on(tmp_path: Path) -> None:
         journal.number(header)
         assert (header["seq"], header["camera_seq"]) == (start, start - 4)
         journal.commit([(header, None)])
+        assert journal.query("PRAGMA user_version") == [(VERSION,)]
+        journal.close()
+
+
+def test_what_was_activated_under_the_second_schema_goes_on(tmp_path: Path) -> None:
+    """Its table lacks a column: whether the file said it is found out at the first start."""
+    cameras = [CameraSettings(name=name) for name in ("top", "side")]
+    file = Settings(cameras=cameras, recipes={"default": Recipe(), "bolt": Recipe(object="bolt")})
+    journal = Journal(tmp_path / "line1")
+    book = RecipeBook(file, journal)
+    own = book.version_of("bolt", Recipe(object="bolt", threshold=0.7))
+    book.activate(["top"], book.find("bolt", 1))
+    book.activate(["side"], own)
+    book.keep([own], ["top", "side"])
+    journal.query("ALTER TABLE active DROP COLUMN follows")
+    journal.query("PRAGMA user_version=2")
+    journal.close()
+    for table, top in ((file.recipes["bolt"], "bolt@1"), (Recipe(object="bolt", threshold=0.1), "bolt@3")):
+        journal = Journal(tmp_path / "line1")
+        book = RecipeBook(Settings(cameras=cameras, recipes={"default": Recipe(), "bolt": table}), journal)
+        assert {camera: book.of(camera).key for camera in ("top", "side")} == {"top": top, "side": "bolt@2"}
         assert journal.query("PRAGMA user_version") == [(VERSION,)]
         journal.close()

@@ -1,11 +1,14 @@
 """Which recipes a station knows after a restart, and what it says of one that it can use no more."""
 
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
 from structlog.testing import capture_logs
 
+from flawline.agent.feedback import reading
 from flawline.agent.journal import Journal
 from flawline.agent.recipes import RecipeBook
 from flawline.config.recipe import Recipe
@@ -47,4 +50,73 @@ def test_a_lost_memory_is_said_and_what_judges_instead(tmp_path: Path) -> None:
     (error,) = [entry for entry in said if entry["log_level"] == "error"]
     assert (error["recipe"], error["by"], error["camera"]) == ("default@2", "default@1", "top")
     assert str(memory) in error["error"]
+    journal.close()
+
+
+def test_what_was_activated_out_of_the_file_follows_the_file_over_a_restart(tmp_path: Path) -> None:
+    """Also where what was activated can be used no more."""
+    memory = tmp_path / "bolt.0001.aaaaaaaaaaaa.safetensors"
+    save_file({"cells": np.zeros(1, np.float32)}, memory, {"sha256": "a" * 64})
+    journal = Journal(tmp_path)
+    file = settings(bolt=Recipe(object="bolt", memory=str(memory)))
+    book = RecipeBook(file, journal)
+    book.activate(["top"], book.find("bolt"))
+    book.keep([], ["top"])
+    assert RecipeBook(file, journal).of("top").key == "bolt@1"
+    memory.unlink()
+    changed = settings(bolt=Recipe(object="bolt", threshold=0.3))
+    for _ in range(2):  # it is kept, so that the second start finds it as it is
+        again = RecipeBook(changed, journal)
+        assert again.of("top").key == "bolt@2"
+        assert again.for_worker().keys() == {"default@1", "bolt@2"}
+    with reading(tmp_path) as record:
+        assert record.judging("bolt", changed.recipes) == (changed.recipes["bolt"], None)
+    assert RecipeBook(settings(), journal).of("top").key == "bolt@2", "the file does not have it any more"
+    journal.close()
+
+
+def test_a_key_that_a_newer_flawline_knows_makes_no_new_version(tmp_path: Path) -> None:
+    """So what was activated holds over an upgrade, too."""
+    journal = Journal(tmp_path)
+    book = RecipeBook(settings(), journal)
+    own = book.version_of("default", Recipe(threshold=0.7))
+    book.activate(["top"], own)
+    book.keep([own], ["top"])
+    for version in (1, 2):  # as a flawline without `memory_share` kept them
+        ((text,),) = journal.query("SELECT content FROM recipes WHERE version = ?", (version,))
+        older = json.dumps({key: value for key, value in json.loads(text).items() if key != "memory_share"})
+        values = (older, hashlib.sha256(older.encode()).hexdigest(), version)
+        journal.query("UPDATE recipes SET content = ?, sha256 = ? WHERE version = ?", values)
+    again = RecipeBook(settings(), journal)
+    assert again.of("top").key == "default@2"
+    assert again.for_worker().keys() == {"default@1", "default@2"}
+    with reading(tmp_path) as record:
+        assert record.judging("default", settings().recipes) == (Recipe(threshold=0.7), 2)
+    journal.close()
+
+
+def test_a_content_of_its_own_stays_until_the_file_says_the_same(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    book = RecipeBook(settings(bolt=Recipe(object="bolt")), journal)
+    own = book.version_of("bolt", Recipe(object="bolt", threshold=0.7))
+    book.activate(["top"], own)
+    book.keep([own], ["top"])
+    of_camera = {"top": "default"}
+
+    def read(threshold: float, recipes: RecipeBook) -> str:
+        configured = recipes.configured(settings(bolt=Recipe(object="bolt", threshold=threshold)))
+        recipes.keep(configured.values(), recipes.take_up(configured, of_camera))
+        return recipes.of("top").key
+
+    assert read(0.1, book) == "bolt@2"
+    book = RecipeBook(settings(bolt=Recipe(object="bolt", threshold=0.2)), journal)
+    assert book.of("top").key == "bolt@2"
+    # written into the file it is the file's, and goes on with it
+    assert read(0.7, book) == "bolt@2"
+    book = RecipeBook(settings(bolt=Recipe(object="bolt", threshold=0.8)), journal)
+    assert book.of("top").key == "bolt@5"
+    assert read(0.9, book) == "bolt@6"
+    # an earlier version, called back by its number, is not what the file says
+    book.activate(["top"], book.find("bolt", 1))
+    assert read(0.2, book) == "bolt@1"
     journal.close()

@@ -102,5 +102,9 @@ def test_it_holds_for_the_scale_that_it_was_made_on() -> None:
     assert "calibrated with memory aaaaaaaaaaaa, now the recipe has memory bbbbbbbbbbbb" in (said("b" * 64) or "")
     assert "now the recipe has no memory" in (said(None) or "")
     assert "calibrated as 0.500000, the recipe has 0.4" in (said(threshold=0.4) or "")
+    recipe = Recipe.model_validate(recipe.model_dump() | {"calibration": noted | {"min_defect_area_px": 20}})
+    assert said() is None
+    assert said(min_defect_area_px=21) is None, "scores only fall"
+    assert "calibrated with min_defect_area_px = 20, the recipe has 19" in (said(min_defect_area_px=19) or "")
     older = Recipe.model_validate(recipe.model_dump() | {"calibration": made})
     assert older.calibration_warning("demo", OTHER, "b" * 64) is None, "nothing was noted then"

@@ -62,6 +62,30 @@ def test_what_is_hot_is_taken_up_and_the_rest_is_named(make_station: Make) -> No
     station.stop()
 
 
+def test_a_product_changed_over_by_command_follows_its_recipe_in_the_file(make_station: Make) -> None:
+    recipes = "[recipes.default]\n[recipes.bolt]\nthreshold = 0.4\n"
+    station = make_station({"top": [("bad", 0)], "side": [("good", 0)]}, recipes).start()
+    original = station.config.read_text()
+    station.ask("recipe.activate", camera="top", recipe="bolt")
+    station.ask("recipe.activate", camera="side", recipe="bolt", table={"threshold": 0.7})
+    own = {"id": "bolt", "version": 2}  # of side alone, never in the file
+    station.config.write_text(original.replace("threshold = 0.4", "threshold = 0.5"))
+    said = reload(station)
+    assert (said["taken_up"], said["judged_from_now_on"]) == (["recipes.bolt.threshold"], {"top": "bolt@3"})
+    assert station.status()["recipe"] == {"top": {"id": "bolt", "version": 3}, "side": own}
+    assert station.ask("threshold.get", camera="top")["threshold"] == 0.5
+    station.trigger("top", "A")
+    assert station.until("verdict", 1)[0]["recipe"] == {"id": "bolt", "version": 3}
+    station.kill()
+    station.start()
+    assert station.status()["recipe"] == {"top": {"id": "bolt", "version": 3}, "side": own}
+    station.stop()
+    station.config.write_text(original.replace("threshold = 0.4", "threshold = 0.6"))
+    station.start()
+    assert station.status()["recipe"] == {"top": {"id": "bolt", "version": 4}, "side": own}
+    station.stop()
+
+
 def test_a_wrong_file_leaves_everything_as_it_is(make_station: Make) -> None:
     station = make_station({"top": [("good", 0)]}, "[recipes.default]\nthreshold = 0.4\n").start()
     original = station.config.read_text()
