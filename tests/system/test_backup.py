@@ -116,6 +116,7 @@ def test_what_was_learnt_is_kept_with_every_version_to_roll_back_to(tmp_path: Pa
     config.write_text(f'[journal]\npath = "state"\n[recipes.default]\n[recipes.plates]\nmemory = "memory/{names[1]}"\n')
     kept = [tmp_path / "memory" / name for name in names]  # by `flawline learn`
     kept += [tmp_path / "state/memory" / name for name in names]  # on the running line
+    kept += [tmp_path / "memory/line.plates.history"]
     for path in (*kept, tmp_path / "memory/notes.txt"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(str(path))
