@@ -18,6 +18,7 @@ import zmq
 import zmq.asyncio
 
 from flawline import __version__
+from flawline.agent.addresses import until_there
 from flawline.agent.allocator import keep_memory_flat
 from flawline.agent.archive import Archive
 from flawline.agent.commands import Commands
@@ -59,6 +60,7 @@ class Agent:
         settings: Settings,
         frames_limit: int | None,
         read_again: Callable[[], Settings],
+        manager: ServiceManager,
         stack: contextlib.ExitStack,
     ) -> None:
         self.settings = settings
@@ -116,8 +118,6 @@ class Agent:
         self.reloader = Reloader(
             settings, read_again, self.recipes, self.worker, self.outbox, switching=self.commands.switching
         )
-        manager = ServiceManager()
-        stack.callback(manager.close)
         self.service = ServiceReporter(
             manager, self.status, lambda: what_stands_still(self.intake, self.worker, self.outbox)
         )
@@ -272,8 +272,11 @@ async def run_agent(
     sys.setswitchinterval(0.0005)
     cv2.setNumThreads(1)  # converting a frame is quick; handing it to threads and waiting for them is not
     with contextlib.ExitStack() as stack:
-        agent = Agent(settings, frames_limit, read_again or (lambda: settings), stack)
-        await agent.run()
+        manager = ServiceManager()
+        stack.callback(manager.close)
+        if await until_there(settings, manager):
+            agent = Agent(settings, frames_limit, read_again or (lambda: settings), manager, stack)
+            await agent.run()
     return 0
 
 

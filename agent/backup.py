@@ -7,9 +7,11 @@ Numbers given out after the backup was made are not in it, and must not be given
 therefore skips as many numbers as could have been used meanwhile, and says so (`seq_jump` in its status).
 """
 
+import contextlib
 import fcntl
+import grp
+import gzip
 import hashlib
-import io
 import json
 import os
 import pwd
@@ -19,15 +21,16 @@ import tarfile
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from flawline import __version__
 from flawline.agent.numbers import NumberMark
 from flawline.config.errors import ConfigError, JournalError
 from flawline.config.memory_versions import FOLDER, is_numbered
+from flawline.config.recipe_file import give
 from flawline.config.settings import Settings
 from flawline.config.sources import keys_folder
 
@@ -38,27 +41,36 @@ _NOT_STATE = {"lock", "journal.sqlite", "journal.sqlite-wal", "journal.sqlite-sh
 
 
 def back_up(config: Path, settings: Settings, target: Path, *, pictures: bool) -> list[str]:
-    """Write `target`; returns the paths that are in it. Raises ConfigError naming the file that is wrong."""
+    """Write `target`; returns the paths that are in it. Raises ConfigError naming the file that is wrong.
+
+    What a running agent clears away meanwhile, as archived pictures, is passed over.
+    """
     state = settings.journal.path / settings.station
-    kept = (*_of_config(config, settings), *_memories(config, settings), *_of_state(state, pictures))
-    wanted = {path.resolve(): path for path in kept}
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        with tempfile.TemporaryDirectory(prefix="flawline-backup-") as folder:
-            copies = {path: path for path in wanted.values()}
+    surely = (*_of_config(config, settings), *_memories(config, settings))
+    kept = {path.resolve(): path for path in (*surely, *_of_state(state, pictures))}
+    may_go = kept.keys() - {path.resolve() for path in surely}
+    try:  # beside the target: /tmp may be memory
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as name:
+            folder = Path(name)
+            created = time.time()  # numbers that are given out from here on may not be in it
+            staged = {}
             if (state / "journal.sqlite").is_file():
-                copies[state / "journal.sqlite"] = _copy_journal(state / "journal.sqlite", Path(folder))
+                staged[state / "journal.sqlite"] = _copy_journal(state / "journal.sqlite", folder)
             if (state / "seq.mark").is_file():  # after the journal: the mark covers all that the copy holds
-                copies[state / "seq.mark"] = Path(shutil.copy(state / "seq.mark", folder))
-            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "wb") as stream, tarfile.open(fileobj=stream, mode="w:gz") as tar:
-                _write(tar, copies, config, settings)
-        partial.replace(target)
+                staged[state / "seq.mark"] = Path(shutil.copy(state / "seq.mark", folder))
+            entries: list[dict[str, Any]] = []
+            with tarfile.open(folder / "files", "w:gz") as tar:
+                for path, copy in staged.items():
+                    entries.append(_add(tar, len(entries), path, copy))
+                    copy.unlink()
+                for real, path in kept.items():
+                    with contextlib.suppress(*((FileNotFoundError,) if real in may_go else ())):
+                        entries.append(_add(tar, len(entries), path, _staged(path, folder)))
+            _put_together(folder / "whole", folder / "files", _manifest(config, settings, created, entries))
+            (folder / "whole").replace(target)
     except (OSError, sqlite3.Error) as error:
         raise ConfigError(f"{target}: the backup cannot be written: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    return [str(path) for path in copies]
+    return [entry["path"] for entry in entries]
 
 
 def _of_config(config: Path, settings: Settings) -> Iterator[Path]:
@@ -85,10 +97,12 @@ def _memories(config: Path, settings: Settings) -> Iterator[Path]:
 
 
 def _of_state(state: Path, pictures: bool) -> Iterator[Path]:
-    for path in sorted(state.rglob("*")):
-        first = path.relative_to(state).parts[0]
-        if path.is_file() and first not in _NOT_STATE and (pictures or first != "pictures"):
-            yield path
+    for place, folders, files in os.walk(state):  # passes over a folder that vanishes
+        folders[:] = sorted(name for name in folders if pictures or Path(place, name) != state / "pictures")
+        for name in sorted(files):
+            path = Path(place, name)
+            if path.relative_to(state).parts[0] not in _NOT_STATE and path.is_file():
+                yield path
 
 
 def _copy_journal(file: Path, folder: Path) -> Path:
@@ -102,33 +116,56 @@ def _copy_journal(file: Path, folder: Path) -> Path:
     return copy
 
 
-def _write(tar: tarfile.TarFile, copies: dict[Path, Path], config: Path, settings: Settings) -> None:
-    entries: list[dict[str, Any]] = []
-    members: list[tuple[tarfile.TarInfo, Path]] = []
-    for number, (path, copy) in enumerate(copies.items()):
-        info = tar.gettarinfo(str(copy), arcname=f"{number:05}/{path.name}")
-        owner = path.stat()
-        info.uid, info.gid, info.mode = owner.st_uid, owner.st_gid, owner.st_mode & 0o777
-        with copy.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        entries.append({"member": info.name, "path": str(path), "sha256": digest, "mode": info.mode})
-        members.append((info, copy))
+def _staged(path: Path, folder: Path) -> Path:
+    """A copy that nobody changes, so that checksum and content are of one reading; the next one takes its place."""
+    return Path(shutil.copyfile(path, folder / "one"))
+
+
+def _add(tar: tarfile.TarFile, number: int, path: Path, copy: Path) -> dict[str, Any]:
+    """Put the copy into the tar in the place of the file; returns its entry in the manifest."""
+    info = tar.gettarinfo(str(copy), arcname=f"{number:05}/{path.name}")
+    status = path.stat()
+    info.uid, info.gid, info.mode = status.st_uid, status.st_gid, status.st_mode & 0o777
+    info.uname, info.gname = _name_of(pwd.getpwuid, status.st_uid), _name_of(grp.getgrgid, status.st_gid)
+    with copy.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        stream.seek(0)
+        tar.addfile(info, stream)
+    owner = {"owner": info.uname, "group": info.gname}
+    return {"member": info.name, "path": str(path), "sha256": digest, "mode": info.mode, **owner}
+
+
+def _name_of(look_up: Callable[[int], tuple[Any, ...]], number: int) -> str:
+    """Of a user or group; empty where it has none."""
+    try:
+        return str(look_up(number)[0])
+    except KeyError:
+        return ""
+
+
+def _manifest(config: Path, settings: Settings, created: float, entries: list[dict[str, Any]]) -> bytes:
     manifest = {
         "schema": SCHEMA,
         "flawline": __version__,
         "station": settings.station,
-        "created": time.time(),
+        "created": created,
         "config": str(config.absolute()),
         "state": str(settings.journal.path / settings.station),
         "files": entries,
     }
-    text = json.dumps(manifest, indent=1).encode()
+    return json.dumps(manifest, indent=1).encode()
+
+
+def _put_together(whole: Path, files: Path, manifest: bytes) -> None:
+    """The manifest before the files that it tells of: two gzipped pieces one after the other are one gzipped file."""
     head = tarfile.TarInfo("manifest.json")
-    head.size, head.mtime = len(text), int(time.time())
-    tar.addfile(head, io.BytesIO(text))
-    for info, copy in members:
-        with copy.open("rb") as stream:
-            tar.addfile(info, stream)
+    head.size, head.mtime = len(manifest), int(time.time())
+    descriptor = os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as out:
+        padding = b"\0" * (-len(manifest) % tarfile.BLOCKSIZE)
+        out.write(gzip.compress(head.tobuf() + manifest + padding))
+        with files.open("rb") as stream:
+            shutil.copyfileobj(stream, out, 1 << 20)
 
 
 def restore(source: Path, prefix: Path, *, force: bool, skip_numbers: int | None) -> dict[str, Any]:
@@ -137,20 +174,20 @@ def restore(source: Path, prefix: Path, *, force: bool, skip_numbers: int | None
     Everything is read and checked before the first file is written. Raises ConfigError where the file is no backup or
     damaged, where an agent is running on that state, or where files are there and `force` is not given.
     """
-    with tempfile.TemporaryDirectory(prefix="flawline-restore-") as folder:
-        manifest = _unpack(source, Path(folder))
-        places = {
-            entry["member"]: prefix / PurePosixPath(entry["path"]).relative_to("/") for entry in manifest["files"]
-        }
+    state = _below(prefix, _read_manifest(source)["state"])
+    place = next(path for path in state.parents if path.is_dir())  # beside what it becomes: /tmp may be memory
+    with _working_folder(place) as folder:
+        manifest = _unpack(source, folder)
+        places = {entry["member"]: _below(prefix, entry["path"]) for entry in manifest["files"]}
         there = sorted(str(path) for path in places.values() if path.exists())
         if there and not force:
             raise ConfigError(f"{there[0]}: is there already ({len(there)} files in all); --force overwrites them")
-        state = prefix / PurePosixPath(manifest["state"]).relative_to("/")
         used = _numbers_used(state)
         owner = _owner(prefix)
         try:
             for entry in manifest["files"]:
-                _put(Path(folder) / entry["member"], places[entry["member"]], entry["mode"], state, owner)
+                _put(folder / entry["member"], places[entry["member"]], entry, prefix)
+                _own_state(places[entry["member"]], state, owner)
             for suffix in ("-wal", "-shm"):  # of the journal that was there before
                 (state / f"journal.sqlite{suffix}").unlink(missing_ok=True)
             elapsed = max(0.0, time.time() - float(manifest["created"]))
@@ -163,7 +200,25 @@ def restore(source: Path, prefix: Path, *, force: bool, skip_numbers: int | None
     return manifest | {"skipped": skipped, "written": [str(path) for path in places.values()]}
 
 
-def _unpack(source: Path, folder: Path) -> dict[str, Any]:
+@contextlib.contextmanager
+def _working_folder(place: Path) -> Iterator[Path]:
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=".flawline-restore-", dir=place))
+    except OSError as error:
+        raise ConfigError(f"{place}: cannot be written: {error.strerror or error}") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _below(prefix: Path, path: str) -> Path:
+    return prefix / PurePosixPath(path).relative_to("/")
+
+
+@contextlib.contextmanager
+def _opened(source: Path) -> Iterator[tuple[tarfile.TarFile, dict[str, Any]]]:
+    """The backup and its manifest. Whatever goes wrong inside is a ConfigError that names the backup."""
     try:
         with tarfile.open(source, "r:gz") as tar:
             head = tar.next()
@@ -173,21 +228,46 @@ def _unpack(source: Path, folder: Path) -> dict[str, Any]:
             manifest: dict[str, Any] = json.load(stream)
             if manifest.get("schema") != SCHEMA:
                 raise ConfigError(f"{source}: its schema is {manifest.get('schema')!r}, not {SCHEMA!r}")
-            for entry in manifest["files"]:
-                inner = tar.extractfile(entry["member"])
-                parts = PurePosixPath(entry["path"]).parts
-                if inner is None or parts[0] != "/" or ".." in parts or not _is_plain(entry["member"]):
-                    raise ConfigError(f"{source}: the entry {entry['path']!r} is not one of a backup")
-                target = folder / entry["member"]
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with target.open("wb") as out:
-                    shutil.copyfileobj(inner, out)
-                with target.open("rb") as again:
-                    if hashlib.file_digest(again, "sha256").hexdigest() != entry["sha256"]:
-                        raise ConfigError(f"{source}: is damaged: {entry['path']} has another checksum")
+            for path in (manifest["state"], *(entry["path"] for entry in manifest["files"])):
+                parts = PurePosixPath(path).parts
+                if parts[0] != "/" or ".." in parts:
+                    raise ConfigError(f"{source}: the entry {path!r} is not one of a backup")
+            yield tar, manifest
     except (OSError, EOFError, tarfile.TarError, zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{source}: cannot be read as a backup: {error}") from error
+
+
+def _read_manifest(source: Path) -> dict[str, Any]:
+    with _opened(source) as (_, manifest):
+        return manifest
+
+
+def _unpack(source: Path, folder: Path) -> dict[str, Any]:
+    with _opened(source) as (tar, manifest):
+        for entry in manifest["files"]:
+            inner = tar.extractfile(entry["member"])
+            if inner is None or not _is_plain(entry["member"]):
+                raise ConfigError(f"{source}: the entry {entry['path']!r} is not one of a backup")
+            if _copy_out(inner, folder / entry["member"]) != entry["sha256"]:
+                raise ConfigError(f"{source}: is damaged: {entry['path']} has another checksum")
     return manifest
+
+
+def _copy_out(inner: IO[bytes], target: Path) -> str:
+    """Returns the checksum of what was written. Raises ConfigError naming the place that cannot be written to."""
+    digest = hashlib.sha256()
+    while True:
+        chunk = inner.read(1 << 20)
+        try:
+            target.parent.mkdir(exist_ok=True)
+            with target.open("ab") as out:
+                out.write(chunk)
+        except OSError as error:
+            place = target.parent.parent.parent
+            raise ConfigError(f"{place}: the backup cannot be unpacked there: {error.strerror or error}") from error
+        digest.update(chunk)
+        if not chunk:
+            return digest.hexdigest()
 
 
 def _is_plain(member: str) -> bool:
@@ -239,15 +319,34 @@ def _own(path: Path, owner: str | None) -> None:
         shutil.chown(path, owner, owner)
 
 
-def _put(source: Path, target: Path, mode: int, state: Path, owner: str | None) -> None:
-    """State and what was learnt belong to the service's user; configuration and keys to who restores them."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+def _put(source: Path, target: Path, entry: dict[str, Any], prefix: Path) -> None:
+    """Owner and group are those of the file that is overwritten; else, where we may, those of the same names.
+
+    Raises ConfigError naming the file.
+    """
     partial = target.with_name(f".{target.name}.partial")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as out, source.open("rb") as stream:
-        shutil.copyfileobj(stream, out)
-    partial.chmod(mode)
-    partial.replace(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as out, source.open("rb") as stream:
+            shutil.copyfileobj(stream, out)
+        if target.exists():
+            there = target.stat()
+            give(partial, there.st_uid, there.st_gid)
+        elif os.geteuid() == 0 and prefix == Path("/"):
+            with contextlib.suppress(KeyError):
+                give(partial, -1, grp.getgrnam(entry.get("group", "")).gr_gid)
+            with contextlib.suppress(KeyError):
+                give(partial, pwd.getpwnam(entry.get("owner", "")).pw_uid, -1)
+        partial.chmod(entry["mode"])
+        partial.replace(target)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ConfigError(f"{target}: cannot be restored: {error.strerror or error}") from error
+
+
+def _own_state(target: Path, state: Path, owner: str | None) -> None:
+    """State and what was learnt belong to the service's user, and so do their folders."""
     for folder in (state, state.parent / FOLDER):
         if target.is_relative_to(folder):
             for path in (target, *target.parents):

@@ -104,9 +104,12 @@ class Board:
         }
 
     def _turn_shift(self) -> None:
-        """Start the counters again where a shift has begun; once, however many have passed since the last look."""
+        """Start the counters again where a shift has begun; once, however many have passed since the last look.
+
+        So too where the clock was ahead and has been set back: else they would count on until then.
+        """
         now = time.time()
-        if now < self._until:
+        if self.since <= now < self._until or not self._settings.shifts:
             return
         self.since, self._until = self._shift(now)
         self.counts.clear()

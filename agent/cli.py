@@ -32,7 +32,7 @@ from flawline.agent.security import Curve, make_keys
 from flawline.agent.subscriber import Subscriber
 from flawline.camera.registry import LibraryMissing, make_camera
 from flawline.config.errors import BundleError, ConfigError, FlawlineError
-from flawline.config.logging import hide_passwords, set_up_logging
+from flawline.config.logging import hide_passwords, set_up_logging, to_journald
 from flawline.config.memory_versions import stored_sha256
 from flawline.config.settings import LogSettings, Settings, WorkerSettings
 from flawline.config.sources import load_settings
@@ -309,5 +309,12 @@ def main() -> None:
 
 
 def _fail(text: str, exit_code: int) -> NoReturn:
-    click.echo("flawline: " + " ".join(line.strip() for line in text.splitlines()), err=True)
+    """In a service a line of the log as every other, so that its priority is known."""
+    sentence = " ".join(line.strip() for line in text.splitlines())
+    if to_journald():
+        if not structlog.is_configured():  # the settings did not load
+            set_up_logging(LogSettings())
+        structlog.get_logger().error("failed", error=sentence, exit_code=exit_code)
+    else:
+        click.echo("flawline: " + sentence, err=True)
     sys.exit(exit_code)

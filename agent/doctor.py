@@ -3,6 +3,7 @@
 Nothing is changed, and nothing here loads torch: what only torch can tell is asked of a child process.
 """
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -14,11 +15,12 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
+
+import zmq
 
 from flawline.agent.service_files import HOMES
 from flawline.camera.registry import make_camera
@@ -33,6 +35,7 @@ _OPENCV_NEEDS = {"libGL.so.1": "libgl1", "libglib-2.0.so.0": "libglib2.0-0"}  # 
 _SOCKET_BUFFER = 8 << 20  # bytes: some GigE frames that wait while the camera's thread is not scheduled
 _GIGE = ("genicam", "pylon", "gentl")
 _STATIONS = Path("/etc/flawline")  # the unit's configurations
+_STATE_HOME = Path("/var/lib/flawline")  # the unit's StateDirectory
 _HIDDEN = (*HOMES, "/tmp", "/var/tmp")  # by the unit's ProtectHome and PrivateTmp
 _TORCH_TELLS = """
 import json, torch
@@ -69,7 +72,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         lambda: _network(settings),
         lambda: _ports(settings, running),
         _clock,
-        lambda: _state(settings),
+        lambda: _state(settings, user),
         lambda: _secrets(settings, user),
     ]
     for check in checks:
@@ -111,13 +114,16 @@ def _why_unseen(path: Path, user: pwd.struct_passwd) -> str | None:
     hidden = next((place for place in _HIDDEN if path.resolve().is_relative_to(place)), None)
     if hidden is not None:
         return f"cannot be seen by the service, as all below {hidden}"
-    try:  # as that user, so that folders on the way and access lists count
-        done = subprocess.run(
-            ["test", "-r", path], user=user.pw_uid, group=user.pw_gid, extra_groups=[], cwd="/", check=False
-        )
+    return None if _as(user, "test", "-r", path) else f"cannot be read by the service's user {user.pw_name}"
+
+
+def _as(user: pwd.struct_passwd, *command: str | Path) -> bool:
+    """Whether it succeeds as that user, so that folders on the way and access lists count."""
+    try:
+        done = subprocess.run(command, user=user.pw_uid, group=user.pw_gid, extra_groups=[], cwd="/", check=False)
     except OSError:  # a root that may not become another user
-        return None
-    return f"cannot be read by the service's user {user.pw_name}" if done.returncode else None
+        return True
+    return done.returncode == 0
 
 
 def _libraries() -> Iterator[Finding]:
@@ -288,24 +294,36 @@ def _number(file: str | Path) -> int | None:
 
 def _ports(settings: Settings, running: bool) -> Iterator[Finding]:
     addresses = {"publish.endpoint": settings.publish.endpoint, "control.endpoint": settings.control.endpoint}
+    troubles: dict[str, OSError | zmq.ZMQError | None]
+    troubles = {key: _bind_socket(address) for key, address in addresses.items() if address.startswith("tcp://")}
     if settings.preview.enabled:
         addresses["preview.port"] = f"tcp://{settings.preview.host}:{settings.preview.port}"
-    for key, address in addresses.items():
-        parts = urlsplit(address)
-        if parts.scheme != "tcp" or parts.port is None:
-            continue
-        host = "0.0.0.0" if parts.hostname in (None, "*") else parts.hostname
-        trouble = _bind(host, parts.port)
+        troubles["preview.port"] = _bind_page(settings.preview.host, settings.preview.port)
+    for key, trouble in troubles.items():
+        address, port = addresses[key], addresses[key].rpartition(":")[2]
         if trouble is None:
             yield Finding("ports", "ok", f"{key} {address} is free")
         elif trouble.errno == errno.EADDRINUSE and running:
             yield Finding("ports", "ok", f"{key} {address} is the running agent's")
+        elif trouble.errno in (errno.EADDRNOTAVAIL, errno.ENODEV):
+            remedy = f"ip -brief address shows what this machine has; set another {key.replace('port', 'host')}"
+            yield Finding("ports", "fail", f"{key} {address}: {trouble.strerror}", remedy)
         else:
-            remedy = f"ss -ltnp 'sport = :{parts.port}' shows who has it; or set another {key}"
+            remedy = f"ss -ltnp 'sport = :{port}' shows who has it; or set another {key}"
             yield Finding("ports", "fail", f"{key} {address}: {trouble.strerror}", remedy)
 
 
-def _bind(host: str, port: int) -> OSError | None:
+def _bind_socket(address: str) -> zmq.ZMQError | None:
+    """As the agent does, so that interfaces' names and `*` mean the same."""
+    with zmq.Context() as context, context.socket(zmq.PUB) as probe:
+        try:
+            probe.bind(address)
+        except zmq.ZMQError as error:
+            return error
+    return None
+
+
+def _bind_page(host: str, port: int) -> OSError | None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that linger do not count
@@ -345,27 +363,62 @@ def _clock() -> Iterator[Finding]:
         yield Finding("clock", "ok", f"synchronised, within {times.maxerror / 1000:.0f} ms at most")
 
 
-def _state(settings: Settings) -> Iterator[Finding]:
+def _state(settings: Settings, user: pwd.struct_passwd | None) -> Iterator[Finding]:
     folder = settings.journal.path / settings.station
     there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not os.access(there, os.W_OK | os.X_OK):
+    unwritable = _why_unwritable(folder, there, user)
+    if unwritable is not None:
         remedy = "flawline service install makes the folder and its user; else set journal.path"
-        yield Finding("permissions", "fail", f"journal.path: {there} cannot be written by this user", remedy)
+        if user is not None:
+            owner = f"install -d -o {user.pw_name} -g {user.pw_name} -m 750 {settings.journal.path}"
+            remedy = f"{owner}; chown -R {user.pw_name}: {settings.journal.path}"
+            if not folder.is_relative_to(_STATE_HOME):
+                edit = f"systemctl edit flawline@STATION: [Service] ReadWritePaths={settings.journal.path}"
+                remedy = f"{remedy}; the service writes there only with a drop-in: {edit}"
+        yield Finding("permissions", "fail", f"journal.path: {there} {unwritable}", remedy)
         return
     yield Finding("permissions", "ok", f"journal.path: {there} can be written")
     free_mb = shutil.disk_usage(there).free / 1e6
-    wanted_mb = settings.journal.archive_mb + settings.journal.min_free_mb
-    if free_mb < settings.journal.min_free_mb:
+    journal = settings.journal
+    verdicts_mb = max(0.0, journal.keep_mb - _held_mb(folder.glob("journal.sqlite*")))
+    pictures_mb = max(0.0, journal.archive_mb - _held_mb((folder / "pictures").rglob("*")))
+    wanted_mb = verdicts_mb + pictures_mb + journal.min_free_mb
+    if free_mb < journal.min_free_mb:
         drop_in = "systemctl edit flawline@STATION: [Service] ReadWritePaths=/data/flawline"
         remedy = (
             f"make room, or set journal.path to a larger disk; a service writes there only with a drop-in: {drop_in}"
         )
         yield Finding("disk", "fail", f"{there}: {free_mb:.0f} MB are free, below journal.min_free_mb", remedy)
     elif free_mb < wanted_mb:
-        found = f"{there}: {free_mb:.0f} MB are free; archive_mb and min_free_mb add up to {wanted_mb:.0f} MB"
-        yield Finding("disk", "warning", found, "make room, or set a smaller journal.archive_mb")
+        found = (
+            f"{there}: {free_mb:.0f} MB are free; what keep_mb and archive_mb still allow and min_free_mb add up to "
+            f"{wanted_mb:.0f} MB"
+        )
+        yield Finding("disk", "warning", found, "make room, or set a smaller journal.keep_mb or journal.archive_mb")
     else:
         yield Finding("disk", "ok", f"{there}: {free_mb / 1000:.0f} GB are free")
+
+
+def _why_unwritable(folder: Path, there: Path, user: pwd.struct_passwd | None) -> str | None:
+    """What keeps who runs the station from writing into the folder, of which `there` is what exists."""
+    if user is None:
+        return None if os.access(there, os.W_OK | os.X_OK) else "cannot be written by this user"
+    hidden = next((place for place in _HIDDEN if folder.resolve().is_relative_to(place)), None)
+    if hidden is not None:
+        return f"cannot be seen by the service, as all below {hidden}"
+    if folder.is_relative_to(_STATE_HOME) and not _STATE_HOME.exists():
+        return None  # systemd makes it, and gives it to that user
+    if _as(user, "test", "-w", there, "-a", "-x", there):
+        return None
+    return f"cannot be written by the service's user {user.pw_name}"
+
+
+def _held_mb(files: Iterable[Path]) -> float:
+    total = 0
+    for file in files:
+        with contextlib.suppress(OSError):  # a running agent clears away
+            total += file.stat().st_size
+    return total / 1e6
 
 
 def _secrets(settings: Settings, user: pwd.struct_passwd | None) -> Iterator[Finding]:

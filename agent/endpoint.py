@@ -7,11 +7,13 @@ from typing import Any
 
 import zmq
 
-from flawline.config.errors import ConfigError
+from flawline.agent.addresses import may_come
+from flawline.config.errors import ConfigError, FlawlineError
 
 
 class Endpoint:
-    """A bound socket's address. Raises ConfigError, naming the key, where it cannot be bound or is another's."""
+    """A bound socket's address. Raises ConfigError, naming the key, where it cannot be bound or is another's;
+    FlawlineError where this machine has had it and lost it again."""
 
     def __init__(self, bound: "zmq.Socket[Any]", address: str, key: str) -> None:
         transport, _, path = address.partition("://")
@@ -23,7 +25,8 @@ class Endpoint:
             bound.bind(address)
         except zmq.ZMQError as error:
             bound.close(0)
-            raise ConfigError(f"{key}: {address} cannot be bound: {error}") from error
+            kind = FlawlineError if may_come(error.errno, address) else ConfigError
+            raise kind(f"{key}: {address} cannot be bound: {error}") from error
         except ConfigError:
             bound.close(0)
             raise

@@ -47,6 +47,10 @@ class ServiceManager:
             with contextlib.suppress(OSError):
                 self._socket.sendto("\n".join(lines).encode(), self._address)
 
+    def starting(self, text: str) -> None:
+        """The start takes longer, and this is why."""
+        self.tell(f"EXTEND_TIMEOUT_USEC={_EXTEND_S * 1_000_000}", f"STATUS=starting; {text}")
+
     def close(self) -> None:
         """No more messages."""
         if self._socket is not None:

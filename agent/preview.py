@@ -16,6 +16,7 @@ import structlog
 from aiohttp import web
 
 from flawline.agent import ice, shot
+from flawline.agent.addresses import page_misses
 from flawline.agent.board import Board
 from flawline.agent.document import compose
 from flawline.agent.encode import Stream
@@ -26,7 +27,7 @@ from flawline.agent.observer import JudgedFrame
 from flawline.agent.shot import Shot
 from flawline.agent.whep import OfferRefused, Session, Sessions
 from flawline.agent.wire import Header
-from flawline.config.errors import ConfigError
+from flawline.config.errors import ConfigError, FlawlineError
 from flawline.config.settings_preview import PreviewSettings
 
 log = structlog.get_logger()
@@ -151,7 +152,8 @@ class Preview:
     # -- life -------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Bind. Raises ConfigError naming preview.host and preview.port."""
+        """Bind. Raises ConfigError naming preview.host and preview.port; FlawlineError where the host was there and
+        has gone again."""
         ice.use_settings(self._settings)
         app = web.Application(middlewares=[self._guard.middleware], client_max_size=64 * 1024)
         app.add_routes(
@@ -177,7 +179,8 @@ class Preview:
             await web.TCPSite(self._runner, host, port).start()
         except OSError as error:
             await self.close()
-            raise ConfigError(
+            kind = ConfigError if await page_misses(host) is None else FlawlineError
+            raise kind(
                 f"preview.host, preview.port: http://{host}:{port} cannot be bound: {error.strerror or error}"
             ) from error
         log.info("preview", address=f"http://{host}:{port}/")

@@ -75,8 +75,14 @@ def activate(file: Path, recipe: str, memory: Path | None, former: str | None) -
 
 
 def roll_back(file: Path, recipe: str, current: Path) -> Path | None:
-    """Back to what was in use before `current`; returns it, None for words alone. Raises ConfigError."""
+    """Back to what was in use before `current`; returns it, None for words alone. Raises ConfigError, also where only
+    the numbers could tell it and another configuration in the folder shares them."""
     history = _history(file, recipe)
+    if not history and not _alone(file):
+        raise ConfigError(
+            f"{file}: nothing tells what recipes.{recipe} was judged by before, and the numbers in {current.parent} "
+            "are also those of the other configurations beside it; write the memory, or none, into the recipe by hand"
+        )
     former = (Path(history[-1]) if history[-1] else None) if history else previous_file(current)
     if former is not None and not former.is_file():
         raise ConfigError(f"{former}: the memory that was in use before is not there any more")
@@ -86,17 +92,28 @@ def roll_back(file: Path, recipe: str, current: Path) -> Path | None:
 
 
 def _history_file(file: Path, recipe: str) -> Path:
-    return file.resolve().parent / FOLDER / f"{recipe}.history"
+    """Of this configuration alone: stations whose files lie in one folder share memories and their numbers."""
+    target = file.resolve()
+    return target.parent / FOLDER / f"{target.stem}.{recipe}.history"
+
+
+def _alone(file: Path) -> bool:
+    """Whether no other configuration lies in the folder."""
+    target = file.resolve()
+    return all(path == target or path.name.startswith(".") for path in target.parent.glob("*.toml"))
 
 
 def _history(file: Path, recipe: str) -> list[str]:
     """The memories that were in use before, the last one last; "" for none."""
+    path = _history_file(file, recipe)
+    if not path.exists() and _alone(file):
+        path = path.with_name(f"{recipe}.history")  # as it was called once
     try:
-        return _history_file(file, recipe).read_text(encoding="utf-8").split("\n")[:-1]
+        return path.read_text(encoding="utf-8").split("\n")[:-1]
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{_history_file(file, recipe)}: cannot be read: {error}") from error
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
 
 
 def _keep_history(file: Path, recipe: str, history: list[str]) -> None:

@@ -1,5 +1,6 @@
 """Writing a recipe's values back into the TOML file, comments and order kept."""
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Mapping
@@ -46,6 +47,13 @@ def update_recipe(file: Path, recipe: str, values: Mapping[str, Any]) -> None:
     _replace(file, text)
 
 
+def give(path: Path, uid: int, gid: int) -> None:
+    """To this owner and group, as far as we may; -1: as it is."""
+    for ids in ((-1, gid), (uid, -1)):
+        with contextlib.suppress(OSError):
+            os.chown(path, *ids)
+
+
 def _replace(file: Path, text: str) -> None:
     target = file.resolve()  # a linked file stays a link
     try:
@@ -58,7 +66,9 @@ def _replace(file: Path, text: str) -> None:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.chmod(target.stat().st_mode & 0o7777)
+        there = target.stat()
+        give(temporary, there.st_uid, there.st_gid)
+        temporary.chmod(there.st_mode & 0o7777)
         temporary.replace(target)
     except OSError as error:
         raise ConfigError(f"{file}: cannot be written: {error.strerror or error}") from error

@@ -3,6 +3,7 @@
 import json
 import os
 import pwd
+import shutil
 import socket
 import subprocess
 import sys
@@ -63,7 +64,8 @@ def config(folder: Path, more: str = "", publish: int | None = None) -> Path:
     file.write_text(
         f'[publish]\nendpoint = "tcp://127.0.0.1:{publish or free_port()}"\n'
         f'[control]\nendpoint = "tcp://127.0.0.1:{free_port()}"\n'
-        f'[preview]\nport = {free_port()}\n[journal]\npath = "state"\nmin_free_mb = 1\narchive_mb = 1\n' + more
+        f'[preview]\nport = {free_port()}\n[journal]\npath = "state"\nmin_free_mb = 1\narchive_mb = 1\nkeep_mb = 1\n'
+        + more
     )
     return file
 
@@ -197,8 +199,54 @@ def test_another_configuration_is_not_a_services(etc: Path, tmp_path: Path) -> N
 def test_a_larger_disk_comes_with_the_services_drop_in(tmp_path: Path) -> None:
     line = config(tmp_path)
     settings = load_settings(line, ["journal.min_free_mb=1e9"], environ={})
-    (finding,) = (finding for finding in _state(settings) if finding.check == "disk")
+    (finding,) = (finding for finding in _state(settings, None) if finding.check == "disk")
     assert "ReadWritePaths=/data/flawline" in finding.remedy
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may look at folders as another user")
+def test_root_is_told_where_the_services_user_cannot_write(etc: Path) -> None:
+    line = config(etc)
+    settings = load_for_doctor(lambda: load_settings(line, environ={}), line)
+    (etc / "state").mkdir(mode=0o755)
+    (finding,) = (one for one in _state(settings, _service_user()) if one.check == "permissions")
+    assert finding.verdict == "fail"
+    assert "cannot be written by the service's user nobody" in finding.found
+    assert f"ReadWritePaths={etc / 'state'}" in finding.remedy
+    os.chown(etc / "state", pwd.getpwnam("flawline").pw_uid, -1)
+    assert [one.verdict for one in _state(settings, _service_user())] == ["ok", "ok"]
+    settings = load_settings(line, [f"journal.path={etc}/home/state"], environ={})
+    assert "cannot be seen by the service" in next(_state(settings, _service_user())).found
+
+
+def test_room_is_wanted_for_the_verdicts_that_may_still_come(tmp_path: Path) -> None:
+    line = config(tmp_path)
+    free_mb = shutil.disk_usage(tmp_path).free / 1e6
+    settings = load_settings(line, [f"journal.keep_mb={free_mb + 1000}"], environ={})
+
+    def disk() -> Finding:
+        return list(_state(settings, None))[-1]
+
+    assert (disk().check, disk().verdict) == ("disk", "warning")
+    assert "keep_mb" in disk().remedy
+    journal = settings.journal.path / settings.station / "journal.sqlite"
+    journal.parent.mkdir(parents=True)
+    with journal.open("wb") as stream:
+        stream.truncate(int((free_mb + 1000) * 1e6))  # sparse: the disk has as much room as before
+    assert disk().verdict == "ok"
+
+
+@pytest.mark.parametrize(
+    ("address", "verdict"),
+    [
+        ("tcp://nosuchcard0:5555", "fail"),
+        ("tcp://192.0.2.7:1", "fail"),
+    ],
+)
+def test_ports_are_read_as_the_agent_reads_them(tmp_path: Path, address: str, verdict: str) -> None:
+    settings = load_settings(config(tmp_path), [f"publish.endpoint={address}"], environ={})
+    first, *_ = _ports(settings, False)
+    assert (first.verdict, address in first.found) == (verdict, True)
+    assert "publish.endpoint" in first.remedy or verdict == "ok"
 
 
 WELL: dict[str, Any] = {

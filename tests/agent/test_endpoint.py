@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from flawline.agent.endpoint import Endpoint
+from flawline.agent.endpoint import Endpoint, has_ipv6
 from flawline.config.errors import ConfigError
 
 
@@ -55,3 +55,27 @@ def test_anothers_file_stays(tmp_path: Path, context: "zmq.Context[zmq.Socket[by
 def test_what_cannot_be_bound_is_named(address: str, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
     with pytest.raises(ConfigError, match="publish.endpoint: " + address):
         Endpoint(context.socket(zmq.PUB), address, "publish.endpoint")
+
+
+def test_an_address_of_ipv6_is_bound_and_answers() -> None:
+    with zmq.Context() as context, context.socket(zmq.PUB) as bound, context.socket(zmq.SUB) as heard:
+        probe = socket.socket(socket.AF_INET6)
+        try:
+            probe.bind(("::1", 0))
+        except OSError as error:
+            pytest.skip(f"this machine has no IPv6: {error}")
+        address = f"tcp://[::1]:{probe.getsockname()[1]}"
+        probe.close()
+        Endpoint(bound, address, "publish.endpoint")
+        heard.setsockopt(zmq.IPV6, has_ipv6(address))
+        heard.setsockopt(zmq.RCVTIMEO, 20_000)
+        heard.subscribe(b"")
+        heard.connect(address)
+        poller = zmq.Poller()
+        poller.register(heard, zmq.POLLIN)
+        for _ in range(200):
+            bound.send(b"verdict")
+            if poller.poll(100):
+                break
+        assert heard.recv() == b"verdict"
+    assert not has_ipv6("tcp://localhost:5555")

@@ -127,6 +127,17 @@ def test_who_may_not_see_the_keys_can_still_check(monkeypatch: pytest.MonkeyPatc
             keys.chmod(0o700)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_a_written_file_stays_its_owners(tmp_path: Path) -> None:
+    """Of a file with a camera's password, root:flawline 0640, after `sudo flawline calibrate`."""
+    file = write(tmp_path, "# mine\n")
+    os.chown(file, 65533, 65534)
+    file.chmod(0o640)
+    update_recipe(file, "default", {"threshold": 0.25})
+    status = file.stat()
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (65533, 65534, 0o640)
+
+
 def test_a_recipe_that_would_not_load_leaves_the_file_as_it_is(tmp_path: Path) -> None:
     file = write(tmp_path, "# mine\n")
     with pytest.raises(ConfigError, match=r"flawline\.toml: recipes\.default\.threshold"):

@@ -63,6 +63,22 @@ def test_when_every_part_fails_few_are_copied() -> None:
     assert not kept.wants(header(50, "pass"))
 
 
+def test_a_clock_that_was_ahead_does_not_hold_the_counters(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.mktime((2027, 3, 5, 7, 0, 0, 0, 0, -1))
+    monkeypatch.setattr(board.time, "time", lambda: now)
+    kept = Board(PreviewSettings(shifts=("06:00", "14:00")), ["top"])
+    never = Board(PreviewSettings(shifts=()), ["top"])
+    for one in (kept, never):
+        one.note(header(1))
+    now = time.mktime((2026, 3, 5, 13, 59, 0, 0, 0, -1))
+    for one, fails in ((kept, 1), (never, 2)):
+        one.note(header(2))
+        assert one.summary()["counts"]["fail"] == fails
+    assert time.localtime(kept.summary()["since"])[:5] == (2026, 3, 5, 6, 0)
+    now = time.mktime((2026, 3, 5, 14, 0, 0, 0, 0, -1))
+    assert kept.summary()["counts"]["fail"] == 0
+
+
 def test_counters_start_again_with_a_shift(monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.mktime((2026, 3, 5, 13, 59, 50, 0, 0, -1))
     monkeypatch.setattr(board.time, "time", lambda: now)

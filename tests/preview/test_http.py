@@ -233,7 +233,7 @@ async def test_stations_on_one_host_keep_cookies_of_their_own(tmp_path: Path) ->
     ("settings", "told"),
     [
         (["preview.host=0.0.0.0"], "preview.host"),
-        (["preview.host=192.0.2.7", "preview.insecure=true"], "preview.host"),
+        (["preview.host=192.0.2.7"], "preview.host"),
         (["preview.token_file=nowhere"], "preview.token_file"),
         (["preview.udp_ports=[5, 4]"], "udp_ports"),
     ],

@@ -1,9 +1,17 @@
 """A station's backup and its way back: verdicts, numbers, recipes, keys; and what is refused."""
 
+import grp
 import os
+import pwd
+import resource
+import sqlite3
 import subprocess
 import sys
 import tarfile
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -116,6 +124,7 @@ def test_what_was_learnt_is_kept_with_every_version_to_roll_back_to(tmp_path: Pa
     config.write_text(f'[journal]\npath = "state"\n[recipes.default]\n[recipes.plates]\nmemory = "memory/{names[1]}"\n')
     kept = [tmp_path / "memory" / name for name in names]  # by `flawline learn`
     kept += [tmp_path / "state/memory" / name for name in names]  # on the running line
+    kept += [tmp_path / "memory/line.plates.history"]
     for path in (*kept, tmp_path / "memory/notes.txt"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(str(path))
@@ -126,3 +135,68 @@ def test_what_was_learnt_is_kept_with_every_version_to_roll_back_to(tmp_path: Pa
     for path in kept:
         assert (root / path.relative_to("/")).read_text() == str(path)
     assert not (root / tmp_path.relative_to("/") / "memory/notes.txt").exists()
+
+
+def test_what_is_cleared_away_meanwhile_is_passed_over(tmp_path: Path) -> None:
+    config = tmp_path / "line.toml"
+    config.write_text('[journal]\npath = "state"\n')
+    pictures = [tmp_path / f"state/line1/pictures/top/{number}-fail.jpg" for number in range(3)]
+    pictures[0].parent.mkdir(parents=True)
+    for picture in pictures:
+        picture.write_text(picture.name)
+    file = tmp_path / "there/backup"
+    file.parent.mkdir()
+    with closing(sqlite3.connect(tmp_path / "state/line1/journal.sqlite")) as journal, ThreadPoolExecutor(1) as pool:
+        journal.execute("BEGIN EXCLUSIVE")  # the backup waits for it, when it has looked for the files
+        written = pool.submit(back_up, config, load_settings(config, environ={}), file, pictures=True)
+        end = time.monotonic() + 30
+        while not any(file.parent.iterdir()) and time.monotonic() < end:
+            time.sleep(0.001)
+        pictures[0].unlink()  # as housekeeping does
+        journal.rollback()
+        names = written.result(60)
+    assert [name for name in names if name.endswith(".jpg")] == [str(picture) for picture in pictures[1:]]
+    assert list(file.parent.iterdir()) == [file]
+    restore(file, tmp_path / "root", force=False, skip_numbers=None)
+    for picture in pictures[1:]:
+        assert (tmp_path / "root" / picture.relative_to("/")).read_text() == picture.name
+
+
+def test_the_disks_of_backup_and_state_are_used_and_named_not_that_of_tmp(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "line.toml"
+    config.write_text("# " + "long " * 100_000)
+    file, root = tmp_path / "backup", tmp_path / "root"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "no such folder"))
+    back_up(config, load_settings(config, environ={}), file, pictures=False)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # in the place of a full disk
+    try:
+        with pytest.raises(ConfigError, match=f"^{tmp_path}: the backup cannot be unpacked there: File too large"):
+            restore(file, root, force=False, skip_numbers=None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["backup", "line.toml"]
+    restore(file, root, force=False, skip_numbers=None)
+    assert (root / config.relative_to("/")).read_text() == config.read_text()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_owner_and_group_come_back_by_name_and_those_of_an_overwritten_file_stay(tmp_path: Path) -> None:
+    nobody = pwd.getpwnam("nobody")
+    config = tmp_path / "line.toml"
+    config.write_text('[journal]\npath = "state"\n')
+    os.chown(config, 0, nobody.pw_gid)  # as root:flawline, for a camera's password
+    config.chmod(0o640)
+    file = tmp_path / "backup"
+    back_up(config, load_settings(config, environ={}), file, pictures=False)
+    with tarfile.open(file) as tar:
+        assert tar.getmembers()[1].gname == grp.getgrgid(nobody.pw_gid).gr_name
+    config.unlink()
+    restore(file, Path("/"), force=False, skip_numbers=None)
+    status = config.stat()
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (0, nobody.pw_gid, 0o640)
+    os.chown(config, nobody.pw_uid, 0)
+    restore(file, Path("/"), force=True, skip_numbers=None)
+    assert (config.stat().st_uid, config.stat().st_gid) == (nobody.pw_uid, 0)

@@ -14,7 +14,7 @@ from station import CLI, Make, free_port
 
 from flawline.agent.control import ask
 from flawline.agent.subscriber import Subscriber
-from flawline.config.errors import ConfigError
+from flawline.config.errors import NoAnswer
 
 
 class LossyWay:

@@ -137,6 +137,14 @@ def test_a_folder_of_wheels_installs_without_a_network(tmp_path: Path, extras: s
     assert "flawline, version 9" in done.stdout
     there = {path.name for path in (tmp_path / "opt").glob("lib/python*/site-packages/*")}
     assert ("cameralib" in there) == bool(extras)
+    with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(tmp_path / "new.whl", "w") as new:  # the same version number
+        for info in old.infolist():
+            new.writestr(info, old.read(info).replace(b"version 9", b"version 9, mended"))
+    (tmp_path / "new.whl").replace(wheel)
+    sums = subprocess.run(["sha256sum", wheel.name], cwd=house, capture_output=True, text=True, check=True).stdout
+    (house / "SHA256SUMS").write_text(sums)
+    done = subprocess.run(install, capture_output=True, text=True, timeout=280, env=environment)
+    assert "flawline, version 9, mended" in done.stdout, done.stderr
     wheel.write_bytes(wheel.read_bytes() + b"x")
     done = subprocess.run(install, capture_output=True, text=True, timeout=280, env=environment)
     assert done.returncode != 0

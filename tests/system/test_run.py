@@ -247,3 +247,22 @@ def test_a_home_that_is_nobodys_is_wrong_usage(line: tuple[list[str], str, Path]
     assert done.returncode == 2
     assert f"{'cameras.top.path' if key == 'path' else 'model.bundle'}: ~nobody-here/" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [("recipes.default.threshold=2", "recipes.default.threshold"), ("publish.endpoint=nonsense", "publish.endpoint")],
+)
+def test_in_a_service_the_last_line_is_one_of_the_log(line: tuple[list[str], str, Path], wrong: str, says: str) -> None:
+    """Whether the settings do not load or the start refuses them."""
+    run, _, folder = line
+    with (folder / "journal").open("w+b") as journal:
+        status = os.fstat(journal.fileno())
+        environment = os.environ | {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+        command = [*run, "--set", "publish.insecure=true", "--set", wrong]
+        assert subprocess.run(command, stderr=journal, env=environment, timeout=60, check=False).returncode == 2
+    last = (folder / "journal").read_text().splitlines()[-1]
+    assert last.startswith("<3>{")
+    event = json.loads(last.removeprefix("<3>"))
+    assert (event["event"], event["level"], event["exit_code"]) == ("failed", "error", 2)
+    assert says in event["error"]
