@@ -108,7 +108,7 @@ class CollaborationEngine:
         recipe: str,
         deadline_mono: float | None,
         degraded: Callable[[Judgement], None],
-        busy: Callable[[], bool],
+        busy: Callable[[], bool] = lambda: False,
     ) -> Judgement:
         """Judge (H, W, 3) uint8 RGB; see `Engine.inspect`."""
         inspector, rules = self._inspector, self._recipes[recipe]

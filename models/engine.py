@@ -40,7 +40,7 @@ class Engine(Protocol):
         recipe: str,
         deadline_mono: float | None,
         degraded: Callable[[Judgement], None],
-        busy: Callable[[], bool],
+        busy: Callable[[], bool] = lambda: False,
     ) -> Judgement:
         """Judge (H, W, 3) uint8 RGB. Where SAM will not fit before the deadline, `degraded` is called with
         the CLIP-only judgement first, and the returned one is its refinement; or the same again (`degraded` in its
