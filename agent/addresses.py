@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import errno
 import os
-import re
 import signal
 import socket
 import time
@@ -12,6 +11,7 @@ import time
 import structlog
 import zmq
 
+from flawline.agent.endpoint import has_ipv6, may_come
 from flawline.agent.guard import refuse_open
 from flawline.agent.notify import ServiceManager
 from flawline.agent.security import Curve
@@ -21,7 +21,6 @@ from flawline.config.settings import Settings
 log = structlog.get_logger()
 _LIMIT_S = 300.0
 _PAUSE_S = 1.0
-_INTERFACE = re.compile(r"[A-Za-z][\w.-]{0,14}")  # what Linux calls one; ZeroMQ has ENODEV for all that it cannot read
 
 
 async def until_there(settings: Settings, manager: ServiceManager, limit_s: float = _LIMIT_S) -> bool:
@@ -86,17 +85,11 @@ def _socket_misses(address: str) -> str | None:
         return None
     with zmq.Context() as context, context.socket(zmq.PUB) as probe:
         try:
-            probe.setsockopt(zmq.IPV6, address.startswith("tcp://["))
+            probe.setsockopt(zmq.IPV6, has_ipv6(address))
             probe.bind(f"{address.rpartition(':')[0]}:*")
         except zmq.ZMQError as error:
             return str(error.strerror) if may_come(error.errno, address) else None
     return None
-
-
-def may_come(number: int | None, address: str) -> bool:
-    """Whether ZeroMQ's error says of a `tcp://` address only that this machine does not have it now."""
-    host = address.removeprefix("tcp://").rpartition(":")[0]
-    return number == errno.EADDRNOTAVAIL or (number == errno.ENODEV and _INTERFACE.fullmatch(host) is not None)
 
 
 async def page_misses(host: str) -> str | None:

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import zmq
 
+from flawline.agent.endpoint import has_ipv6
 from flawline.agent.service_files import HOMES
 from flawline.camera.registry import make_camera
 from flawline.config.errors import ConfigError, FlawlineError
@@ -317,6 +318,7 @@ def _bind_socket(address: str) -> zmq.ZMQError | None:
     """As the agent does, so that interfaces' names and `*` mean the same."""
     with zmq.Context() as context, context.socket(zmq.PUB) as probe:
         try:
+            probe.setsockopt(zmq.IPV6, has_ipv6(address))
             probe.bind(address)
         except zmq.ZMQError as error:
             return error

@@ -1,14 +1,17 @@
 """Where a ZeroMQ socket of the agent is bound. Of socket files ZeroMQ takes no care: it binds over one that is in use,
 and leaves its own behind."""
 
+import errno
+import re
 import socket
 from pathlib import Path
 from typing import Any
 
 import zmq
 
-from flawline.agent.addresses import may_come
 from flawline.config.errors import ConfigError, FlawlineError
+
+_INTERFACE = re.compile(r"[A-Za-z][\w.-]{0,14}")  # what Linux calls one; ZeroMQ has ENODEV for all that it cannot read
 
 
 class Endpoint:
@@ -41,6 +44,12 @@ class Endpoint:
 def has_ipv6(address: str) -> bool:
     """Whether it is written with an address of IPv6; names stay those of IPv4, as ZeroMQ has it by default."""
     return address.startswith("tcp://[")
+
+
+def may_come(number: int | None, address: str) -> bool:
+    """Whether ZeroMQ's error says of a `tcp://` address only that this machine does not have it now."""
+    host = address.removeprefix("tcp://").rpartition(":")[0]
+    return number == errno.EADDRNOTAVAIL or (number == errno.ENODEV and _INTERFACE.fullmatch(host) is not None)
 
 
 def _answers(file: Path) -> bool:

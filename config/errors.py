@@ -2,9 +2,9 @@
 
     FlawlineError
     ├── ConfigError      wrong configuration or usage: names the key or the file     exit code 2
+    │   └── NoAnswer     no agent answers at the address that was named             exit code 1
     ├── BundleError      a model bundle is missing, corrupt or does not fit together exit code 2
-    │   └── FetchError   its files could not be fetched this time: names the address
-    ├── NoAnswer         no agent answers at an address
+    │   └── FetchError   its files could not be fetched this time: names the address exit code 1
     ├── ImageError       a picture cannot be read or judged: names the file
     ├── CameraError      a camera cannot be opened or delivers no frames: names the camera
     ├── RingError        the shared-memory ring is full, gone or of another shape
@@ -27,6 +27,12 @@ class ConfigError(FlawlineError):
     exit_code = 2
 
 
+class NoAnswer(ConfigError):
+    """No agent answers at the address that was named: the wrong one, or the agent does not run."""
+
+    exit_code = 1
+
+
 class BundleError(FlawlineError):
     """A model bundle is missing, corrupt, or its parts do not fit together. The text names the file."""
 
@@ -37,10 +43,6 @@ class FetchError(BundleError):
     """A bundle's files could not be fetched; the same command may succeed later. The text names the address."""
 
     exit_code = 1
-
-
-class NoAnswer(FlawlineError):
-    """No agent answers at an address. The text names it."""
 
 
 class ImageError(FlawlineError):

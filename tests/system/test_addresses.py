@@ -116,7 +116,7 @@ def test_what_would_be_refused_is_not_waited_for(config: Path) -> None:
         asyncio.run(until_there(settings, ServiceManager({})))
 
 
-@pytest.mark.parametrize("address", ["tcp://256.1.1.1:1", "tcp://no such:1", "nonsense", "tcp://[::1]:1"])
+@pytest.mark.parametrize("address", ["tcp://256.1.1.1:1", "tcp://no such:1", "tcp://[::1]:1"])
 def test_no_other_address_is_waited_for(config: Path, address: str) -> None:
     settings = load_settings(config, [f"publish.endpoint={address}", "publish.insecure=true"], environ={})
     assert asyncio.run(until_there(settings, ServiceManager({}), limit_s=0.0))
