@@ -36,7 +36,7 @@ class Scores:
 
 
 class Line:
-    """A running agent, asked over its control socket. Everything raises ConfigError where nobody answers,
+    """A running agent, asked over its control socket. Everything raises NoAnswer where nobody does,
     FlawlineError on a refusal."""
 
     def __init__(self, endpoint: str, keys: tuple[Path, Path] | None) -> None:

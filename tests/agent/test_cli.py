@@ -49,6 +49,23 @@ def test_a_check_refuses_what_a_start_would_refuse(
     assert said.err.count("\n") == 1
 
 
+def test_a_check_tells_of_a_bundle_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder is refused; of a name it warns, for the service may have other bundles than who checks."""
+    file = tmp_path / "line.toml"
+    for bundle, code in (("nosuch", 0), ("nosuch/folder", 2), ("mine", 2), ("demo", 0)):
+        file.write_text(f'[model]\nbundle = "{bundle}"\n')
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        (tmp_path / "mine" / "bundle.toml").write_text("")  # beside the file, so it is a folder without a slash
+        monkeypatch.setattr(sys, "argv", ["flawline", "run", "--check", "--config", str(file)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        assert (ended.value.code or 0, bundle in said.err) == (code, bundle != "demo"), said.err
+        assert (str(tmp_path / "mine") in said.err) == (bundle == "mine")
+
+
 def test_a_check_goes_on_without_a_cameras_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from file_server import Behaviour, serving
 
-from flawline.config.errors import BundleError
+from flawline.config.errors import BundleError, FetchError
 from flawline.models import fetch
 from flawline.models.fetch import Patience, download, require_space, take_from
 from flawline.models.known_bundles import PublishedFile
@@ -63,7 +63,7 @@ def test_a_cut_answer_is_gone_on_with_where_it_ended(tmp_path: Path) -> None:
 def test_another_process_goes_on_with_what_an_interrupted_one_left(tmp_path: Path) -> None:
     behaviour = Behaviour({"w.pt": DATA}, cuts=[100_000, 0, 0, 0])
     with serving(behaviour) as address:
-        with pytest.raises(BundleError, match=r"w\.pt: http.*100000 of 300000 bytes are here"):
+        with pytest.raises(FetchError, match=r"w\.pt: http.*100000 of 300000 bytes are here"):
             get(published(address), tmp_path / "w.pt")
         assert not (tmp_path / "w.pt").exists()
         assert (tmp_path / "w.pt.part").stat().st_size == 100_000
@@ -145,7 +145,7 @@ def test_no_network_is_said(tmp_path: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{closed.getsockname()[1]}"
-    with pytest.raises(BundleError, match=r"w\.pt: http.*0 of 300000 bytes are here"):
+    with pytest.raises(FetchError, match=r"w\.pt: http.*0 of 300000 bytes are here"):
         get(published(address), tmp_path / "w.pt")
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -19,6 +20,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
 from preview_line import BIT, CORNER, EDGE, HEIGHT, PICTURES, WIDTH, Agent
+
+from flawline.agent import whep
 
 SDP = {"Content-Type": "application/sdp"}
 
@@ -248,6 +251,35 @@ async def main():
             await watching.frame()
 asyncio.run(main())
 """
+
+
+class Reports:
+    """What aiortc says of a viewer: its last report, stamped by the wall clock."""
+
+    connectionState = "connected"
+
+    def __init__(self) -> None:
+        self.at = datetime(2030, 1, 1, tzinfo=UTC)
+
+    def on(self, *_: Any) -> None:
+        """Nobody opens a channel."""
+
+    async def getStats(self) -> dict[str, Any]:
+        return {"": SimpleNamespace(type="remote-inbound-rtp", timestamp=self.at)}
+
+
+async def test_a_clock_that_is_set_neither_ends_a_session_nor_keeps_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(whep, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    reports: Any = Reports()
+    nothing: Any = None
+    session = whep.Session("top", nothing, reports, nothing)
+    assert not await session.vanished(), "it has just been heard, whatever year its report says"
+    now[0] += whep._SILENCE_S - 1
+    reports.at -= timedelta(hours=1)  # put back, and another report
+    assert not await session.vanished()
+    now[0] += whep._SILENCE_S + 1
+    assert await session.vanished()
 
 
 def test_a_viewer_that_vanishes_is_let_go(agent: Agent) -> None:
