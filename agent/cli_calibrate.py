@@ -96,7 +96,8 @@ def calibrate(
             few = f"{count} good parts promise no more than {100 * target_fpr:.3g} % false rejects"
             more = f"; {needed} would promise {100 * TARGET_FPR:g} %" if count < needed else ""
             click.echo(f"warning: {few}{more}", err=True)
-    found = find_threshold(found_scores.scores, target_fpr, confidence)
+    option = "--good" if good is not None else "--last"
+    found = find_threshold(found_scores.scores, target_fpr, confidence, option)
     calibration = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "count": found.count,
