@@ -108,7 +108,7 @@ class Outcome:
     t_done: int
     degraded: bool = False
     points: list[list[float]] = field(default_factory=list)
-    warning: str | None = None  # see InspectionResult
+    warning: str | None = None  # docs/verdicts.md has the list
 
 
 class VerdictWriter:

@@ -30,7 +30,7 @@ class Prepared:
     region_threshold: float
     threshold: float
     memory: Memory | None = None  # of good parts
-    warning: str | None = None  # the threshold is another bundle's, words are cut off
+    warning: str | None = None  # of the recipe: those of docs/verdicts.md that hold for every picture
 
 
 @dataclass

@@ -69,7 +69,7 @@ class InspectionResult:
     stage_ms: dict[str, float] = field(default_factory=dict)  # clip, encode, prompt, cascade, total
     degraded: bool = False  # decided by the CLIP map alone because SAM was left out for lack of time
     refined: bool = False  # SAM ran
-    warning: str | None = None  # the threshold is another bundle's, or the frame is unlike all that the memory holds
+    warning: str | None = None  # of the recipe or of this picture: docs/verdicts.md has the list
 
     @property
     def passed(self) -> bool:
