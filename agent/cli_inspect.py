@@ -16,7 +16,7 @@ from flawline.camera.folder import list_pictures, read_picture
 from flawline.camera.pixels import to_rgb8
 from flawline.config.errors import ConfigError, FlawlineError, ImageError
 from flawline.config.recipe import Recipe
-from flawline.config.sources import explain, load_settings
+from flawline.config.sources import chosen_recipe, explain, load_settings
 from flawline.models import inspect_report, overlay
 
 THUMBNAIL_EDGE = 480  # px, of the pictures in the HTML page
@@ -62,10 +62,7 @@ def inspect(
     """Judge picture files, and all pictures below folders. The exit code is 0 whatever the verdicts."""
     pictures = find_pictures(paths, out)
     settings = load_settings(file)
-    if name not in settings.recipes:
-        known = ", ".join(sorted(settings.recipes))
-        raise ConfigError(f"--recipe {name}: not in {file or 'the defaults'} (there are: {known})")
-    recipe = settings.recipes[name]
+    recipe = chosen_recipe(settings, name, file)
     given = {"threshold": threshold, "object": words}
     try:
         recipe = Recipe.model_validate(

@@ -12,7 +12,7 @@ from flawline.agent.teaching import teach_from_feedback
 from flawline.config.errors import ConfigError, ImageError
 from flawline.config.memory_versions import FOLDER, activate, next_file, roll_back, stored_sha256
 from flawline.config.settings import Settings
-from flawline.config.sources import load_settings
+from flawline.config.sources import chosen_recipe, load_settings
 
 FEW = 5
 
@@ -73,10 +73,7 @@ def learn(
     verdict names its hash. A defective part among the good ones is shown and left out.
     """
     settings = load_settings(file)
-    if recipe not in settings.recipes:
-        raise ConfigError(
-            f"--recipe {recipe}: not in {file or 'the defaults'} (there are: {', '.join(sorted(settings.recipes))})"
-        )
+    rules = chosen_recipe(settings, recipe, file)
     if rollback:
         if good is not None or out is not None or from_feedback:
             raise ConfigError("--rollback: learns nothing, so without --good, --from-feedback and --out")
@@ -91,7 +88,7 @@ def learn(
         report = teach_from_feedback(
             settings, recipe, place, keep_all=keep_all, compare=compare, bundle=bundle, device=device
         )
-        finish(report, recipe, settings.recipes[recipe], file, go=go, force=force, as_json=as_json)
+        finish(report, recipe, rules, file, go=go, force=force, as_json=as_json)
         return
     if go or force:
         raise ConfigError("--activate, --force: belong to --from-feedback; --good activates by itself")
@@ -106,8 +103,7 @@ def learn(
     path = out if out is not None else next_file(place, recipe, memory.sha256)
     write_memory(path, memory)
     if file is not None:
-        activate(file, recipe, path, settings.recipes[recipe].memory)
-    rules = settings.recipes[recipe]
+        activate(file, recipe, path, rules.memory)
     notes = []
     if memory.about.pictures == 1:
         notes.append("one picture cannot say how good parts differ: the bundle's own scale is used; give a few more")
