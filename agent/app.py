@@ -263,7 +263,7 @@ class Agent:
 
 async def run_agent(
     settings: Settings, frames_limit: int | None = None, read_again: Callable[[], Settings] | None = None
-) -> int:
+) -> None:
     """Run the agent to its end; `read_again` reads the settings anew at SIGHUP.
 
     Raises FlawlineError where it cannot start.
@@ -278,7 +278,6 @@ async def run_agent(
         if await until_there(settings, manager):
             agent = Agent(settings, frames_limit, read_again or (lambda: settings), manager, stack)
             await agent.run()
-    return 0
 
 
 @contextlib.contextmanager
