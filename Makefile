@@ -10,7 +10,7 @@ EXTRAS ?=
 CHECK_LIBRARIES = @$(BIN)/python -c 'import cv2' 2>/dev/null || { \
 	echo "OpenCV cannot be loaded; it wants two of the system's libraries: apt-get install libgl1 libglib2.0-0" >&2; exit 1; }
 
-.PHONY: run test install install-dev format chaos soak wheelhouse clean
+.PHONY: run test quick install install-dev format chaos soak wheelhouse clean
 
 run: install
 	$(BIN)/flawline run
@@ -36,6 +36,10 @@ test: install-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
+
+# While working: the tests that take seconds, without those marked `slow`.
+quick: install-dev
+	$(BIN)/python -m pytest -m "not slow"
 
 format: install-dev
 	$(BIN)/ruff format .

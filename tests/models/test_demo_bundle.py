@@ -44,6 +44,7 @@ def test_it_is_small_whole_and_says_where_it_comes_from() -> None:
     assert (find("demo") / "MODEL_CARD.md").is_file()
 
 
+@pytest.mark.slow
 def test_it_finds_defects_on_families_it_never_saw(inspector: Inspector, unseen: Pictures) -> None:
     recipe = Recipe.model_validate({"min_defect_area_px": 20})
     maps, clip_maps, scores = [], [], []
@@ -74,6 +75,7 @@ def test_good_words_and_bad_words_are_opposites(inspector: Inspector) -> None:
         assert ours.clip_map[part.mask > 0].mean() > ours.clip_map[part.mask == 0].mean() + 0.2
 
 
+@pytest.mark.slow
 def test_words_for_a_kind_of_defect_move_the_map_towards_it(inspector: Inspector) -> None:
     """On parts with rust and scratches, "rust" says more on the rust, "scratch" more on the scratches."""
     recipes = [
@@ -107,6 +109,7 @@ def test_normal_words_are_not_abnormal_words(inspector: Inspector) -> None:
         assert np.allclose(inspector.trace(part.image, same).clip_map, 0.5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_sam_answers_prompts(inspector: Inspector, prompted: Pictures) -> None:
     quality = prompt_quality(inspector.towers.sam, prompted)
     assert quality["point_iou"] > 0.49
@@ -115,6 +118,7 @@ def test_sam_answers_prompts(inspector: Inspector, prompted: Pictures) -> None:
     assert quality["box_point_iou"] > quality["point_iou"] + 0.05, "the box says nothing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", [1, 0], ids=["positive", "negative"])
 def test_a_further_point_moves_the_answer(inspector: Inspector, prompted: Pictures, label: int) -> None:
     """A positive point where the mask misses the defect raises it there, a negative one beside the defect lowers it."""
@@ -142,6 +146,7 @@ def test_a_further_point_moves_the_answer(inspector: Inspector, prompted: Pictur
     assert np.mean(moved) >= 0.8
 
 
+@pytest.mark.slow
 def test_the_last_mask_is_taken_up(inspector: Inspector) -> None:
     towers = inspector.towers
     kept = []
