@@ -114,6 +114,7 @@ def test_the_reference_under_autocast_finds_nearly_the_same(tmp_path: Path) -> N
         assert 0.0 < difference < 0.1 * exact.abs().mean()
 
 
+@pytest.mark.slow
 def test_random_models_of_published_sizes_need_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A small CLIP here; `--random` takes ViT-L-14-336 at 518 px."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
