@@ -127,7 +127,8 @@ def _add_adapter(plan: FetchPlan, before: Bundle | None) -> AdapterFile | None:
     if plan.adapter is not None:
         target = plan.folder / f"adapter{plan.adapter.suffix}"
         copy_file(plan.adapter, target)
-        return AdapterFile(target.name, file_sha256(target), str(plan.adapter.resolve()))
+        # The name alone: the manifest's hash is the bundle's, and the same files make the same one on any machine.
+        return AdapterFile(target.name, file_sha256(target), plan.adapter.name)
     settings = before.manifest.adapter if before is not None else None
     if before is None or settings is None:
         return None

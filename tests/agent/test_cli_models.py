@@ -119,9 +119,15 @@ def test_layers_are_added_and_kept_and_bring_their_activation(tmp_path: Path) ->
     own = fetch_bundle(replace(plan, adapter=layers, activation="quickgelu"), quiet).manifest
     assert own.clip.activation == "quickgelu"
 
+    elsewhere = tmp_path / "another place" / layers.name
+    elsewhere.parent.mkdir()
+    elsewhere.write_bytes(layers.read_bytes())
+    again = fetch_bundle(replace(plan, adapter=elsewhere), quiet)
+    assert again.sha256 == added.sha256  # a memory learnt with one is taken by the other
+
     with pytest.raises(BundleError, match=r"narrow\.pth: fc\.0\.weight has shape \(768, 512\)"):
         fetch_bundle(replace(plan, adapter=april_gan(tmp_path / "narrow.pth", 512)), quiet)
-    assert read_bundle(plan.folder).manifest == own
+    assert read_bundle(plan.folder).manifest == again.manifest
 
 
 def test_two_fetches_of_one_bundle_do_not_meet(tmp_path: Path) -> None:
