@@ -213,6 +213,8 @@ def evaluate(
             "bundle": towers.bundle.name,
             "bundle_sha256": towers.bundle.sha256,
             "adapter": str(adapter) if adapter else None,
+            "adapter_sha256": _digest(adapter) or _own_layers(towers.bundle),
+            "activation": towers.clip.activation,
             "peers": list(peers),
             "device": str(towers.device),
             "precision": str(towers.dtype).removeprefix("torch."),
@@ -374,6 +376,11 @@ def _digest(path: Path | None) -> str | None:
     from flawline.models.bundle import file_sha256
 
     return None if path is None else file_sha256(path)
+
+
+def _own_layers(bundle: Any) -> str | None:
+    layers = bundle.manifest.adapter
+    return None if layers is None else bundle.checksum(layers.checkpoint)
 
 
 WORKBENCH = (evaluate, train_adapter, calibrate)

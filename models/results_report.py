@@ -160,7 +160,8 @@ def markdown(content: Mapping[str, Any]) -> str:
     size = "captured frames" if settings["size"] is None else f"{settings['size']} x {settings['size']} px"
     parts = [
         f"# {settings['dataset']}: {settings['root']}",
-        f"Bundle `{settings['bundle']}` ({settings['bundle_sha256'][:12]}), {settings['device']}, "
+        f"Bundle `{settings['bundle']}` ({settings['bundle_sha256'][:12]}), {settings['activation']}, "
+        f"{settings['device']}, "
         f"{settings['precision']}; CLIP's map by {_LOCALISERS[settings['localiser']]}, S_a from "
         f"{settings['region_threshold']:g} on; metrics at {size}; all values in percent.",
     ]

@@ -130,6 +130,21 @@ def test_layers_are_added_and_kept_and_bring_their_activation(tmp_path: Path) ->
     assert read_bundle(plan.folder).manifest == again.manifest
 
 
+def test_layers_that_name_another_activation_are_refused_before_anything_is_fetched(tmp_path: Path) -> None:
+    layers = tmp_path / "mine.pth"
+    told = torch.load(april_gan(layers), weights_only=True) | {"activation": "quickgelu"}
+    torch.save(told, layers)
+    plan = FetchPlan(known(), tmp_path / "bundles", adapter=layers, activation="gelu", source=tmp_path)
+    refused = r"--activation gelu: .*mine\.pth was trained under quickgelu"
+    with pytest.raises(BundleError, match=refused):  # not that the folder lacks the files
+        fetch_bundle(plan, quiet)
+    (tmp_path / "clip.pt").write_bytes(CLIP)
+    (tmp_path / "vit-h.pth").write_bytes(SAM_H)
+    assert fetch_bundle(replace(plan, activation=None), quiet).manifest.clip.activation == "quickgelu"
+    with pytest.raises(BundleError, match=r"--activation gelu: .*adapter\.pth was trained under quickgelu"):
+        fetch_bundle(replace(plan, adapter=None), quiet)  # those that are there already
+
+
 def test_two_fetches_of_one_bundle_do_not_meet(tmp_path: Path) -> None:
     plan = FetchPlan(known(), tmp_path, source=tmp_path)
 

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from tiny_bundle import write_parts, write_tiny_bundle
+from tiny_bundle import CLIP_CONFIG, write_parts, write_tiny_bundle
 
 from flawline.agent.cli_calibrate import calibrate
 from flawline.agent.cli_workbench import evaluate, train_adapter
 from flawline.config.errors import BundleError, ConfigError
 from flawline.config.sources import load_settings
-from flawline.models.bundle import read_bundle
+from flawline.models.adapter_file import with_adapter
+from flawline.models.bundle import file_sha256, read_bundle
 from flawline.models.checkpoints import read_state_dict
 from flawline.models.ground_truth import read_rgb
 from flawline.models.inspector import Inspector
@@ -116,7 +117,12 @@ def test_trained_layers_are_taken_up_by_evaluate(tmp_path: Path, bundle: Path) -
         arguments = ["--dataset", "folder", "--root", str(root), "--bundle", str(bundle), "--device", "cpu"]
         arguments += ["--size", "64", "--out", str(tmp_path / name), *(f"--adapter={path}" for path in adapter)]
         CliRunner().invoke(evaluate, arguments, catch_exceptions=False)
-        figures[name] = json.loads((tmp_path / name / "results.json").read_text())["mean"]["pixel_ap"]
+        results = json.loads((tmp_path / name / "results.json").read_text())
+        figures[name] = results["mean"]["pixel_ap"]
+        judged_by = adapter[0] if adapter else bundle / "adapter.safetensors"
+        assert results["settings"]["adapter_sha256"] == file_sha256(judged_by)
+        assert results["settings"]["activation"] == "gelu"
+        assert ", gelu, cpu, float32;" in (tmp_path / name / "results.md").read_text()
     assert figures["ours"] == figures["april_gan"]
     assert figures["ours"] > figures["own"]  # trained and measured on the same pictures
     other = write_tiny_bundle(tmp_path / "other", activation="quickgelu")
@@ -126,3 +132,23 @@ def test_trained_layers_are_taken_up_by_evaluate(tmp_path: Path, bundle: Path) -
     torch.save({"fc.0.weight": torch.zeros(3, 3)}, wrong)
     with pytest.raises(BundleError, match=r"wrong\.pth"):
         CliRunner().invoke(evaluate, [*arguments, f"--adapter={wrong}"], catch_exceptions=False)
+
+
+def test_layers_that_may_be_april_gans_are_not_taken_under_quickgelu(tmp_path: Path) -> None:
+    """As OpenAI's ViT-L is wide; a bundle fetched without layers runs under quickgelu."""
+    tower = CLIP_CONFIG["vision_cfg"] | {"width": 1024, "mlp_ratio": 0.25}
+    config = CLIP_CONFIG | {"embed_dim": 768, "vision_cfg": tower}
+    quick = write_tiny_bundle(tmp_path / "quick", config=config, activation="quickgelu")
+    layers = tmp_path / "visa_pretrained.pth"
+    torch.save({"trainable_linearlayer": read_state_dict(quick / "adapter.safetensors")}, layers)
+    root = write_parts(tmp_path / "data", "plate", good=1, defective=1)
+    arguments = ["--dataset", "folder", "--root", str(root), "--device", "cpu", "--out", str(tmp_path / "out")]
+    with pytest.raises(BundleError, match=r"visa_pretrained\.pth: these layers .*--activation gelu") as raised:
+        CliRunner().invoke(evaluate, [*arguments, f"--bundle={quick}", f"--adapter={layers}"], catch_exceptions=False)
+    assert "\n" not in str(raised.value)
+    towers = Inspector.load(quick, device="cpu").towers  # its own layers: its bundle.toml says quickgelu of them
+    manifest = quick / "bundle.toml"
+    manifest.write_text(manifest.read_text().replace("quickgelu", "gelu"))
+    plain = Inspector.load(quick, device="cpu").towers
+    assert (towers.clip.activation, plain.clip.activation) == ("quickgelu", "gelu")
+    assert with_adapter(plain, layers).adapter is not None
