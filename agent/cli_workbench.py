@@ -329,7 +329,7 @@ def train_adapter(
     from flawline.models import datasets
 
     categories = datasets.read_dataset(kind, root, [*named, *more], tolerate=tolerate)
-    from flawline.models.adapter_training import AdapterTrainer, TrainingPlan
+    from flawline.models.adapter_training import AdapterTrainer, TrainingPlan, refuse_to_overwrite
     from flawline.models.bundle import open_bundle
     from flawline.models.feature_cache import default_folder
     from flawline.models.towers import choose_device
@@ -338,6 +338,10 @@ def train_adapter(
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written: {error.strerror or error}") from error
+    beside = {".safetensors": out.with_suffix(".pth"), ".pth": out.with_suffix(".safetensors")}
+    other = beside.get(out.suffix, out.with_name(f"{out.name}.pth"))
+    safetensors, april_gan = (other, out) if out.suffix == ".pth" else (out, other)
+    refuse_to_overwrite(out, (safetensors, april_gan))
     plan = TrainingPlan.of(kind, **given)
     opened = open_bundle(bundle)
     opened.verify()
@@ -362,9 +366,6 @@ def train_adapter(
             trainer.save_state(state)
             progress.say(f"interrupted; the same command goes on from {state}")
             raise
-    beside = {".safetensors": out.with_suffix(".pth"), ".pth": out.with_suffix(".safetensors")}
-    other = beside.get(out.suffix, out.with_name(f"{out.name}.pth"))
-    safetensors, april_gan = (other, out) if out.suffix == ".pth" else (out, other)
     trainer.write(safetensors, april_gan)
     state.unlink(missing_ok=True)
     click.echo(

@@ -135,6 +135,23 @@ def test_both_files_hold_the_layers_under_the_published_names(tmp_path: Path) ->
     assert same(read_state_dict(ours), read_state_dict(theirs))
 
 
+def test_layers_are_replaced_together_or_not_at_all(tmp_path: Path) -> None:
+    trained = trainer(tmp_path, epochs=1)
+    made = tmp_path / "made"
+    made.mkdir()
+    files = made / "layers.safetensors", made / "layers.pth"
+    trained.write(*files)
+    before = [file.read_bytes() for file in files]
+    run(trained)
+    (made / "layers.pth.partial").symlink_to("/dev/full")
+    with pytest.raises(ConfigError, match=r"layers\.pth: cannot be written: No space"):
+        trained.write(*files)
+    assert [file.read_bytes() for file in files] == before
+    trained.write(*files)
+    assert all(now.read_bytes() != then for now, then in zip(files, before, strict=True))
+    assert set(made.iterdir()) == set(files)
+
+
 def test_the_paper_is_the_default() -> None:
     assert TrainingPlan.of("mvtec") == TrainingPlan(3, 0.2, 16, 1e-3, (0.5, 0.999), 111)
     assert TrainingPlan.of("visa").epochs == 15

@@ -93,6 +93,25 @@ def test_trained_layers_are_written_to_the_file_that_was_named(
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
+@pytest.mark.parametrize("named", ["visa_pretrained.safetensors", "visa_pretrained.pth"])
+def test_layers_of_others_are_not_overwritten(tmp_path: Path, bundle: Path, named: str) -> None:
+    root = write_parts(tmp_path / "data", "plate", good=1, defective=1)
+    published, out = tmp_path / "made" / "visa_pretrained.pth", tmp_path / "made" / named
+    published.parent.mkdir()
+    torch.save({"trainable_linearlayer": read_state_dict(bundle / "adapter.safetensors")}, published)
+    before = published.read_bytes()
+    arguments = ["--dataset", "folder", "--root", str(root), "--bundle", str(bundle), "--device", "cpu"]
+    arguments += ["--epochs", "1", "--batch", "2", "--no-cache", "--out", str(out)]
+    with pytest.raises(ConfigError, match=rf"--out {out}: {published} is there already"):
+        CliRunner().invoke(train_adapter, arguments, catch_exceptions=False)
+    assert published.read_bytes() == before
+    assert list(published.parent.iterdir()) == [published]
+    published.unlink()
+    for _ in range(2):  # what an earlier run wrote is the command's own
+        assert CliRunner().invoke(train_adapter, arguments, catch_exceptions=False).exit_code == 0
+    assert published.read_bytes() != before
+
+
 def test_trained_layers_are_taken_up_by_evaluate(tmp_path: Path, bundle: Path) -> None:
     root = write_parts(tmp_path / "data", "plate", good=2, defective=3)
     out = tmp_path / "made" / "layers.safetensors"
