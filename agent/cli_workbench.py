@@ -14,6 +14,7 @@ import rich.table
 from flawline import __version__
 from flawline.agent.cli_calibrate import calibrate, recipe_named
 from flawline.agent.progress import WorkProgress
+from flawline.agent.progress_bytes import megabytes
 from flawline.config.errors import BundleError, ConfigError
 from flawline.config.recipe import Recipe
 from flawline.config.sources import load_settings
@@ -301,6 +302,7 @@ def _show(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
 @click.option("--tolerate", is_flag=True, help="leave out pictures without a fitting mask")
 @click.option("--cache", type=FOLDER, help="folder of CLIP's features [default: the user's cache]")
 @click.option("--no-cache", is_flag=True, help="compute the features anew in every epoch")
+@click.option("--keep-cache", is_flag=True, help="leave the features there when the layers are written")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -317,6 +319,7 @@ def train_adapter(
     tolerate: bool,
     cache: Path | None,
     no_cache: bool,
+    keep_cache: bool,
     out: Path,
     **given: Any,
 ) -> None:
@@ -356,6 +359,9 @@ def train_adapter(
         left_out = sum(len(category.test) for category in categories) - len(trainer.samples)
         if left_out:
             progress.say(f"{left_out} pictures without a fitting mask are left out")
+        pictures = [sample.image for _, sample in trainer.samples]
+        if features is not None:
+            progress.say(_about_cache(features, trainer.features, pictures))
 
         def report(step: Any) -> None:
             progress.step(f"epoch {step.epoch} of {plan.epochs}, loss {step.loss:.4f}")
@@ -364,13 +370,24 @@ def train_adapter(
             trainer.train(report, lambda: trainer.save_state(state))
         except KeyboardInterrupt:
             trainer.save_state(state)
-            progress.say(f"interrupted; the same command goes on from {state}")
+            kept = "" if features is None else f"; CLIP's features stay in {features} until then"
+            progress.say(f"interrupted; the same command goes on from {state}{kept}")
             raise
     trainer.write(safetensors, april_gan)
     state.unlink(missing_ok=True)
+    if not keep_cache:
+        trainer.features.forget(pictures)
     click.echo(
         f"{safetensors} (ours), {april_gan} (APRIL-GAN's); try it with `flawline evaluate --adapter {safetensors}`"
     )
+
+
+def _about_cache(folder: Path, cache: Any, pictures: Sequence[Path]) -> str:
+    needed, left = cache.needed_bytes(pictures), cache.left_bytes
+    text = f"CLIP's features of {len(pictures)} pictures go to {folder}: up to {megabytes(needed)} still to come"
+    if needed <= left:
+        return text
+    return f"{text}, of which {megabytes(left)} fit (half of the free disk); the others are computed in every epoch"
 
 
 def _digest(path: Path | None) -> str | None:

@@ -16,6 +16,7 @@ from flawline.models.adapter_training import AdapterTrainer, TrainingPlan
 from flawline.models.bundle import read_bundle
 from flawline.models.checkpoints import metadata, read_state_dict
 from flawline.models.datasets import read_dataset
+from flawline.models.feature_cache import FeatureCache
 from flawline.models.ground_truth import read_mask, read_rgb
 from flawline.models.mosaic import draw_four, mosaic
 from flawline.models.training.losses import dice_loss, focal_loss, published_loss
@@ -116,6 +117,16 @@ def test_cached_features_belong_to_one_way_of_computing_them(tmp_path: Path) -> 
     manifest.write_text(manifest.read_text().replace("[clip]\n", "[clip]\nmean = [0.5, 0.5, 0.5]\n", 1))
     run(trainer(tmp_path))
     assert len(set((tmp_path / "cache").glob("*.safetensors"))) == 2 * len(kept)
+
+
+def test_cached_features_belong_to_the_kind_of_device_that_made_them(tmp_path: Path) -> None:
+    trained = trainer(tmp_path)
+    sample = trained.samples[0][1].image
+    trained.features(sample)
+    identity = read_bundle(tmp_path / "bundle").checksum("clip.safetensors")
+    other = FeatureCache(trained.clip.to("meta"), identity, tmp_path / "cache")  # a device that every machine has
+    with pytest.raises(NotImplementedError, match="meta tensor"):  # what is computed there holds nothing to store
+        other(sample)
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:

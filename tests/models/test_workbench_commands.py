@@ -112,6 +112,24 @@ def test_layers_of_others_are_not_overwritten(tmp_path: Path, bundle: Path, name
     assert published.read_bytes() != before
 
 
+def test_the_cache_is_told_of_and_goes_when_the_layers_are_there(tmp_path: Path, bundle: Path) -> None:
+    root, cache = write_parts(tmp_path / "data", "plate", good=2, defective=2), tmp_path / "cache"
+    arguments = ["--dataset", "folder", "--root", str(root), "--bundle", str(bundle), "--device", "cpu"]
+    arguments += ["--epochs", "1", "--batch", "2", "--out", str(tmp_path / "layers.safetensors"), "--cache"]
+    kept = CliRunner().invoke(train_adapter, [*arguments, str(cache), "--keep-cache"], catch_exceptions=False)
+    files = list(cache.iterdir())
+    assert len(files) == 4
+    taps = 4 * 4 * 64 * 8 * 8 * 4  # pictures, taps, channels, places, bytes
+    assert taps <= sum(file.stat().st_size for file in files) < 1.02 * taps
+    assert f"CLIP's features of 4 pictures go to {cache}: up to {taps / 1e6:.1f} MB still to come" in kept.stderr
+    (cache / "of another run.safetensors").touch()
+    done = CliRunner().invoke(train_adapter, [*arguments, str(cache)], catch_exceptions=False)
+    assert f"{cache}: up to 0.0 MB still to come" in done.stderr
+    assert [file.name for file in cache.iterdir()] == ["of another run.safetensors"]
+    with pytest.raises(ConfigError, match=r"--cache /proc/nope: .*--no-cache"):
+        CliRunner().invoke(train_adapter, [*arguments, "/proc/nope"], catch_exceptions=False)
+
+
 def test_trained_layers_are_taken_up_by_evaluate(tmp_path: Path, bundle: Path) -> None:
     root = write_parts(tmp_path / "data", "plate", good=2, defective=3)
     out = tmp_path / "made" / "layers.safetensors"
