@@ -129,9 +129,10 @@ class Agent:
             self.outbox.observers.append(Onlookers(self.ring, [metrics, self.preview]))
 
     def _on_models(self, about: Header) -> None:
-        self.writer.models_are(about["bundle"], about["bundle_sha256"])
+        models = about["bundle"], about["bundle_sha256"], about.get("precision")
+        self.writer.models_are(*models)
         self.recipes.thresholds_are(about.get("thresholds", {}))
-        self.recipes.judged_by(about["bundle"], about["bundle_sha256"])
+        self.recipes.judged_by(*models)
         self.pipeline.feed()
 
     async def run(self) -> None:

@@ -85,7 +85,7 @@ class Inspector:
             memory = fitting_memory(recipe, towers.bundle, words, localiser, towers.device)
             text = text_features(towers.clip, words, identity)
             threshold_warning = recipe.calibration_warning(
-                towers.bundle.name, towers.bundle.sha256, None if memory is None else memory.sha256
+                towers.bundle.name, towers.bundle.sha256, None if memory is None else memory.sha256, towers.precision
             )
             self._prepared[recipe] = Prepared(
                 recipe,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flawline.config.errors import BundleError, ConfigError
-from flawline.config.recipe import CascadeSettings, PromptSettings, Recipe
+from flawline.config.recipe import PRECISION_OF, CascadeSettings, Precision, PromptSettings, Recipe
 from flawline.config.settings import DEVICES
 from flawline.models.bundle import MANIFEST, Bundle, open_bundle
 from flawline.models.checkpoints import Undrawn, load_weights, metadata, read_state_dict
@@ -49,6 +49,11 @@ class Towers:
     refiner: MaskRefiner
     switches: Switches
     graphs: Graphs  # of `dense`, `embed`, `prompts` and `refine`, which read nothing on the host
+
+    @property
+    def precision(self) -> Precision:
+        """`dtype` as settings name it."""
+        return PRECISION_OF[str(self.dtype).removeprefix("torch.")]
 
     def dense(self, clip_input: Tensor) -> DenseFeatures:
         """(B, 3, S, S) normalised -> the image tower's features at its taps and at a memory's levels."""

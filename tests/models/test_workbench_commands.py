@@ -47,6 +47,22 @@ def test_the_threshold_in_the_file_passes_the_good_parts_it_came_from(tmp_path: 
     assert verdicts.count(False) == recipe.calibration.rejected
 
 
+def test_a_calibration_notes_its_precision_and_another_one_warns(tmp_path: Path, bundle: Path) -> None:
+    good = write_parts(tmp_path, "plate", good=6, defective=0) / "test" / "good"
+    line = tmp_path / "line.toml"
+    line.write_text(f'[model]\nbundle = "{bundle}"\ndevice = "cpu"\n[recipes.default]\n')
+    for precision, noted in (([], "fp32"), (["--precision", "bf16"], "bf16")):
+        arguments = ["--good", str(good), "--config", str(line), "--target-fpr", "0.45", *precision]
+        assert CliRunner().invoke(calibrate, arguments, catch_exceptions=False).exit_code == 0
+        recipe = load_settings(line, environ={}).recipes["default"]
+        assert recipe.calibration is not None
+        assert recipe.calibration.precision == noted
+    picture = read_rgb(next(good.iterdir()))
+    assert Inspector.load(bundle, "cpu", "bf16", recipe).inspect(picture).warning is None
+    warning = Inspector.load(bundle, "cpu", "fp32", recipe).inspect(picture).warning
+    assert "calibrated at bf16, now the models judge at fp32" in (warning or "")
+
+
 def test_without_a_file_the_threshold_is_printed_as_toml(tmp_path: Path, bundle: Path) -> None:
     good = write_parts(tmp_path, "plate", good=6, defective=0) / "test" / "good"
     arguments = ["--good", str(good), "--bundle", str(bundle), "--target-fpr", "0.45", "--device", "cpu"]
