@@ -122,7 +122,7 @@ class ShotStudy:
                 measured = {"words": words}
                 if number:
                     memory = self._learnt(known, number, seed)
-                    measured |= self._with_memory(known, memory, recipe.memory_share)
+                    measured |= self._with_memory(known, memory, recipe)
                 runs.append((seed, measured, memory if number else None))
             lines.append(_line(number, runs))
             self._progress.say(f"{category.name}: {number} good parts")
@@ -156,13 +156,12 @@ class ShotStudy:
         return learner.learn().memory
 
     @torch.inference_mode()
-    def _with_memory(self, known: Known, memory: Memory, share: float) -> dict[str, Measured]:
-        device, thresholds = memory.bank.device, self._inspector.towers.bundle.manifest.thresholds
+    def _with_memory(self, known: Known, memory: Memory, recipe: Recipe) -> dict[str, Measured]:
+        device, start, share = memory.bank.device, self._inspector.prepare(recipe).memory_start, recipe.memory_share
         alone, both = [], []
         for cells, words in zip(known.cells, known.words, strict=True):
             distances = memory.distances(cells[None].to(device).float(), known.tiles)
-            threshold = min(thresholds.region, thresholds.decision)
-            both.append(memory.fuse(words[None].to(device).float(), distances, threshold, share).cpu())
+            both.append(memory.fuse(words[None].to(device).float(), distances, start, share).cpu())
             alone.append(distances.cpu())
         return {"memory": measure(known, alone), "both": measure(known, both)}
 
