@@ -200,8 +200,9 @@ def evaluate(
     if shots:
         from flawline.models.shots import ShotStudy
 
-        with WorkProgress("shots") as progress:
-            few = ShotStudy(inspector, recipes, shots, draws, seed, progress).run(categories)
+        with WorkProgress("shots") as progress, evaluation.writing(out):
+            work = evaluation.work_folder(out)
+            few = ShotStudy(inspector, recipes, shots, draws, seed, progress, work, identity).run(categories)
     with WorkProgress("evaluate") as progress, cluster or nullcontext():
         run = evaluation.Evaluation(plan, judge_for, progress)
         reports = run.run(keep_maps=keep_maps)
