@@ -17,6 +17,7 @@ from flawline.agent.progress import WorkProgress
 from flawline.agent.set_options import FOLDER, KIND, split
 from flawline.config.errors import BundleError, ConfigError
 from flawline.config.sources import load_settings
+from flawline.models.good_parts import MOST_GOOD_PARTS
 
 
 def _size(_context: click.Context, _option: click.Parameter, value: str) -> int | None:
@@ -29,8 +30,8 @@ def _size(_context: click.Context, _option: click.Parameter, value: str) -> int 
 
 def _numbers(_context: click.Context, _option: click.Parameter, value: str | None) -> list[int]:
     texts = value.split(",") if value else []
-    if not all(text.strip().isdigit() and int(text) <= 500 for text in texts):
-        raise click.BadParameter("give numbers of good parts from 0 to 500, as 0,1,2,4,8,16")
+    if not all(text.strip().isdigit() and int(text) <= MOST_GOOD_PARTS for text in texts):
+        raise click.BadParameter(f"give numbers of good parts from 0 to {MOST_GOOD_PARTS}, as 0,1,2,4,8,16")
     return sorted({int(text) for text in texts})
 
 

@@ -31,7 +31,7 @@ class Prepared:
     threshold: float
     memory_start: float  # where a map with a memory in it has its start: the lesser of S_a's and the bundle's decision
     memory: Memory | None = None  # of good parts
-    warning: str | None = None  # the threshold is another bundle's, words are cut off
+    warning: str | None = None  # of the recipe: those of docs/verdicts.md that hold for every picture
 
 
 @dataclass
