@@ -14,6 +14,7 @@ import rich.table
 from flawline import __version__
 from flawline.agent.cli_calibrate import calibrate, recipe_named
 from flawline.agent.progress import WorkProgress
+from flawline.agent.progress_bytes import megabytes
 from flawline.agent.set_options import FOLDER, KIND, split
 from flawline.config.errors import BundleError, ConfigError
 from flawline.config.sources import load_settings
@@ -216,6 +217,8 @@ def evaluate(
             "bundle": towers.bundle.name,
             "bundle_sha256": towers.bundle.sha256,
             "adapter": str(adapter) if adapter else None,
+            "adapter_sha256": _digest(adapter) or _own_layers(towers.bundle),
+            "activation": towers.clip.activation,
             "peers": list(peers),
             "device": str(towers.device),
             "precision": str(towers.dtype).removeprefix("torch."),
@@ -304,6 +307,7 @@ def _show(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
 @click.option("--tolerate", is_flag=True, help="leave out pictures without a fitting mask")
 @click.option("--cache", type=FOLDER, help="folder of CLIP's features [default: the user's cache]")
 @click.option("--no-cache", is_flag=True, help="compute the features anew in every epoch")
+@click.option("--keep-cache", is_flag=True, help="leave the features there when the layers are written")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -320,6 +324,7 @@ def train_adapter(
     tolerate: bool,
     cache: Path | None,
     no_cache: bool,
+    keep_cache: bool,
     out: Path,
     **given: Any,
 ) -> None:
@@ -332,7 +337,7 @@ def train_adapter(
     from flawline.models import datasets
 
     categories = datasets.read_dataset(kind, root, [*named, *more], tolerate=tolerate)
-    from flawline.models.adapter_training import AdapterTrainer, TrainingPlan
+    from flawline.models.adapter_training import AdapterTrainer, TrainingPlan, refuse_to_overwrite
     from flawline.models.bundle import open_bundle
     from flawline.models.feature_cache import default_folder
     from flawline.models.towers import choose_device
@@ -341,6 +346,10 @@ def train_adapter(
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written: {error.strerror or error}") from error
+    beside = {".safetensors": out.with_suffix(".pth"), ".pth": out.with_suffix(".safetensors")}
+    other = beside.get(out.suffix, out.with_name(f"{out.name}.pth"))
+    safetensors, april_gan = (other, out) if out.suffix == ".pth" else (out, other)
+    refuse_to_overwrite(out, (safetensors, april_gan))
     plan = TrainingPlan.of(kind, **given)
     opened = open_bundle(bundle)
     opened.verify()
@@ -355,6 +364,9 @@ def train_adapter(
         left_out = sum(len(category.test) for category in categories) - len(trainer.samples)
         if left_out:
             progress.say(f"{left_out} pictures without a fitting mask are left out")
+        pictures = [sample.image for _, sample in trainer.samples]
+        if features is not None:
+            progress.say(_about_cache(features, trainer.features, pictures))
 
         def report(step: Any) -> None:
             progress.step(f"epoch {step.epoch} of {plan.epochs}, loss {step.loss:.4f}")
@@ -363,22 +375,35 @@ def train_adapter(
             trainer.train(report, lambda: trainer.save_state(state))
         except KeyboardInterrupt:
             trainer.save_state(state)
-            progress.say(f"interrupted; the same command goes on from {state}")
+            kept = "" if features is None else f"; CLIP's features stay in {features} until then"
+            progress.say(f"interrupted; the same command goes on from {state}{kept}")
             raise
-    beside = {".safetensors": out.with_suffix(".pth"), ".pth": out.with_suffix(".safetensors")}
-    other = beside.get(out.suffix, out.with_name(f"{out.name}.pth"))
-    safetensors, april_gan = (other, out) if out.suffix == ".pth" else (out, other)
     trainer.write(safetensors, april_gan)
     state.unlink(missing_ok=True)
+    if not keep_cache:
+        trainer.features.forget(pictures)
     click.echo(
         f"{safetensors} (ours), {april_gan} (APRIL-GAN's); try it with `flawline evaluate --adapter {safetensors}`"
     )
+
+
+def _about_cache(folder: Path, cache: Any, pictures: Sequence[Path]) -> str:
+    needed, left = cache.needed_bytes(pictures), cache.left_bytes
+    text = f"CLIP's features of {len(pictures)} pictures go to {folder}: up to {megabytes(needed)} still to come"
+    if needed <= left:
+        return text
+    return f"{text}, of which {megabytes(left)} fit (half of the free disk); the others are computed in every epoch"
 
 
 def _digest(path: Path | None) -> str | None:
     from flawline.models.bundle import file_sha256
 
     return None if path is None else file_sha256(path)
+
+
+def _own_layers(bundle: Any) -> str | None:
+    layers = bundle.manifest.adapter
+    return None if layers is None else bundle.checksum(layers.checkpoint)
 
 
 WORKBENCH = (evaluate, train_adapter, calibrate)

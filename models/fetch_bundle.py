@@ -51,6 +51,7 @@ def fetch_bundle(plan: FetchPlan, progress: Progress) -> Bundle:
         before = read_bundle(folder) if (folder / MANIFEST).is_file() else None
         if plan.adapter is not None:
             require_fitting(plan.adapter, plan.known)
+        require_same_activation(plan, before)
         missing = [file for file in plan.known.files if not _is_here(file, folder, progress)]
         here = sum(_size(folder / f"{file.name}.part") for file in missing)
         require_space(folder, sum(file.size for file in missing) - here)
@@ -88,6 +89,16 @@ def activation_of(adapter: Path) -> Activation | None:
 
     said = metadata(adapter).get("activation")
     return said if said in ("gelu", "quickgelu") else None  # type: ignore[return-value]
+
+
+def require_same_activation(plan: FetchPlan, before: Bundle | None) -> None:
+    """Raises BundleError where the layers, given or kept, say that they were trained under another than is wanted."""
+    layers = plan.adapter
+    if layers is None and before is not None and before.manifest.adapter is not None:
+        layers = before.folder / before.manifest.adapter.checkpoint
+    said = activation_of(layers) if layers is not None and plan.activation is not None else None
+    if said not in (None, plan.activation):
+        raise BundleError(f"--activation {plan.activation}: {layers} was trained under {said}: give that, or nothing")
 
 
 async def _download(plan: FetchPlan, files: list[PublishedFile], progress: Progress) -> None:
@@ -129,7 +140,8 @@ def _add_adapter(plan: FetchPlan, before: Bundle | None) -> AdapterFile | None:
     if plan.adapter is not None:
         target = plan.folder / f"adapter{plan.adapter.suffix}"
         copy_file(plan.adapter, target)
-        return AdapterFile(target.name, file_sha256(target), str(plan.adapter.resolve()))
+        # The name alone: the manifest's hash is the bundle's, and the same files make the same one on any machine.
+        return AdapterFile(target.name, file_sha256(target), plan.adapter.name)
     settings = before.manifest.adapter if before is not None else None
     if before is None or settings is None:
         return None

@@ -119,9 +119,30 @@ def test_layers_are_added_and_kept_and_bring_their_activation(tmp_path: Path) ->
     own = fetch_bundle(replace(plan, adapter=layers, activation="quickgelu"), quiet).manifest
     assert own.clip.activation == "quickgelu"
 
+    elsewhere = tmp_path / "another place" / layers.name
+    elsewhere.parent.mkdir()
+    elsewhere.write_bytes(layers.read_bytes())
+    again = fetch_bundle(replace(plan, adapter=elsewhere), quiet)
+    assert again.sha256 == added.sha256  # a memory learnt with one is taken by the other
+
     with pytest.raises(BundleError, match=r"narrow\.pth: fc\.0\.weight has shape \(768, 512\)"):
         fetch_bundle(replace(plan, adapter=april_gan(tmp_path / "narrow.pth", 512)), quiet)
-    assert read_bundle(plan.folder).manifest == own
+    assert read_bundle(plan.folder).manifest == again.manifest
+
+
+def test_layers_that_name_another_activation_are_refused_before_anything_is_fetched(tmp_path: Path) -> None:
+    layers = tmp_path / "mine.pth"
+    told = torch.load(april_gan(layers), weights_only=True) | {"activation": "quickgelu"}
+    torch.save(told, layers)
+    plan = FetchPlan(known(), tmp_path / "bundles", adapter=layers, activation="gelu", source=tmp_path)
+    refused = r"--activation gelu: .*mine\.pth was trained under quickgelu"
+    with pytest.raises(BundleError, match=refused):  # not that the folder lacks the files
+        fetch_bundle(plan, quiet)
+    (tmp_path / "clip.pt").write_bytes(CLIP)
+    (tmp_path / "vit-h.pth").write_bytes(SAM_H)
+    assert fetch_bundle(replace(plan, activation=None), quiet).manifest.clip.activation == "quickgelu"
+    with pytest.raises(BundleError, match=r"--activation gelu: .*adapter\.pth was trained under quickgelu"):
+        fetch_bundle(replace(plan, adapter=None), quiet)  # those that are there already
 
 
 def test_what_was_added_to_bundle_toml_survives_another_fetch(tmp_path: Path) -> None:
