@@ -160,8 +160,8 @@ def markdown(content: Mapping[str, Any]) -> str:
     size = "captured frames" if settings["size"] is None else f"{settings['size']} x {settings['size']} px"
     parts = [
         f"# {settings['dataset']}: {settings['root']}",
-        f"Bundle `{settings['bundle']}` ({settings['bundle_sha256'][:12]}), {settings['activation']}, {settings['device']}, "
-        f"{settings['precision']}; CLIP's map by {_LOCALISERS[settings['localiser']]}"
+        f"Bundle `{settings['bundle']}` ({settings['bundle_sha256'][:12]}), {settings['activation']}, "
+        f"{settings['device']}, {settings['precision']}; CLIP's map by {_LOCALISERS[settings['localiser']]}"
         f"{_layers(settings)}, S_a {_region(settings)}; metrics at {size}; all values in percent.",
         _recipe(settings),
     ]
