@@ -13,7 +13,7 @@ from flawline.config.errors import ConfigError
 from flawline.config.memory_versions import stored_sha256
 from flawline.config.recipe import Recipe
 from flawline.config.recipe_file import update_recipe
-from flawline.config.sources import load_settings
+from flawline.config.sources import chosen_recipe, load_settings
 
 SHARE = click.FloatRange(0.0, 1.0, min_open=True, max_open=True)
 TARGET_FPR = 0.01
@@ -102,7 +102,8 @@ def calibrate(
             few = f"{count} good parts promise no more than {100 * target_fpr:.3g} % false rejects"
             more = f"; {needed} would promise {100 * TARGET_FPR:g} %" if count < needed else ""
             click.echo(f"warning: {few}{more}", err=True)
-    found = find_threshold(found_scores.scores, target_fpr, confidence)
+    option = "--good" if good is not None else "--last"
+    found = find_threshold(found_scores.scores, target_fpr, confidence, option)
     calibration = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "count": found.count,
@@ -236,7 +237,4 @@ def _refuse_another_scale(judged_by: Recipe, content: Recipe, recipe: str, file:
 
 def recipe_named(file: Path | None, name: str) -> Recipe:
     """A recipe of the file, or of the defaults. Raises ConfigError naming those that there are."""
-    recipes = load_settings(file).recipes
-    if name not in recipes:
-        raise ConfigError(f"--recipe {name}: not in {file or 'the defaults'} (there are: {', '.join(sorted(recipes))})")
-    return recipes[name]
+    return chosen_recipe(load_settings(file), name, file)

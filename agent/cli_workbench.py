@@ -15,12 +15,10 @@ from flawline import __version__
 from flawline.agent.cli_calibrate import calibrate, recipe_named
 from flawline.agent.progress import WorkProgress
 from flawline.agent.progress_bytes import megabytes
+from flawline.agent.set_options import FOLDER, KIND, split
 from flawline.config.errors import BundleError, ConfigError
-from flawline.config.recipe import Recipe
 from flawline.config.sources import load_settings
-
-KIND = click.Choice(["mvtec", "visa", "folder"])
-FOLDER = click.Path(path_type=Path, file_okay=False)
+from flawline.models.good_parts import MOST_GOOD_PARTS
 
 
 def _size(_context: click.Context, _option: click.Parameter, value: str) -> int | None:
@@ -33,19 +31,15 @@ def _size(_context: click.Context, _option: click.Parameter, value: str) -> int 
 
 def _numbers(_context: click.Context, _option: click.Parameter, value: str | None) -> list[int]:
     texts = value.split(",") if value else []
-    if not all(text.strip().isdigit() and int(text) <= 500 for text in texts):
-        raise click.BadParameter("give numbers of good parts from 0 to 500, as 0,1,2,4,8,16")
+    if not all(text.strip().isdigit() and int(text) <= MOST_GOOD_PARTS for text in texts):
+        raise click.BadParameter(f"give numbers of good parts from 0 to {MOST_GOOD_PARTS}, as 0,1,2,4,8,16")
     return sorted({int(text) for text in texts})
-
-
-def _split(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> list[str]:
-    return [name for value in values for name in value.split(",") if name]
 
 
 @click.command()
 @click.option("--dataset", "kind", type=KIND, required=True, help="how the folder is laid out")
 @click.option("--root", type=FOLDER, required=True, help="the data set's folder")
-@click.option("--category", "named", multiple=True, callback=_split, help="only these classes", metavar="C ...")
+@click.option("--category", "named", multiple=True, callback=split, help="only these classes", metavar="C ...")
 @click.argument("more", nargs=-1, metavar="[C ...]")
 @click.option("--bundle", help="a bundle's name, or its folder [default: the file's, or demo]")
 @click.option(
@@ -58,13 +52,18 @@ def _split(_context: click.Context, _option: click.Parameter, values: tuple[str,
 )
 @click.option("--recipe", default="default", show_default=True, help="which one")
 @click.option("--object", "words", help="the object's name in the prompts [default: the class's name]")
-@click.option("--ablation", "ablations", multiple=True, callback=_split, help="table2 (dilation), table3 (cascade)")
+@click.option(
+    "--region-threshold",
+    type=click.FloatRange(0.0, 1.0),
+    help="S_a begins here [default: the recipe's, or the bundle's]",
+)
+@click.option("--ablation", "ablations", multiple=True, callback=split, help="table2 (dilation), table3 (cascade)")
 @click.option(
     "--methods",
     multiple=True,
     is_flag=False,
     flag_value="all",
-    callback=_split,
+    callback=split,
     help="other methods beside: all, or windows, clip, sdp, sdp_plus, anomalyclip, boxes, contrast, blur",
 )
 @click.option(
@@ -110,6 +109,7 @@ def evaluate(
     file: Path | None,
     recipe: str,
     words: str | None,
+    region_threshold: float | None,
     ablations: list[str],
     methods: list[str],
     peers: tuple[str, ...],
@@ -140,13 +140,15 @@ def evaluate(
         categories = [evaluation.subset(category, limit) for category in categories]
     specs = _peer_specs(peers)
     rows = study.rows_of(ablations, [*methods, *(spec.method for spec in specs)])
-    base = recipe_named(file, recipe) if file is not None else Recipe()
+    base = recipe_named(file, recipe)
+    if region_threshold is not None:
+        cut = base.prompt.model_copy(update={"region": "absolute", "region_threshold": region_threshold})
+        base = base.model_copy(update={"prompt": cut})
+    words = words or (base.object if "object" in base.model_fields_set else None)
     model = load_settings(file).model
     bundle, device, precision = bundle or model.bundle, device or model.device, precision or model.precision
     recipes = {
-        category.name: base.model_copy(
-            update={"object": words or (base.object if file else datasets.object_words(kind, category.name))}
-        )
+        category.name: base.model_copy(update={"object": words or datasets.object_words(kind, category.name)})
         for category in categories
     }
     console = rich.console.Console(stderr=True)
@@ -200,8 +202,9 @@ def evaluate(
     if shots:
         from flawline.models.shots import ShotStudy
 
-        with WorkProgress("shots") as progress:
-            few = ShotStudy(inspector, recipes, shots, draws, seed, progress).run(categories)
+        with WorkProgress("shots") as progress, evaluation.writing(out):
+            work = evaluation.work_folder(out)
+            few = ShotStudy(inspector, recipes, shots, draws, seed, progress, work, identity).run(categories)
     with WorkProgress("evaluate") as progress, cluster or nullcontext():
         run = evaluation.Evaluation(plan, judge_for, progress)
         reports = run.run(keep_maps=keep_maps)
@@ -222,6 +225,8 @@ def evaluate(
             "recipe": base.model_dump(mode="json"),
             "localiser": towers.localiser_of(base),
             "region_threshold": inspector.prepare(base).region_threshold,
+            "region_threshold_stated": base.prompt.region_threshold is not None
+            or towers.bundle.manifest.states_thresholds,
             "objects": {name: one.object for name, one in recipes.items()},
             "engine": engine,
             "seed": seed,
@@ -288,7 +293,7 @@ def _show(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
 @click.command("train-adapter")
 @click.option("--dataset", "kind", type=KIND, required=True, help="how the folder is laid out")
 @click.option("--root", type=FOLDER, required=True, help="the data set's folder; its test split is trained on")
-@click.option("--category", "named", multiple=True, callback=_split, help="only these classes", metavar="C ...")
+@click.option("--category", "named", multiple=True, callback=split, help="only these classes", metavar="C ...")
 @click.argument("more", nargs=-1, metavar="[C ...]")
 @click.option("--bundle", default="demo", show_default=True, help="whose CLIP: a bundle's name, or its folder")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N")

@@ -24,6 +24,7 @@ import zmq
 
 from flawline.agent.endpoint import has_ipv6
 from flawline.agent.service_files import HOMES
+from flawline.agent.station_folder import JOURNAL, LOCK, PICTURES, station_folder
 from flawline.camera.registry import make_camera
 from flawline.config.errors import ConfigError, FlawlineError
 from flawline.config.memory_versions import stored_sha256
@@ -84,7 +85,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
 def _agent_is_running(settings: Settings) -> bool:
     """A running agent holds the lock of its journal's folder."""
     try:
-        lock = os.open(settings.journal.path / settings.station / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        lock = os.open(station_folder(settings) / LOCK, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:
@@ -376,7 +377,7 @@ def _clock() -> Iterator[Finding]:
 
 
 def _state(settings: Settings, user: pwd.struct_passwd | None) -> Iterator[Finding]:
-    folder = settings.journal.path / settings.station
+    folder = station_folder(settings)
     there = next(path for path in (folder, *folder.parents) if path.exists())
     unwritable = _why_unwritable(folder, there, user)
     if unwritable is not None:
@@ -392,8 +393,8 @@ def _state(settings: Settings, user: pwd.struct_passwd | None) -> Iterator[Findi
     yield Finding("permissions", "ok", f"journal.path: {there} can be written")
     free_mb = shutil.disk_usage(there).free / 1e6
     journal = settings.journal
-    verdicts_mb = max(0.0, journal.keep_mb - _held_mb(folder.glob("journal.sqlite*")))
-    pictures_mb = max(0.0, journal.archive_mb - _held_mb((folder / "pictures").rglob("*")))
+    verdicts_mb = max(0.0, journal.keep_mb - _held_mb(folder.glob(f"{JOURNAL}*")))
+    pictures_mb = max(0.0, journal.archive_mb - _held_mb((folder / PICTURES).rglob("*")))
     wanted_mb = verdicts_mb + pictures_mb + journal.min_free_mb
     if free_mb < journal.min_free_mb:
         drop_in = "systemctl edit flawline@STATION: [Service] ReadWritePaths=/data/flawline"

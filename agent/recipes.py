@@ -1,6 +1,5 @@
 """Which recipe judges which camera: versions, switches between two frames, and what a restart takes up again."""
 
-import hashlib
 import json
 import re
 import time
@@ -92,7 +91,7 @@ class RecipeBook:
 
     def version_of(self, name: str, recipe: Recipe) -> ActiveRecipe:
         """The version with this content: one that is known, or the next number, which only `activate` takes."""
-        sha256 = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()
+        sha256 = recipe.sha256()
         newest = self._newest.get(name, 0)
         for version in range(newest, 0, -1):
             known = self._versions.get(f"{name}@{version}")

@@ -182,6 +182,10 @@ class Recipe(Strict):
     )
     calibration: Calibration | None = Field(None, description="where the threshold came from")
 
+    def sha256(self) -> str:
+        """Hash of all keys, as verdicts name it."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
     def scale_sha256(self) -> str:
         """Hash of the keys that scores depend on; bundle and memory have their own."""
         table = self.model_dump(mode="json", include=_SCALE)

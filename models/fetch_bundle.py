@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import aiohttp
+import tomlkit
 
 from flawline import __version__
 from flawline.config.errors import BundleError
-from flawline.models.bundle import MANIFEST, Bundle, file_sha256, installed, read_bundle
+from flawline.models.bundle import MANIFEST, Bundle, Manifest, file_sha256, installed, read_bundle, write_manifest
 from flawline.models.fetch import Patience, Progress, copy_file, download, require_space, take_from
 from flawline.models.known_bundles import Activation, AdapterFile, KnownBundle, PublishedFile, manifest_of
 
@@ -65,7 +66,8 @@ def fetch_bundle(plan: FetchPlan, progress: Progress) -> Bundle:
             activation = activation_of(plan.adapter)
         if activation is None and before is not None and plan.adapter is None:
             activation = before.manifest.clip.activation
-        _write(folder / MANIFEST, manifest_of(plan.known, adapter, activation))
+        wanted = manifest_of(plan.known, adapter, activation)
+        write_manifest(folder, wanted if before is None else _with_own_keys(before, wanted))
     return read_bundle(folder)
 
 
@@ -147,13 +149,29 @@ def _add_adapter(plan: FetchPlan, before: Bundle | None) -> AdapterFile | None:
     return AdapterFile(entry.name, entry.sha256, entry.source or "")
 
 
-def _write(path: Path, text: str) -> None:
-    part = path.with_suffix(".toml.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be written: {error.strerror or error}") from error
+def _with_own_keys(before: Bundle, wanted: str) -> str:
+    """The bundle.toml that is there, with its own keys (thresholds, words, precision) kept, as `wanted` says of files.
+
+    Thresholds that were chosen with other layers go: they are of another scale.
+    """
+    text = (before.folder / MANIFEST).read_text(encoding="utf-8")
+    document, new = tomlkit.parse(text), tomlkit.parse(wanted)
+    now = Manifest.model_validate(new.unwrap())
+    if _judging(before.manifest) != _judging(now):
+        document.pop("thresholds", None)
+    document["files"] = new["files"]
+    for table in ("clip", "sam", "adapter"):
+        for key, value in new.get(table, {}).items():
+            document.setdefault(table, tomlkit.table())[key] = value
+    same = Manifest.model_validate(document.unwrap()) == before.manifest
+    return text if same else tomlkit.dumps(document)
+
+
+def _judging(manifest: Manifest) -> tuple[object, ...]:
+    """What decides of which scale the scores are."""
+    adapter = manifest.adapter
+    layers = None if adapter is None else next(f.sha256 for f in manifest.files if f.name == adapter.checkpoint)
+    return manifest.clip.activation, layers
 
 
 @contextmanager

@@ -59,9 +59,9 @@ def flawline(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     return run
 
 
-def april_gan(path: Path, width: int = 1024) -> Path:
+def april_gan(path: Path, width: int = 1024, seed: int = 1) -> Path:
     """Linear layers in APRIL-GAN's published format."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     layers = {f"fc.{n}.weight": torch.randn(768, width, generator=generator) for n in range(4)}
     layers |= {f"fc.{n}.bias": torch.randn(768, generator=generator) for n in range(4)}
     torch.save({"trainable_linearlayer": layers}, path)
@@ -143,6 +143,30 @@ def test_layers_that_name_another_activation_are_refused_before_anything_is_fetc
     assert fetch_bundle(replace(plan, activation=None), quiet).manifest.clip.activation == "quickgelu"
     with pytest.raises(BundleError, match=r"--activation gelu: .*adapter\.pth was trained under quickgelu"):
         fetch_bundle(replace(plan, adapter=None), quiet)  # those that are there already
+
+
+def test_what_was_added_to_bundle_toml_survives_another_fetch(tmp_path: Path) -> None:
+    usb = tmp_path / "usb"
+    usb.mkdir()
+    (usb / "clip.pt").write_bytes(CLIP)
+    (usb / "vit-h.pth").write_bytes(SAM_H)
+    plan = FetchPlan(known(), tmp_path / "bundles", source=usb, adapter=april_gan(tmp_path / "first.pth"))
+    file = fetch_bundle(plan, quiet).folder / "bundle.toml"
+    own = (
+        '# tuned\nprecision = "fp16"\n[thresholds]\nregion = 0.31\ndecision = 0.62\n[prompts]\ntemplates = ["a {}."]\n'
+    )
+    comment, _, tables = own.partition("[")
+    file.write_text(comment + file.read_text() + "\n[" + tables)
+    text = file.read_text()
+    again = fetch_bundle(replace(plan, adapter=None), quiet)
+    assert file.read_text() == text
+    assert again.manifest.thresholds.region == 0.31
+
+    other = fetch_bundle(replace(plan, adapter=april_gan(tmp_path / "second.pth", seed=2)), quiet)
+    assert other.manifest.precision == "fp16"
+    assert other.manifest.prompts.templates == ("a {}.",)
+    assert not other.manifest.states_thresholds  # those were of the first layers' scale
+    other.verify()
 
 
 def test_two_fetches_of_one_bundle_do_not_meet(tmp_path: Path) -> None:
