@@ -68,6 +68,8 @@ class Agent:
         self.boot_id = secrets.token_hex(8)
         self.state = "starting"
         cameras = [(make_camera(camera), camera) for camera in settings.cameras]
+        for camera, _ in cameras:
+            camera.most_pixels = int(settings.worker.max_frame_mpx * 1e6)
         context = stack.enter_context(_context())
         doors = {
             section: curve.clients
@@ -130,9 +132,10 @@ class Agent:
             self.outbox.observers.append(Onlookers(self.ring, [metrics, self.preview]))
 
     def _on_models(self, about: Header) -> None:
-        self.writer.models_are(about["bundle"], about["bundle_sha256"])
+        models = about["bundle"], about["bundle_sha256"], about.get("precision")
+        self.writer.models_are(*models)
         self.recipes.thresholds_are(about.get("thresholds", {}))
-        self.recipes.judged_by(about["bundle"], about["bundle_sha256"])
+        self.recipes.judged_by(*models)
         self.pipeline.feed()
 
     async def run(self) -> None:

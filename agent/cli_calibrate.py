@@ -45,6 +45,11 @@ MOST_KEYS = 3  # named where recipes differ
 @click.option("--confidence", type=SHARE, default=0.95, show_default=True, help="probability that this holds")
 @click.option("--bundle", help="--good: a bundle's name, or its folder [default: the file's, or demo]")
 @click.option("--device", help="--good: auto, cpu, cuda, cuda:N [default: the file's, or auto]")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "bf16", "fp16", "fp32"]),
+    help="--good: as the line judges [default: the file's, or auto]",
+)
 @click.option("--dry-run", is_flag=True, help="print the threshold, leave the file as it is")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object")
 def calibrate(
@@ -60,6 +65,7 @@ def calibrate(
     confidence: float,
     bundle: str | None,
     device: str | None,
+    precision: str | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -79,7 +85,7 @@ def calibrate(
         raise ConfigError("--camera: belongs to --last; pictures have none")
     if good is not None:
         judged_by = recipe_named(file, recipe)
-        found_scores = _scores_of_pictures(good, judged_by, file, bundle, device, target_fpr, confidence)
+        found_scores = _scores_of_pictures(good, judged_by, file, bundle, device, precision, target_fpr, confidence)
     else:
         assert last is not None
         keys = (server_key, client_key) if server_key is not None and client_key is not None else None
@@ -112,6 +118,7 @@ def calibrate(
         "recipe_sha256": found_scores.recipe.scale_sha256(),
         "memory_sha256": found_scores.memory_sha256,
         "min_defect_area_px": found_scores.recipe.min_defect_area_px,
+        "precision": found_scores.precision,
     }
     calibration = {key: value for key, value in calibration.items() if value is not None}
     written = file if not dry_run else None
@@ -145,6 +152,7 @@ def _scores_of_pictures(
     file: Path | None,
     bundle: str | None,
     device: str | None,
+    precision: str | None,
     target_fpr: float | None,
     confidence: float,
 ) -> Scores:
@@ -158,7 +166,7 @@ def _scores_of_pictures(
     from flawline.models.inspector import Inspector  # loads torch; what is refused is refused before
 
     model = load_settings(file).model
-    inspector = Inspector.load(bundle or model.bundle, device or model.device, model.precision, recipe)
+    inspector = Inspector.load(bundle or model.bundle, device or model.device, precision or model.precision, recipe)
     scores = []
     with WorkProgress("calibrate") as progress:
         progress.start(len(pictures))
@@ -167,7 +175,7 @@ def _scores_of_pictures(
             progress.step(picture.name)
     opened = inspector.towers.bundle
     memory = stored_sha256(Path(recipe.memory)) if recipe.memory else None
-    return Scores(scores, opened.name, opened.sha256, recipe, memory)
+    return Scores(scores, opened.name, opened.sha256, recipe, memory, inspector.towers.precision)
 
 
 def _scores_of_line(
@@ -184,7 +192,7 @@ def _scores_of_line(
     if found.passed_over:
         click.echo(
             f"warning: verdicts of {', '.join(found.passed_over)} by another version of recipe {recipe!r}, "
-            f"another bundle or memory do not count: the newest verdict is by version {found.version}; "
+            f"another bundle, memory or precision do not count: the newest verdict is by version {found.version}; "
             "--camera NAME chooses",
             err=True,
         )

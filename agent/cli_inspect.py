@@ -164,6 +164,7 @@ class _Judge:
             "agent": __version__,
             "bundle": opened.name,
             "bundle_sha256": opened.sha256,
+            "precision": str(inspector.towers.dtype).removeprefix("torch."),
             "recipe_sha256": recipe.sha256(),
             "memory_sha256": prepared.memory.sha256 if prepared.memory is not None else None,
         }

@@ -54,6 +54,7 @@ from flawline.models.good_parts import FEW_GOOD_PARTS, MOST_GOOD_PARTS
 @click.option("--rollback", is_flag=True, help="learn nothing: go back to the version before, or to none")
 @click.option("--bundle", help="a bundle's name, or its folder [default: the file's, or demo]")
 @click.option("--device", help="auto, cpu, cuda, cuda:N [default: the file's, or auto]")
+@click.option("--precision", type=click.Choice(["auto", "bf16", "fp16", "fp32"]), help="[default: the file's, or auto]")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object")
 def learn(
     recipe: str,
@@ -68,6 +69,7 @@ def learn(
     rollback: bool,
     bundle: str | None,
     device: str | None,
+    precision: str | None,
     as_json: bool,
 ) -> None:
     """Learn what good parts look like, from a few pictures of them or from rejects that were wrong.
@@ -89,7 +91,14 @@ def learn(
         if go and file is None:
             raise ConfigError("--activate: name the TOML file with --config; its recipe names the memory in use")
         report = teach_from_feedback(
-            settings, recipe, place, keep_all=keep_all, compare=compare, bundle=bundle, device=device
+            settings,
+            recipe,
+            place,
+            keep_all=keep_all,
+            compare=compare,
+            bundle=bundle,
+            device=device,
+            precision=precision,
         )
         finish(report, recipe, rules, file, go=go, force=force, as_json=as_json)
         return
@@ -97,7 +106,7 @@ def learn(
         raise ConfigError("--activate, --force: belong to --from-feedback; --good activates by itself")
     if good is None:
         raise ConfigError("--good: name the folder with pictures of good parts (or give --from-feedback, --rollback)")
-    learnt = _learn(settings, recipe, good, keep_all, bundle, device)
+    learnt = _learn(settings, recipe, good, keep_all, bundle, device, precision)
     memory = learnt.memory
     from flawline.models.memory_file import write_memory
 
@@ -168,7 +177,15 @@ def _refuse_to_overwrite(out: Path, sha256: str) -> None:
         )
 
 
-def _learn(settings: Settings, recipe: str, good: Path, keep_all: bool, bundle: str | None, device: str | None) -> Any:
+def _learn(
+    settings: Settings,
+    recipe: str,
+    good: Path,
+    keep_all: bool,
+    bundle: str | None,
+    device: str | None,
+    precision: str | None,
+) -> Any:
     from flawline.camera.folder import read_picture
     from flawline.models.datasets import good_pictures
     from flawline.models.ground_truth import read_rgb
@@ -181,7 +198,7 @@ def _learn(settings: Settings, recipe: str, good: Path, keep_all: bool, bundle: 
     if len(pictures) > MOST_GOOD_PARTS:
         raise ConfigError(f"--good {good}: holds {len(pictures)} pictures; a memory takes at most {MOST_GOOD_PARTS}")
     rules = settings.recipes[recipe].model_copy(update={"memory": None})
-    inspector = Inspector.load(bundle or model.bundle, device or model.device, model.precision, rules)
+    inspector = Inspector.load(bundle or model.bundle, device or model.device, precision or model.precision, rules)
     learner = Learner(inspector, recipe, rules)
     first = ""
     with WorkProgress("learn") as progress:

@@ -28,9 +28,10 @@ from flawline.agent.station_folder import JOURNAL, LOCK, PICTURES, station_folde
 from flawline.camera.registry import make_camera
 from flawline.config.errors import ConfigError, FlawlineError
 from flawline.config.memory_versions import stored_sha256
+from flawline.config.recipe import Precision
 from flawline.config.settings import Settings
 from flawline.config.sources import CREDENTIALS, keys_folder
-from flawline.models.bundle import open_bundle
+from flawline.models.bundle import Bundle, open_bundle
 
 Verdict = Literal["ok", "warning", "fail"]
 _OPENCV_NEEDS = {"libGL.so.1": "libgl1", "libglib-2.0.so.0": "libglib2.0-0"}  # library: Debian's package
@@ -233,12 +234,21 @@ def _bundle(settings: Settings) -> Iterator[Finding]:
             except ConfigError as error:
                 yield Finding("memory", "fail", f"recipe {name}: {error}", f"flawline learn --recipe {name}")
                 continue
-            warning = recipe.calibration_warning(bundle.name, bundle.sha256, memory)
+            warning = recipe.calibration_warning(bundle.name, bundle.sha256, memory, _precision(settings, bundle))
             if warning is not None:
                 remedy = f"flawline calibrate --recipe {name}, with good parts"
                 yield Finding("calibration", "warning", f"recipe {name}: {warning}", remedy)
             elif (made := recipe.calibration) is not None:
                 yield Finding("calibration", "ok", f"recipe {name}: {made.date}, from {made.count} good parts")
+
+
+def _precision(settings: Settings, bundle: Bundle) -> Precision | None:
+    """What the models will judge at, as far as it is known without torch."""
+    if settings.model.precision != "auto":
+        return settings.model.precision
+    if settings.model.device == "cpu":
+        return "fp32"
+    return bundle.manifest.precision if settings.model.device.startswith("cuda") else None
 
 
 def _cameras(settings: Settings, running: bool, user: pwd.struct_passwd | None) -> Iterator[Finding]:

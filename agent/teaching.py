@@ -101,6 +101,7 @@ def teach_from_feedback(
     compare: int = 500,
     bundle: str | None = None,
     device: str | None = None,
+    precision: str | None = None,
 ) -> Report:
     """Write the new memory of recipe `name`, which does not judge yet, and judge the archive by both.
 
@@ -127,7 +128,9 @@ def teach_from_feedback(
     from flawline.models.inspector import Inspector
 
     model = settings.model
-    inspector = Inspector.load(bundle or model.bundle, device or model.device, model.precision, given.recipe)
+    inspector = Inspector.load(
+        bundle or model.bundle, device or model.device, precision or model.precision, given.recipe
+    )
     with WorkProgress("learn") as progress:
         unmarked = [seq for seq in given.pictures if seq not in given.marks]
         chosen = sorted([*unmarked[max(len(unmarked) - compare, 0) :], *(given.pictures.keys() & given.marks.keys())])

@@ -120,11 +120,12 @@ class VerdictWriter:
     def __init__(self, station: str, boot_id: str, agent_version: str) -> None:
         self.station = station
         self.boot_id = boot_id
-        self._provenance: dict[str, Any] = {"agent": agent_version, "bundle": None, "bundle_sha256": None}
+        self._provenance: dict[str, Any] = {"agent": agent_version}
+        self.models_are(None, None, None)
 
-    def models_are(self, bundle: str, bundle_sha256: str | None) -> None:
-        """From now on verdicts name this bundle."""
-        self._provenance |= {"bundle": bundle, "bundle_sha256": bundle_sha256}
+    def models_are(self, bundle: str | None, bundle_sha256: str | None, precision: str | None) -> None:
+        """From now on verdicts name this bundle, and the precision of its encoders."""
+        self._provenance |= {"bundle": bundle, "bundle_sha256": bundle_sha256, "precision": precision}
 
     def judged(self, job: Job, outcome: Outcome) -> Header:
         """`pass` or `fail`: an inspection that completed."""

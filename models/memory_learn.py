@@ -16,6 +16,7 @@ from flawline.config.recipe import Recipe
 from flawline.models.coreset import BUDGET, Scores, farthest_layout, leave_one_out, outliers
 from flawline.models.decide import counted_region
 from flawline.models.descriptors import descriptors, layout, projection
+from flawline.models.evidence import Encoded
 from flawline.models.frames import as_rgb
 from flawline.models.good_parts import MOST_GOOD_PARTS
 from flawline.models.inspector import Inspector
@@ -122,8 +123,12 @@ class Learner:
     @torch.inference_mode()
     def describe_as_given(self, picture: NDArray[np.uint8], name: str) -> Described:
         """The same of the picture alone, as it is."""
+        return self.describe_encoded(self._inspector.encode([picture], self._recipe), picture, name)
+
+    @torch.inference_mode()
+    def describe_encoded(self, encoded: Encoded, picture: NDArray[np.uint8], name: str) -> Described:
+        """The same of a picture that is encoded already."""
         inspector = self._inspector
-        encoded = inspector.encode([picture], self._recipe)
         levels = inspector.levels(encoded)
         if self._projection is None:
             wanted = projection(sum(level.shape[1] for level in levels))
