@@ -106,6 +106,7 @@ def small_wheel(folder: Path, name: str, more: str = "") -> Path:
     return build("wheel", source, folder / "out" / name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extras", ["", "[camera]"])
 def test_a_folder_of_wheels_installs_without_a_network(tmp_path: Path, extras: str) -> None:
     """`make wheelhouse` and install.sh with small wheels of our own, in the place of what pip would fetch."""
