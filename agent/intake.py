@@ -3,7 +3,7 @@
 Free-running cameras: every frame is accepted as it comes. Hardware-triggered: the same, and journalled as a trigger; a
 part that was announced is owed a verdict from then on, and gives its names to the next frame exposed.
 Software-triggered: a trigger is accepted by command and its exposure made at once; frames answer triggers in order.
-When a frame stays away, or one comes that fits the trigger after it, nobody can say which trigger the next one is for:
+When a frame stays away, or one comes that may be the next trigger's, nobody can say which trigger the next one is for:
 then all that wait at that camera are answered `camera_fault`, and the camera is closed and opened again, so that no
 late frame is taken for another part.
 """
@@ -307,7 +307,8 @@ class Intake:
             self._throw_away(shot)
         elif line.has_ignored_one(shot.frame):
             self._throw_away(shot)
-            self._lose_step(line, f"camera {line.name!r} has ignored a trigger: a frame came that fits the next one")
+            why = "has ignored a trigger, or sends slowly: a frame came that may be the next trigger's"
+            self._lose_step(line, f"camera {line.name!r} {why}")
         else:
             self._attach(line.answer(shot.frame), shot)
 
@@ -397,8 +398,10 @@ def _send(camera: Camera, job: Job) -> None:
     taken for the next trigger's."""
     if job.verdict is not None:
         return
-    camera.trigger()
-    job.sent_mono = time.monotonic_ns()
+    camera.await_readiness()
+    if job.verdict is None:
+        job.sent_mono = time.monotonic_ns()  # before: an exposure may be here sooner than the camera's word that it was
+        camera.trigger()
 
 
 def _exposed_s(frame: Frame) -> float:

@@ -5,7 +5,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import structlog
 
@@ -20,6 +20,8 @@ from flawline.config.settings_camera import CameraSettings
 
 log = structlog.get_logger()
 _COUNT_EVERY_S = 1.0
+_READY_S = 0.5  # an exposure and its readout
+_ASK_AGAIN_S = 0.001
 _LOOK_AFTER_S = 1.0  # after so long a silence the device is asked whether it is still there
 
 
@@ -54,6 +56,7 @@ class DeviceCamera(Camera):
         self._has_clock = False
         self._owed: list[int] = []
         self._held: Block | None = None
+        self._readiness: Literal["untold", "asked", "told"] = "untold"
         self._was_open = False
         self._said = ""
         self.lost = False  # a lost device is let go without a word to it, which would only be waited for
@@ -84,11 +87,25 @@ class DeviceCamera(Camera):
     def disconnect(self) -> None:
         """Stop and let go, whatever state it is in. What it raises is ignored."""
 
-    def await_readiness(self) -> None:
-        """Wait until the camera takes a trigger: one that comes during an exposure is lost without a word.
+    def is_ready_within(self, timeout_s: float) -> bool:
+        """Wait until the camera takes a trigger. Called by the thread that triggers. True where it does not tell.
 
-        Called by the thread that triggers. Raises CameraError where the camera does not get ready.
+        Asks AcquisitionStatus, which `open` has set to FrameTriggerWait. A camera that has not once said that it waits
+        is taken not to tell: it is asked no more until it is opened again.
         """
+        features, deadline = self._features, time.monotonic() + timeout_s
+        while features is not None and self._readiness != "untold":
+            if features.read("AcquisitionStatus"):
+                self._readiness = "told"
+                return True
+            if time.monotonic() >= deadline:
+                if self._readiness == "told":
+                    return False
+                self._readiness = "untold"
+                log.warning("camera_readiness_unknown", camera=self.name, note="AcquisitionStatus never says it waits")
+                break
+            time.sleep(_ASK_AGAIN_S)
+        return True
 
     def counters(self) -> dict[str, int]:
         """The library's own counters. Asked once a second by the camera's own thread: a library may allow no other."""
@@ -115,6 +132,7 @@ class DeviceCamera(Camera):
             with self.vendor("configuring"):
                 configure(self.settings, features)
                 self._check_pixel_format(features)
+                self._readiness = "asked" if self._can_tell_readiness(features) else "untold"
             self._features = features
             self._blocks.restart()
             self._owed, self._held = [], None
@@ -134,6 +152,17 @@ class DeviceCamera(Camera):
         if (device := str(self.device)) != self._said:  # not at every try to have a lost one back
             self._said = device
             log.info("camera_open", camera=self.name, device=device, trigger=self.settings.trigger)
+
+    def _can_tell_readiness(self, features: FeatureMap) -> bool:
+        """Whether AcquisitionStatus now says that the camera waits for a frame's trigger."""
+        if self.settings.trigger != "software" or features.feature("AcquisitionStatus") is None:
+            return False
+        selector = features.feature("AcquisitionStatusSelector")
+        if selector is None or "FrameTriggerWait" not in selector.entries:
+            return False
+        if selector.writable:
+            features.write(selector, "FrameTriggerWait")
+        return features.read(selector.name) == "FrameTriggerWait"
 
     def _check_pixel_format(self, features: FeatureMap) -> None:
         """Raises ConfigError for a format that cannot be judged."""
@@ -230,6 +259,14 @@ class DeviceCamera(Camera):
                 "(packet size, firewall, or bandwidth)"
             )
 
+    def await_readiness(self) -> None:
+        """Half a second at most: CameraError where the camera is not ready for a trigger by then."""
+        with self.vendor("software trigger"):
+            if not self.is_ready_within(_READY_S):
+                raise CameraError(
+                    f"camera {self.name!r}: software trigger: not ready for one within {_READY_S * 1000:g} ms"
+                )
+
     def trigger(self) -> None:
         """One exposure, by the command TriggerSoftware."""
         if self.settings.trigger != "software":
@@ -238,7 +275,6 @@ class DeviceCamera(Camera):
         if features is None:
             raise CameraError(f"camera {self.name!r}: is not connected")
         with self.vendor("software trigger"):
-            self.await_readiness()
             features.execute("TriggerSoftware")
 
     def close(self) -> None:

@@ -14,7 +14,6 @@ from flawline.config.errors import CameraError, ImageError
 from flawline.config.settings_camera import CameraSettings
 
 _BUFFERS = 16
-_READY_MS = 500
 
 
 def list_devices() -> list[Device]:
@@ -90,13 +89,12 @@ class PylonCamera(DeviceCamera):
             return Block(number, device_ns, None, name, fault=str(error))
         return Block(number, device_ns, pixels, name, (height, width) if pixels.ndim == 1 else None)
 
-    def await_readiness(self) -> None:
-        """Ask the camera's AcquisitionStatus, where it has one."""
+    def is_ready_within(self, timeout_s: float) -> bool:
+        """The driver's own way to ask, where the camera has one."""
         camera = self._camera
         if camera is None or not camera.CanWaitForFrameTriggerReady():
-            return
-        if not camera.WaitForFrameTriggerReady(_READY_MS, pylon.TimeoutHandling_Return):
-            raise CameraError(f"camera {self.name!r}: software trigger: not ready for one within {_READY_MS} ms")
+            return True
+        return bool(camera.WaitForFrameTriggerReady(round(timeout_s * 1000), pylon.TimeoutHandling_Return))
 
     def _give_back(self) -> None:
         result, self._result = self._result, None

@@ -90,8 +90,8 @@ class CameraSettings(Strict):
         0.0,
         ge=0.0,
         le=1000.0,
-        description="hardware trigger: so long after its exposure lies a frame's `t_grab`; a part that is announced in "
-        "that time is the next frame's",
+        description="triggered cameras: so long after its exposure lies a frame's `t_grab`; a part that is announced, "
+        "or a trigger that is sent, in that time is the next frame's",
     )
     stall_s: float = Field(
         5.0, ge=0.5, le=3600.0, description="free run: a camera that sends no frame for so long is opened anew"

@@ -85,9 +85,11 @@ def test_two_cameras_at_once_and_numbers_without_gaps(camera: Make, grab: Grab) 
 def test_software_and_hardware_trigger(camera: Make, grab: Grab) -> None:
     source = camera("pylon", index=0, trigger="software")
     source.open()
+    source.await_readiness()
     source.trigger()  # at once: the camera is waited for
     grab(source)
     for _ in range(3):
+        source.await_readiness()
         source.trigger()
     assert np.diff([frame.frame_id for frame in grab(source, 3)]).tolist() == [1, 1]
     assert source.grab(0.3) is None

@@ -1,0 +1,146 @@
+"""What the GenICam backends have in common, on a camera of registers in GenICam's own implementation of GenApi."""
+
+import queue
+import struct
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from genicam import genapi
+from test_feature_order import choice, register
+
+from flawline.camera.device_camera import Block, DeviceCamera
+from flawline.camera.discovery import Device
+from flawline.camera.features import FeatureMap
+from flawline.camera.genapi import GenApiFeatures
+from flawline.config.errors import CameraError
+from flawline.config.settings_camera import CameraSettings
+
+MODE, SOURCE, TRIGGER, STATUS_SELECTOR, STATUS = 0x00, 0x08, 0x10, 0x18, 0x20
+PICTURE = np.zeros((2, 2), np.uint8)
+TRIGGERED = (
+    choice("TriggerMode", MODE, ("Off", "On"))
+    + choice("TriggerSource", SOURCE, ("Software", "Line1"))
+    + f'<Command Name="TriggerSoftware"><pValue>TriggerSoftwareReg</pValue><CommandValue>1</CommandValue></Command>'
+    f"{register('TriggerSoftware', TRIGGER)}"
+)
+READINESS = (
+    choice("AcquisitionStatusSelector", STATUS_SELECTOR, ("AcquisitionActive", "FrameTriggerWait"))
+    + '<Boolean Name="AcquisitionStatus"><pValue>AcquisitionStatusReg</pValue><OnValue>1</OnValue>'
+    f"<OffValue>0</OffValue></Boolean>{register('AcquisitionStatus', STATUS).replace('RW', 'RO')}"
+)
+HEAD = (
+    '<RegisterDescription ModelName="StandIn" VendorName="Flawline" ToolTip="" StandardNameSpace="None" '
+    'SchemaMajorVersion="1" SchemaMinorVersion="1" SchemaSubMinorVersion="0" MajorVersion="1" MinorVersion="0" '
+    'SubMinorVersion="0" ProductGuid="4a8c2a9e-0d3b-4d5e-9c43-000000000003" '
+    'VersionGuid="4a8c2a9e-0d3b-4d5e-9c43-000000000004" xmlns="http://www.genicam.org/GenApi/Version_1_1">'
+)
+
+
+class Registers(genapi.AbstractPort):
+    """The camera's registers. After a trigger it takes no other until its status has been read `busy_for` times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = bytearray(0x80)
+        self.busy_for = 3
+        self._busy = 0
+        self.exposures = 0
+        self.ignored = 0
+
+    def get_access_mode(self) -> int:
+        return int(genapi.EAccessMode.RW)
+
+    def read(self, address: int, length: int) -> bytes:
+        if address == STATUS:
+            self._busy -= 1
+            waits = self._busy < 0 and self.bytes[STATUS_SELECTOR] == 1
+            return struct.pack("<q", waits)
+        return bytes(self.bytes[address : address + length])
+
+    def write(self, address: int, value: bytes) -> None:
+        self.bytes[address : address + len(value)] = value
+        if address == TRIGGER:
+            if self._busy > 0:
+                self.ignored += 1
+            else:
+                self.exposures += 1
+                self._busy = self.busy_for
+
+
+class StandIn(DeviceCamera):
+    """A camera whose blocks are put into `sent`."""
+
+    vendor_errors = (genapi.GenericException,)
+
+    def __init__(self, nodes: str, **keys: object) -> None:
+        super().__init__(CameraSettings.model_validate({"name": "top", "backend": "gentl", **keys}))
+        self.registers = Registers()
+        self.sent: queue.Queue[Block] = queue.Queue()
+        self._nodes = nodes
+        self._map: genapi.NodeMap | None = None
+
+    def connect(self) -> tuple[Device, FeatureMap]:
+        self._map = genapi.NodeMap()
+        self._map.load_xml_from_string(f'{HEAD}{self._nodes}<Port Name="Device"/></RegisterDescription>')
+        self._map.connect(self.registers, "Device")
+        return Device("gentl", 0, model="StandIn"), GenApiFeatures(self._map, genapi)
+
+    def start(self) -> None:
+        pass
+
+    def receive(self, timeout_s: float) -> Block | None:
+        try:
+            return self.sent.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+
+    def check_alive(self) -> None:
+        pass
+
+    def disconnect(self) -> None:
+        pass
+
+
+Make = Callable[..., StandIn]
+
+
+@pytest.fixture
+def stand_in() -> Make:
+    def make(nodes: str, **keys: object) -> StandIn:
+        source = StandIn(nodes, **keys)
+        source.open()
+        return source
+
+    return make
+
+
+def fire(source: StandIn) -> None:
+    source.await_readiness()
+    source.trigger()
+
+
+def test_a_camera_is_not_triggered_before_it_says_that_it_waits(stand_in: Make) -> None:
+    source = stand_in(TRIGGERED + READINESS, trigger="software")
+    for _ in range(4):
+        fire(source)
+    assert (source.registers.exposures, source.registers.ignored) == (4, 0)
+    source.registers.busy_for = 10_000
+    fire(source)
+    with pytest.raises(CameraError, match="camera 'top': software trigger: not ready for one within 500 ms"):
+        source.await_readiness()
+
+
+def test_a_camera_that_never_says_that_it_waits_is_asked_once(stand_in: Make) -> None:
+    source = stand_in(TRIGGERED + READINESS, trigger="software")
+    source.registers._busy = 1_000_000
+    source.await_readiness()
+    before = source.registers._busy
+    source.await_readiness()
+    assert source.registers._busy == before
+
+
+def test_a_camera_without_such_a_status_is_triggered_at_once(stand_in: Make) -> None:
+    source = stand_in(TRIGGERED, trigger="software")
+    fire(source)
+    assert source.registers.exposures == 1
