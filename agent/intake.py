@@ -143,6 +143,7 @@ class Intake:
             limit = line.settings.trigger_timeout_ms
             why = f"no frame from {line.name!r} within trigger_timeout_ms = {limit} of its announcement"
             self._fail_announced(line, part, "camera_fault", why)
+            line.without_frame.append(part)
 
     def _fail_announced(self, line: Line, part: Job, reason: Reason, why: str) -> None:
         part.mono = time.monotonic()  # an announcement has no deadline: it counts from the exposure
@@ -157,12 +158,25 @@ class Intake:
         """
         found: Job | None = None
         exposed_s = mono_grab / 1e9 - line.settings.transfer_ms / 1000
+        line.without_frame.clear()
         while line.announced and line.announced[0].mono <= exposed_s:
             if found is not None:
                 why = f"no frame from {line.name!r} before the next part was announced"
                 self._fail_announced(line, found, "camera_fault", why)
             found = line.announced.popleft()
         return found
+
+    def _announced_for_lost(self, line: Line, mono_grab: int) -> Job | None:
+        """The part that a number stood for which is missing before a frame of `mono_grab`: the oldest announced before.
+
+        One that was answered already, because its frame stayed away, has had its one verdict: it comes back as it is.
+        """
+        if line.without_frame:
+            return line.without_frame.popleft()
+        exposed_s = mono_grab / 1e9 - line.settings.transfer_ms / 1000
+        if line.announced and line.announced[0].mono <= exposed_s:
+            return line.announced.popleft()
+        return None
 
     async def _expose(self, line: Line, job: Job) -> None:
         loop = asyncio.get_running_loop()
@@ -197,6 +211,7 @@ class Intake:
             self._pipeline.fail(line.pending.popleft(), "camera_fault", why)
         while line.announced:
             self._fail_announced(line, line.announced.popleft(), "camera_fault", why)
+        line.without_frame.clear()
 
     def _accept(self, line: Line | None, job: Job) -> None:
         if line is not None:
@@ -277,7 +292,7 @@ class Intake:
                 self._throw_away(shot)
                 self.stopping.set()
             else:
-                self._attach(self._for_frame(line, shot), shot)
+                self._attach_to_part(line, shot)
 
     async def _wait_for_room(self, line: Line, patient: bool) -> None:
         """A patient source waits while its queue is full, and while the agent is paused: it never overruns.
@@ -312,12 +327,20 @@ class Intake:
         else:
             self._attach(line.answer(shot.frame), shot)
 
-    def _for_frame(self, line: Line, shot: Shot) -> Job:
-        """A free-running or hardware-triggered frame is its own trigger."""
+    def _attach_to_part(self, line: Line, shot: Shot) -> None:
+        """A free-running or hardware-triggered frame is its own trigger, or that of the part announced for it."""
+        frame, part = shot.frame, None
+        if line.settings.trigger == "hardware":
+            find = self._announced_for_lost if frame.lost else self._announced_for
+            part = find(line, frame.mono_grab)
+        if part is not None and part.verdict is not None:
+            self._throw_away(shot)
+        else:
+            self._attach(self._for_frame(line, shot, part), shot)
+
+    def _for_frame(self, line: Line, shot: Shot, job: Job | None) -> Job:
+        """The announced part, or one of its own: owed a verdict from its exposure on."""
         frame = shot.frame
-        # Of a frame known only by the gap in the numbers nobody knows when it was exposed.
-        named = line.settings.trigger == "hardware" and not frame.lost
-        job = self._announced_for(line, frame.mono_grab) if named else None
         if job is None:
             job = Job(line.name, self._recipes.of(line.name), frame.t_grab, 0.0)
         job.t_trigger, job.mono = frame.t_grab, _exposed_s(frame)

@@ -52,6 +52,9 @@ class Line:
     pause_s: float = FIRST_PAUSE_S  # before the next try to open it, while it is lost
     pending: deque[Job] = field(default_factory=deque)  # triggers whose frame has not come, oldest first
     announced: deque[Job] = field(default_factory=deque)  # parts whose hardware trigger is to come, oldest first
+    without_frame: deque[Job] = field(default_factory=lambda: deque(maxlen=_LAGS))
+    """Announced parts that were answered without a frame, oldest first, since the last frame: a number that turns out
+    to be lost may have been theirs."""
     lags: deque[int] = field(default_factory=lambda: deque(maxlen=_LAGS))
     """ns from a trigger sent to its exposure, of those that nothing else was pending beside: they alone are certain."""
     on_their_way: int = 0

@@ -56,6 +56,7 @@ class DeviceCamera(Camera):
         self._has_clock = False
         self._owed: list[int] = []
         self._held: Block | None = None
+        self._exposed = 0  # when the one that is held was, monotonic ns
         self._readiness: Literal["untold", "asked", "told"] = "untold"
         self._was_open = False
         self._said = ""
@@ -200,12 +201,16 @@ class DeviceCamera(Camera):
                 self.lost = True
                 raise
             self._heard = self._looked = time.monotonic()
+            arrived, device_ns = time.monotonic_ns(), self._held.device_ns
+            self._exposed = arrived if device_ns is None else self._clock.to_monotonic(device_ns, arrived)
             self._owed = self._blocks.gap(self._held.block_id)
         now = time.time_ns()
         if self._owed:
             number = self._owed.pop(0)
             fault = f"camera {self.name!r}: frame {number} was lost on its way"
-            return Frame(number, now, None, fault=fault, fault_reason="camera_fault", lost=True)
+            return Frame(
+                number, now, None, fault=fault, fault_reason="camera_fault", lost=True, mono_grab=self._exposed
+            )
         block, self._held = self._held, None
         return self._frame(block, now)
 
@@ -218,9 +223,8 @@ class DeviceCamera(Camera):
     def _frame(self, block: Block, now: int) -> Frame:
         self._counts["frames"] += 1
         self._has_clock = clocked = block.device_ns is not None
-        arrived = time.monotonic_ns()
-        mono = arrived if block.device_ns is None else self._clock.to_monotonic(block.device_ns, arrived)
-        t_grab = now - (arrived - mono)
+        mono = self._exposed
+        t_grab = now - (time.monotonic_ns() - mono)
         if block.fault is not None:
             self._counts["incomplete"] += 1
             fault = f"camera {self.name!r}: frame {block.block_id} is incomplete: {block.fault}"

@@ -248,15 +248,17 @@ async def test_a_trigger_that_was_answered_in_the_queue_makes_no_exposure(tmp_pa
 class Line45(Camera):
     """Exposed by its own line at the given times; its clock says 45 ms more, as the transfer takes.
 
-    The host's UTC is wrong by `wrong_ms` and set right, so that `t_grab` is.
+    The host's UTC is wrong by `wrong_ms` and set right, so that `t_grab` is. Frames of `lost` are known by their gap.
     """
 
     name = "top"
 
-    def __init__(self, exposures_ms: list[int], wrong_ms: int = 0) -> None:
+    def __init__(self, exposures_ms: list[int], wrong_ms: int = 0, lost: tuple[int, ...] = ()) -> None:
         self._start = time.monotonic_ns() + 100 * MS
         self._wrong_ns = wrong_ms * MS
         self._left = deque((number, at) for number, at in enumerate(exposures_ms))
+        self._lost = lost
+        self._missing: list[int] = []
 
     def at(self, ms: int) -> float:
         """Seconds from now until so many ms after the start."""
@@ -266,12 +268,20 @@ class Line45(Camera):
         pass
 
     def grab(self, timeout_s: float) -> Frame | None:
+        while self._left and self._left[0][0] in self._lost:
+            self._missing.append(self._left.popleft()[0])
         if not self._left or self.at(self._left[0][1] + 45) > timeout_s:
             time.sleep(timeout_s)
             return None
-        number, exposed = self._left.popleft()
+        number, exposed = self._left[0]
         time.sleep(self.at(exposed + 45))
         stamped = self._start + (exposed + 45) * MS
+        if self._missing:
+            lost = self._missing.pop(0)
+            return Frame(
+                lost, time.time_ns(), None, fault="lost", fault_reason="camera_fault", lost=True, mono_grab=stamped
+            )
+        self._left.popleft()
         return Frame(number, time.time_ns() + self._wrong_ns, PICTURE, clocked=True, mono_grab=stamped)
 
     def close(self) -> None:
@@ -301,6 +311,49 @@ async def test_a_part_that_is_announced_during_a_transfer_is_the_next_frames(
         assert named == {0: "P0", 1: "P1", 2: "P2"}
     else:  # what happens where nobody has said how long it takes
         assert named == {0: "P1", 1: "P2", 2: None}
+    intake.stop()
+    await asyncio.wait_for(grabbing, 30)
+    intake.close()
+    await way.close()
+
+
+@pytest.mark.parametrize(
+    ("announced", "timeout_ms", "expected"),
+    [
+        # The next part is not announced: its frame is its own, and not of the part whose frame was lost.
+        ({"P0": 0, "P1": 250}, 2000, [("P0", 0, "deadline"), ("P1", 1, "camera_fault"), (None, 2, "deadline")]),
+        # Both are, each in its time.
+        (
+            {"P0": 0, "P1": 250, "P2": 650},
+            2000,
+            [("P0", 0, "deadline"), ("P1", 1, "camera_fault"), ("P2", 2, "deadline")],
+        ),
+        # The lost one's part was answered before the gap was seen: it has had its verdict.
+        ({"P0": 0, "P1": 250}, 300, [("P0", 0, "deadline"), ("P1", None, "camera_fault"), (None, 2, "deadline")]),
+        # Nobody announced it.
+        ({"P0": 0, "P2": 965}, 2000, [("P0", 0, "deadline"), (None, 1, "camera_fault"), (None, 2, "deadline")]),
+    ],
+)
+async def test_a_lost_frame_uses_up_its_announced_part(
+    tmp_path: Path, announced: dict[str, int], timeout_ms: int, expected: list[tuple[str | None, int | None, str]]
+) -> None:
+    """One verdict for each part, and none from another part's picture."""
+    way = Way(tmp_path)
+    camera = Line45([200, 600, 960], lost=(1,))
+    settings = CameraSettings(
+        name="top", trigger="hardware", transfer_ms=45, trigger_timeout_ms=timeout_ms, guard={"enabled": False}
+    )
+    recipes = RecipeBook(Settings(cameras=[settings], recipes={"default": Recipe(deadline_ms=1)}), way.journal)
+    intake = Intake([(camera, settings)], way.ring, recipes, way.pipeline, way.outbox, 20, None)
+    grabbing = asyncio.create_task(intake.run_camera(intake.lines["top"]))
+    await intake.until_open(30)
+    for name, at_ms in announced.items():
+        await asyncio.sleep(camera.at(at_ms))
+        await intake.announce("top", None, name)
+    await until(lambda: 2 in {header["frame_id"] for header in way.seen})
+    await asyncio.sleep(0.1)
+    seen = [(header["part_id"], header["frame_id"], header["reason"]) for header in way.seen]
+    assert [one for one in seen if one[0] != "P2" or one[1] is not None] == expected
     intake.stop()
     await asyncio.wait_for(grabbing, 30)
     intake.close()
