@@ -100,9 +100,13 @@ def _ready(camera: CameraSettings, features: FeatureMap) -> Mapping[str, Value]:
         raise ConfigError(f"camera {camera.name!r}: trigger = {camera.trigger!r}: the camera has no TriggerMode")
     if camera.trigger != "free" and (source := _source(camera, features)) is not None:
         ready["TriggerSource"] = source
-    if camera.fps is not None and "AcquisitionFrameRateEnable" not in table:
-        # Off, or the rate of the last run would limit the exposure; on where the table is to write a rate of its own.
-        ready["AcquisitionFrameRateEnable"] = not _RATES.isdisjoint(table)
+    named = not _RATES.isdisjoint(table)
+    if "AcquisitionFrameRateEnable" not in table and (
+        camera.fps is not None or (camera.trigger != "free" and not named)
+    ):
+        # Off, or the rate of the last run would limit the exposure, and triggers that come faster would be dropped
+        # without a word; on where the table is to write a rate of its own.
+        ready["AcquisitionFrameRateEnable"] = named
     return ready
 
 

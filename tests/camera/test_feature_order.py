@@ -158,6 +158,17 @@ def test_a_rate_in_the_table_wins_over_fps(apply: Configure, memory: Memory) -> 
     assert [memory.get(place) for place in (RATE_ENABLE, RATE)] == [1, 10.0]
 
 
+def test_the_last_run_s_rate_limits_no_triggers(apply: Configure, memory: Memory) -> None:
+    apply(fps=5.0)
+    assert memory.get(RATE_ENABLE) == 1
+    apply(trigger="hardware")
+    assert memory.get(RATE_ENABLE) == 0
+    apply(trigger="hardware", features={"AcquisitionFrameRateEnable": True})
+    assert memory.get(RATE_ENABLE) == 1
+    apply(trigger="software", features={"AcquisitionFrameRateEnable": True, "AcquisitionFrameRate": 30.0})
+    assert [memory.get(place) for place in (RATE_ENABLE, RATE)] == [1, 30.0]
+
+
 @pytest.mark.parametrize("word", [True, "true", "True"])
 def test_a_user_set_does_not_bring_its_own_trigger_with_it(apply: Configure, memory: Memory, word: object) -> None:
     apply(trigger="hardware", features={"TriggerSource": "Line3", "ExposureTime": 7_000.0})
