@@ -10,9 +10,10 @@ from typing import Any, ClassVar, Literal
 import structlog
 
 from flawline.camera.camera import Camera
+from flawline.camera.configure import configure
 from flawline.camera.device_clock import BlockNumbers, DeviceClock
 from flawline.camera.discovery import Device
-from flawline.camera.features import FeatureMap, configure
+from flawline.camera.features import FeatureMap
 from flawline.camera.frame import Frame, Pixels
 from flawline.camera.pixel_format import parse
 from flawline.config.errors import CameraError, ConfigError, ImageError

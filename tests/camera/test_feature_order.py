@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 from genicam import genapi
 
-from flawline.camera.features import configure
+from flawline.camera.configure import configure
 from flawline.camera.genapi import GenApiFeatures
 from flawline.config.errors import ConfigError
 from flawline.config.settings_camera import CameraSettings
