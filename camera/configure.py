@@ -1,5 +1,6 @@
 """The order in which a camera is told its settings: what others depend on or are locked by goes first."""
 
+import contextlib
 from collections.abc import Mapping
 
 from flawline.camera.features import FeatureMap, Value, apply
@@ -14,7 +15,7 @@ _IF_POSSIBLE = frozenset({"TriggerMode", "AcquisitionFrameRateEnable"})
 def configure(camera: CameraSettings, features: FeatureMap) -> None:
     """Write what the settings say, in the order that cameras demand.
 
-    First the trigger's selector and its mode Off, because a camera that waits for a trigger, as the last run left it,
+    First every trigger's mode Off, because a camera that waits for a trigger, as the last run left it,
     may lock TriggerSource; then TriggerSource; then the table `features` in its order; then the rate, whose limit
     depends on format, size and exposure; TriggerMode last. Where the table names one of these, the table wins.
     Raises ConfigError naming the camera, the feature, and what the camera allows; CameraError where the camera
@@ -83,12 +84,29 @@ def _source(camera: CameraSettings, features: FeatureMap) -> str | None:
 
 
 def _make_ready(camera: str, features: FeatureMap, ready: Mapping[str, Value]) -> None:
+    _turn_all_triggers_off(features)
     for name, value in ready.items():
         if name in _IF_POSSIBLE:
             feature = features.feature(name)
             if feature is None or not feature.writable:
                 continue
         apply(camera, features, name, value)
+
+
+def _turn_all_triggers_off(features: FeatureMap) -> None:
+    """A viewer may have left AcquisitionStart or FrameBurstStart on: the camera would wait for that one for ever."""
+    selector = features.feature("TriggerSelector")
+    if selector is None or not selector.writable:
+        return
+    before = features.read("TriggerSelector")
+    for entry in selector.entries:
+        with contextlib.suppress(Exception):  # listed, but not to be had now: in the vendor's own words
+            features.write(selector, entry)
+            mode = features.feature("TriggerMode")
+            if mode is not None and mode.writable and "Off" in mode.entries and features.read("TriggerMode") != "Off":
+                features.write(mode, "Off")
+    if before is not None:
+        features.write(selector, before)
 
 
 def _offers(features: FeatureMap, name: str, entry: str) -> bool:

@@ -16,7 +16,7 @@ from flawline.camera.genapi import GenApiFeatures
 from flawline.config.errors import CameraError
 from flawline.config.settings_camera import CameraSettings
 
-MODE, SOURCE, TRIGGER, STATUS_SELECTOR, STATUS = 0x00, 0x08, 0x10, 0x18, 0x20
+MODE, SOURCE, TRIGGER, STATUS_SELECTOR, STATUS, SELECTOR = 0x00, 0x08, 0x10, 0x18, 0x20, 0x28
 PICTURE = np.zeros((2, 2), np.uint8)
 TRIGGERED = (
     choice("TriggerMode", MODE, ("Off", "On"))
@@ -28,6 +28,16 @@ READINESS = (
     choice("AcquisitionStatusSelector", STATUS_SELECTOR, ("AcquisitionActive", "FrameTriggerWait"))
     + '<Boolean Name="AcquisitionStatus"><pValue>AcquisitionStatusReg</pValue><OnValue>1</OnValue>'
     f"<OffValue>0</OffValue></Boolean>{register('AcquisitionStatus', STATUS).replace('RW', 'RO')}"
+)
+TRIGGERS = ("AcquisitionStart", "FrameBurstStart", "FrameStart")
+EACH_MODE = 0x40  # three of them, as the selector says
+SELECTED = (
+    choice("TriggerSelector", SELECTOR, TRIGGERS)
+    + choice("TriggerMode", EACH_MODE, ("Off", "On")).replace(
+        f"<Address>{EACH_MODE}</Address>",
+        f'<Address>{EACH_MODE}</Address><pIndex Offset="8">TriggerSelectorReg</pIndex>',
+    )
+    + choice("TriggerSource", SOURCE, ("Software", "Line1"))
 )
 HEAD = (
     '<RegisterDescription ModelName="StandIn" VendorName="Flawline" ToolTip="" StandardNameSpace="None" '
@@ -144,3 +154,17 @@ def test_a_camera_without_such_a_status_is_triggered_at_once(stand_in: Make) -> 
     source = stand_in(TRIGGERED, trigger="software")
     fire(source)
     assert source.registers.exposures == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [({}, [0, 0, 0]), ({"trigger": "hardware"}, [0, 0, 1])],
+)
+def test_no_other_trigger_is_left_on(keys: dict[str, object], expected: list[int]) -> None:
+    """The camera would wait for it for ever."""
+    source = StandIn(SELECTED, **keys)
+    for number in range(3):
+        source.registers.bytes[EACH_MODE + 8 * number] = 1
+    source.open()
+    assert [source.registers.bytes[EACH_MODE + 8 * number] for number in range(3)] == expected
+    assert TRIGGERS[source.registers.bytes[SELECTOR]] == "FrameStart"
