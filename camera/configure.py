@@ -29,7 +29,7 @@ def configure(camera: CameraSettings, features: FeatureMap) -> None:
     for name, value in table.items():
         if name == "TriggerMode":
             continue
-        if apply(camera.name, features, name, value) == "command":
+        if apply(camera.name, features, name, value, named=table) == "command":
             _make_ready(camera.name, features, ready)  # UserSetLoad brings another trigger with it
     if camera.fps is not None and _RATES.isdisjoint(table):
         if "AcquisitionFrameRateEnable" not in table and features.feature("AcquisitionFrameRateEnable") is not None:

@@ -1,7 +1,8 @@
 """Camera features by their GenICam names: checked against the camera's own limits, then written."""
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -12,6 +13,8 @@ Value = float | int | bool | str
 
 # The names that the standard had before version 2, where unit and meaning are the same.
 _OLDER_NAMES = {"ExposureTime": "ExposureTimeAbs", "AcquisitionFrameRate": "AcquisitionFrameRateAbs"}
+_AUTOMATIC = {"ExposureTime": "ExposureAuto", "Gain": "GainAuto", "BalanceRatio": "BalanceWhiteAuto"}
+_SET_BY_ITSELF = re.compile(rf"({'|'.join(_AUTOMATIC)})(Abs|Raw)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +54,23 @@ class FeatureMap(Protocol):
         ...
 
 
-def apply(camera: str, features: FeatureMap, name: str, value: Value, key: str | None = None) -> Kind:
-    """Check a value against the camera's limits and write it; returns the feature's kind. `key` names it in errors."""
+def apply(
+    camera: str,
+    features: FeatureMap,
+    name: str,
+    value: Value,
+    key: str | None = None,
+    named: Collection[str] = (),
+) -> Kind:
+    """Check a value against the camera's limits and write it; returns the feature's kind. `key` names it in errors.
+
+    What the camera would set by itself (ExposureAuto, ...) is turned off before, unless it is one of `named`: the
+    features that the settings tell.
+    """
     key = key or f"features.{name}"
+    auto = _automatic(name)
+    if auto is not None and auto not in named:
+        _turn_off(features, auto)
     feature = features.feature(name)
     if feature is None and name in _OLDER_NAMES:
         feature = features.feature(_OLDER_NAMES[name])
@@ -64,12 +81,25 @@ def apply(camera: str, features: FeatureMap, name: str, value: Value, key: str |
         features.execute(feature.name)
     elif not feature.writable:
         if features.read(feature.name) != checked:
+            why = f", {auto} being {features.read(auto)!r}" if auto is not None and features.feature(auto) else ""
             raise ConfigError(
-                f"camera {camera!r}: {key} = {value!r}: the camera does not let {feature.name} be set now"
+                f"camera {camera!r}: {key} = {value!r}: the camera does not let {feature.name} be set now{why}"
             )
     else:
         features.write(feature, checked)
     return feature.kind
+
+
+def _automatic(name: str) -> str | None:
+    """The feature by which the camera sets this one itself."""
+    found = _SET_BY_ITSELF.fullmatch(name)
+    return _AUTOMATIC[found[1]] if found else None
+
+
+def _turn_off(features: FeatureMap, name: str) -> None:
+    feature = features.feature(name)
+    if feature is not None and feature.writable and "Off" in feature.entries and features.read(name) != "Off":
+        features.write(feature, "Off")
 
 
 def nearest(name: str, features: FeatureMap) -> str:

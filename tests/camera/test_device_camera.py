@@ -13,7 +13,7 @@ from flawline.camera.device_camera import Block, DeviceCamera
 from flawline.camera.discovery import Device
 from flawline.camera.features import FeatureMap
 from flawline.camera.genapi import GenApiFeatures
-from flawline.config.errors import CameraError
+from flawline.config.errors import CameraError, ConfigError
 from flawline.config.settings_camera import CameraSettings
 
 MODE, SOURCE, TRIGGER, STATUS_SELECTOR, STATUS, SELECTOR = 0x00, 0x08, 0x10, 0x18, 0x20, 0x28
@@ -38,6 +38,12 @@ SELECTED = (
         f'<Address>{EACH_MODE}</Address><pIndex Offset="8">TriggerSelectorReg</pIndex>',
     )
     + choice("TriggerSource", SOURCE, ("Software", "Line1"))
+)
+AUTO, EXPOSURE, RATIO_SELECTOR, RATIO = 0x30, 0x38, 0x58, 0x60  # two ratios, as the selector says
+EXPOSED_BY_ITSELF = (
+    choice("ExposureAuto", AUTO, ("Off", "Continuous"))
+    + '<Integer Name="ExposureTime"><pIsLocked>ExposureAutoReg</pIsLocked><pValue>ExposureTimeReg</pValue></Integer>'
+    + register("ExposureTime", EXPOSURE)
 )
 HEAD = (
     '<RegisterDescription ModelName="StandIn" VendorName="Flawline" ToolTip="" StandardNameSpace="None" '
@@ -168,3 +174,14 @@ def test_no_other_trigger_is_left_on(keys: dict[str, object], expected: list[int
     source.open()
     assert [source.registers.bytes[EACH_MODE + 8 * number] for number in range(3)] == expected
     assert TRIGGERS[source.registers.bytes[SELECTOR]] == "FrameStart"
+
+
+def test_what_the_table_sets_the_camera_does_not_set_by_itself() -> None:
+    source = StandIn(EXPOSED_BY_ITSELF, features={"ExposureTime": 800})
+    source.registers.bytes[AUTO] = 1
+    source.open()
+    assert source.registers.bytes[AUTO] == 0
+    assert int.from_bytes(source.registers.bytes[EXPOSURE : EXPOSURE + 8], "little") == 800
+    source = StandIn(EXPOSED_BY_ITSELF, features={"ExposureAuto": "Continuous", "ExposureTime": 900})
+    with pytest.raises(ConfigError, match="let ExposureTime be set now, ExposureAuto being 'Continuous'"):
+        source.open()
