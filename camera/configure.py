@@ -26,10 +26,11 @@ def configure(camera: CameraSettings, features: FeatureMap) -> None:
     if camera.fps is not None and camera.trigger != "free":
         raise ConfigError(f"camera {camera.name!r}: fps is for free run, but trigger = {camera.trigger!r}")
     _make_ready(camera.name, features, ready)
+    named = {name.partition("[")[0] for name in table}
     for name, value in table.items():
         if name == "TriggerMode":
             continue
-        if apply(camera.name, features, name, value, named=table) == "command":
+        if apply(camera.name, features, name, value, named=named) == "command":
             _make_ready(camera.name, features, ready)  # UserSetLoad brings another trigger with it
     if camera.fps is not None and _RATES.isdisjoint(table):
         if "AcquisitionFrameRateEnable" not in table and features.feature("AcquisitionFrameRateEnable") is not None:

@@ -14,6 +14,7 @@ Value = float | int | bool | str
 # The names that the standard had before version 2, where unit and meaning are the same.
 _OLDER_NAMES = {"ExposureTime": "ExposureTimeAbs", "AcquisitionFrameRate": "AcquisitionFrameRateAbs"}
 _AUTOMATIC = {"ExposureTime": "ExposureAuto", "Gain": "GainAuto", "BalanceRatio": "BalanceWhiteAuto"}
+_SELECTED = re.compile(r"(\w+)\[(\w+)\]")
 _SET_BY_ITSELF = re.compile(rf"({'|'.join(_AUTOMATIC)})(Abs|Raw)?")
 
 
@@ -64,10 +65,23 @@ def apply(
 ) -> Kind:
     """Check a value against the camera's limits and write it; returns the feature's kind. `key` names it in errors.
 
+    `BalanceRatio[Red]` is the feature under that entry of its selector, which is as before afterwards.
     What the camera would set by itself (ExposureAuto, ...) is turned off before, unless it is one of `named`: the
     features that the settings tell.
     """
     key = key or f"features.{name}"
+    if selected := _SELECTED.fullmatch(name):
+        name, entry = selected.groups()
+        selector = _selector(features, name)
+        if selector is None:
+            raise ConfigError(f"camera {camera!r}: {key}: the camera has no selector for {name!r}")
+        before = features.read(selector)
+        apply(camera, features, selector, entry, key)
+        try:
+            return apply(camera, features, name, value, key, named)
+        finally:
+            if before is not None and str(before) != entry:
+                apply(camera, features, selector, before, key)
     auto = _automatic(name)
     if auto is not None and auto not in named:
         _turn_off(features, auto)
@@ -88,6 +102,14 @@ def apply(
     else:
         features.write(feature, checked)
     return feature.kind
+
+
+def _selector(features: FeatureMap, name: str) -> str | None:
+    """The feature that selects whose `name` is meant: BalanceRatioSelector for BalanceRatio and BalanceRatioRaw,
+    TriggerSelector for TriggerSource. That is how the standard names them."""
+    ends = [len(name), *(end for end in range(len(name) - 1, 0, -1) if name[end].isupper())]
+    candidates = (f"{name[:end]}Selector" for end in ends)
+    return next((candidate for candidate in candidates if features.feature(candidate) is not None), None)
 
 
 def _automatic(name: str) -> str | None:

@@ -78,7 +78,8 @@ class CameraSettings(Strict):
     cti: Path | None = Field(None, description="gentl: the producer's .cti file")
     features: dict[str, float | int | bool | str] = Field(
         default_factory=dict,
-        description="GenICam features by their standard names, set in this order at every open",
+        description="GenICam features by their standard names, set in this order at every open; `Name[Entry]`: under "
+        "that entry of its selector",
     )
     trigger_timeout_ms: int = Field(
         2000,

@@ -45,6 +45,13 @@ EXPOSED_BY_ITSELF = (
     + '<Integer Name="ExposureTime"><pIsLocked>ExposureAutoReg</pIsLocked><pValue>ExposureTimeReg</pValue></Integer>'
     + register("ExposureTime", EXPOSURE)
 )
+BALANCED = (
+    choice("BalanceRatioSelector", RATIO_SELECTOR, ("Red", "Blue"))
+    + '<Integer Name="BalanceRatioRaw"><pValue>BalanceRatioRawReg</pValue><Max>999</Max></Integer>'
+    + register("BalanceRatioRaw", RATIO).replace(
+        "</Address>", '</Address><pIndex Offset="8">BalanceRatioSelectorReg</pIndex>'
+    )
+)
 HEAD = (
     '<RegisterDescription ModelName="StandIn" VendorName="Flawline" ToolTip="" StandardNameSpace="None" '
     'SchemaMajorVersion="1" SchemaMinorVersion="1" SchemaSubMinorVersion="0" MajorVersion="1" MinorVersion="0" '
@@ -185,3 +192,17 @@ def test_what_the_table_sets_the_camera_does_not_set_by_itself() -> None:
     source = StandIn(EXPOSED_BY_ITSELF, features={"ExposureAuto": "Continuous", "ExposureTime": 900})
     with pytest.raises(ConfigError, match="let ExposureTime be set now, ExposureAuto being 'Continuous'"):
         source.open()
+
+
+def test_one_feature_is_written_under_several_entries_of_its_selector() -> None:
+    source = StandIn(BALANCED, features={"BalanceRatioRaw[Blue]": 130, "BalanceRatioRaw[Red]": 70})
+    source.open()
+    assert [source.registers.bytes[RATIO + 8 * number] for number in range(2)] == [70, 130]
+    assert source.registers.bytes[RATIO_SELECTOR] == 0
+    for table, words in (
+        ({"BalanceRatioRaw[Green]": 1}, r"features.BalanceRatioRaw\[Green\] = 'Green': the camera allows Red, Blue"),
+        ({"BalanceRatioRaw[Blue]": 5000}, r"features.BalanceRatioRaw\[Blue\] = 5000: out of range"),
+        ({"LineMode[Line1]": "Input"}, r"features.LineMode\[Line1\]: the camera has no selector for 'LineMode'"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            StandIn(BALANCED, features=table).open()
