@@ -36,6 +36,7 @@ class Block:
     pixel_format: str
     extent: tuple[int, int] | None = None  # height and width where `pixels` is packed bytes
     fault: str | None = None  # in words, where the transfer was not complete
+    unreadable: str | None = None  # in words, where it was, but what came is no picture that can be judged
 
 
 class DeviceCamera(Camera):
@@ -59,12 +60,13 @@ class DeviceCamera(Camera):
         self._held: Block | None = None
         self._exposed = 0  # when the one that is held was, monotonic ns
         self._readiness: Literal["untold", "asked", "told"] = "untold"
+        self.pixel_format: str | None = None  # as the camera told it when it was opened
         self._was_open = False
         self._said = ""
         self.lost = False  # a lost device is let go without a word to it, which would only be waited for
         self._heard = self._looked = self._counted = 0.0
         self._library: dict[str, int] = {}
-        self._counts = {"frames": 0, "incomplete": 0, "opened": 0}
+        self._counts = {"frames": 0, "incomplete": 0, "unreadable": 0, "opened": 0}
         self._picture: dict[str, Any] = {}
 
     # -- a backend's part -------------------------------------------------------------------------------------
@@ -172,6 +174,7 @@ class DeviceCamera(Camera):
             name = features.read("PixelFormat")
         except self.vendor_errors:
             name = None
+        self.pixel_format = name if isinstance(name, str) else None
         if not isinstance(name, str):
             self.note = "the camera does not let PixelFormat be read: what its frames say of themselves is believed"
             return
@@ -226,9 +229,11 @@ class DeviceCamera(Camera):
         self._has_clock = clocked = block.device_ns is not None
         mono = self._exposed
         t_grab = now - (time.monotonic_ns() - mono)
-        if block.fault is not None:
-            self._counts["incomplete"] += 1
-            fault = f"camera {self.name!r}: frame {block.block_id} is incomplete: {block.fault}"
+        why = block.fault or block.unreadable
+        if why is not None:
+            self._counts["incomplete" if block.fault else "unreadable"] += 1
+            what = "is incomplete" if block.fault else "cannot be judged"
+            fault = f"camera {self.name!r}: frame {block.block_id} {what}: {why}"
             kind = block.pixel_format
             return Frame(
                 block.block_id,

@@ -14,7 +14,7 @@ from flawline.camera.discovery import Device, choose
 from flawline.camera.features import Feature, FeatureMap, Kind, Value
 from flawline.camera.frame import Pixels
 from flawline.camera.gvcp import read_register
-from flawline.camera.pixel_format import parse
+from flawline.camera.pixel_format import name_of_code, parse
 from flawline.config.errors import CameraError, ImageError
 from flawline.config.settings_camera import CameraSettings
 
@@ -178,14 +178,20 @@ class GenicamCamera(DeviceCamera):
             raise CameraError(f"camera {self.name!r}: is lost: the stream has ended")
         ticks = frame.ts_dev
         device_ns = int(ticks * self._ns_per_tick) if ticks and self._ns_per_tick else None
+        name = self._format_of(frame)
         if not frame.is_complete:
-            return Block(frame.block_id, device_ns, None, frame.pixel_format, fault=_why(frame))
+            return Block(frame.block_id, device_ns, None, name, fault=_why(frame))
         try:
-            pixels, name = _picture(frame)
+            pixels, name = _picture(frame, name)
         except (ImageError, vg.GenicamError) as error:
-            return Block(frame.block_id, device_ns, None, frame.pixel_format, fault=str(error))
+            return Block(frame.block_id, device_ns, None, name, unreadable=str(error))
         extent = (frame.height, frame.width) if pixels.ndim == 1 else None
         return Block(frame.block_id, device_ns, pixels, name, extent)
+
+    def _format_of(self, frame: Any) -> str:
+        """What the frame's head calls it; where the library does not know the code, PFNC does, or the camera."""
+        name: str = frame.pixel_format
+        return (name_of_code(frame.pixel_format_code) or self.pixel_format or name) if _is_unknown(name) else name
 
     def check_alive(self) -> None:
         """Read who controls the camera: nobody answers where it is gone, nobody controls it where it was restarted."""
@@ -227,11 +233,17 @@ def _why(frame: Any) -> str:
             return "its end did not arrive"
 
 
-def _picture(frame: Any) -> tuple[Pixels, str]:
-    """The pixels and the format they lie in: the library unpacks packed ones, and turns BGR into RGB."""
-    name: str = frame.pixel_format
+def _is_unknown(name: str) -> bool:
+    return name.startswith("Unknown(")
+
+
+def _picture(frame: Any, name: str) -> tuple[Pixels, str]:
+    """The pixels and the format they lie in: the library unpacks packed ones, and turns BGR into RGB.
+
+    One that it does not know, it hands over as it came.
+    """
     known = parse(name)
-    if known.kind == "yuv422" or (known.kind in ("rgb", "bgr") and known.bits > 8):
+    if _is_unknown(frame.pixel_format) or known.kind == "yuv422" or (known.kind in ("rgb", "bgr") and known.bits > 8):
         data = np.frombuffer(frame.payload(), np.uint8)
         return as_picture(data, name, frame.height, frame.width, frame.padding_x), name
     pixels: Pixels = frame.to_numpy()

@@ -134,7 +134,7 @@ class GentlCamera(DeviceCamera):
         try:
             pixels, name, extent = picture_of(buffer, self._map)
         except ImageError as error:
-            return Block(number, device_ns, None, "", fault=str(error))
+            return Block(number, device_ns, None, "", unreadable=str(error))
         return Block(number, device_ns, pixels, name, extent if pixels.ndim == 1 else None)
 
     def _give_back(self) -> None:

@@ -86,7 +86,7 @@ class PylonCamera(DeviceCamera):
             data = np.frombuffer(result.GetMemoryView(), np.uint8)
             pixels = as_picture(data, name, height, width, result.GetPaddingX())
         except ImageError as error:
-            return Block(number, device_ns, None, name, fault=str(error))
+            return Block(number, device_ns, None, name, unreadable=str(error))
         return Block(number, device_ns, pixels, name, (height, width) if pixels.ndim == 1 else None)
 
     def is_ready_within(self, timeout_s: float) -> bool:
