@@ -139,6 +139,7 @@ class DeviceCamera(Camera):
                 self._readiness = "asked" if self._can_tell_readiness(features) else "untold"
             self._features = features
             self._blocks.restart()
+            self._clock = DeviceClock()  # a power cycle leaves it another count, which need not lie before the old one
             self._owed, self._held = [], None
             with self.vendor("starting acquisition"):
                 self.start()

@@ -2,6 +2,7 @@
 
 import queue
 import struct
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -206,3 +207,18 @@ def test_one_feature_is_written_under_several_entries_of_its_selector() -> None:
     ):
         with pytest.raises(ConfigError, match=words):
             StandIn(BALANCED, features=table).open()
+
+
+def test_after_a_power_cycle_the_clock_is_mapped_anew() -> None:
+    """The camera counts from its start: opened again, it may say more than the last frame of before did."""
+    with StandIn("") as source:
+        now = time.monotonic_ns()
+        source.sent.put(Block(1, now - 10**12, PICTURE, "Mono8"))
+        assert source.grab(1) is not None
+        source.close()
+        time.sleep(0.5)
+        source.open()
+        source.sent.put(Block(1, now - 10**12 + 10**6, PICTURE, "Mono8"))
+        frame = source.grab(1)
+        assert frame is not None
+        assert time.monotonic_ns() - frame.mono_grab < 4 * 10**8
