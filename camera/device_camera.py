@@ -52,6 +52,7 @@ class DeviceCamera(Camera):
         self.name = settings.name
         self.settings = settings
         self.device: Device | None = None
+        self.first: Device | None = None  # the one that was opened the first time
         self._features: FeatureMap | None = None
         self._blocks = BlockNumbers()
         self._clock = DeviceClock()
@@ -151,6 +152,11 @@ class DeviceCamera(Camera):
         except CameraError:
             self.close()
             raise
+        if self.first is None:
+            self.first = self.device
+            if self.settings.index is not None:
+                note = "a place in the list is no identity; it stays this camera until a restart: name it by serial"
+                log.warning("camera_chosen_by_index", camera=self.name, device=str(self.device), note=note)
         self._was_open, self.lost = True, False
         self._counts["opened"] += 1
         self._heard = self._looked = time.monotonic()

@@ -37,11 +37,32 @@ def is_chosen(settings: CameraSettings) -> bool:
     return any(key is not None for key in (settings.serial, settings.address, settings.user_name, settings.index))
 
 
-def choose(settings: CameraSettings, devices: Sequence[Device]) -> Device:
+def is_same(one: Device, other: Device) -> bool:
+    """As far as both tell who they are: by MAC address, else by serial number."""
+    for key in ("mac", "serial"):
+        mine, its = getattr(one, key), getattr(other, key)
+        if mine and its:
+            return bool(mine == its)
+    return True
+
+
+def choose(settings: CameraSettings, devices: Sequence[Device], before: Device | None = None) -> Device:
     """The one device that fits serial, address, user_name and index, as far as they are given.
 
+    `before` is the one that was taken the first time: where only a place in the list says which is meant, or nothing,
+    it must be that one again, because another camera may have come to its place.
     Raises CameraError where there is none (it may be off, and come back), ConfigError where there are several.
     """
+    if before is not None and (settings.serial, settings.address, settings.user_name) == (None, None, None):
+        same = [device for device in devices if is_same(device, before)]
+        if len(same) == 1:
+            return same[0]
+        if not same:
+            seen = "; ".join(str(device) for device in devices[:8]) or "none"
+            raise CameraError(
+                f"camera {settings.name!r}: {before}, which was opened first, does not answer; "
+                f"restart where it was exchanged for another; cameras that do: {seen}"
+            )
     wanted = {
         key: value
         for key in ("serial", "address", "user_name", "index")

@@ -134,7 +134,7 @@ class GenicamCamera(DeviceCamera):
         """Ask who is there, take the one that is meant, and take control of it."""
         details = self.settings.serial is not None or self.settings.user_name is not None
         found = _discover(details)
-        device = choose(self.settings, [device for device, _ in found])
+        device = choose(self.settings, [device for device, _ in found], self.first)
         handle = found[device.index][1]
         if isinstance(handle, vg.U3vDeviceInfo):
             self._camera = vg.connect_u3v(handle)

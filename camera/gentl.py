@@ -106,7 +106,7 @@ class GentlCamera(DeviceCamera):
         except ConfigError as error:
             raise ConfigError(f"camera {self.name!r}: {error}") from error
         self._loaded = True
-        device = choose(self.settings, _devices(harvester))
+        device = choose(self.settings, _devices(harvester), self.first)
         try:
             with _lock:
                 self._acquirer = harvester.create(device.index)

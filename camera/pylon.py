@@ -51,7 +51,7 @@ class PylonCamera(DeviceCamera):
     def connect(self) -> tuple[Device, FeatureMap]:
         """Enumerate, choose, open."""
         found = _discover()
-        device = choose(self.settings, [device for device, _ in found])
+        device = choose(self.settings, [device for device, _ in found], self.first)
         factory = pylon.TlFactory.GetInstance()
         try:
             self._camera = pylon.InstantCamera(factory.CreateDevice(found[device.index][1]))

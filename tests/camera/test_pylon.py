@@ -1,12 +1,14 @@
 """Basler cameras as pylon emulates them: the real runtime, its triggers, its failed buffers, its picture replay."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from flawline.camera import pylon
 from flawline.camera.camera import Camera
 from flawline.camera.frame import Frame
 from flawline.camera.pixels import to_rgb8
@@ -137,3 +139,20 @@ def test_the_camera_opens_again_and_again(camera: Make, grab: Grab) -> None:
     assert source.info()["opened"] == 3
     with pytest.raises(CameraError, match="is not open"):
         source.grab(0.1)
+
+
+def test_another_camera_in_the_same_place_is_not_taken_after_a_reopen(
+    camera: Make, grab: Grab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = camera("pylon", index=0)
+    source.open()
+    source.close()
+    both = pylon._discover()
+    moved = [(replace(device, index=place), info) for place, (device, info) in enumerate(reversed(both))]
+    monkeypatch.setattr(pylon, "_discover", lambda: moved)
+    source.open()
+    assert source.info()["serial"] == "0815-0000"
+    source.close()
+    monkeypatch.setattr(pylon, "_discover", lambda: moved[:1])
+    with pytest.raises(CameraError, match=r"0815-0000.* was opened first, does not answer"):
+        source.open()
