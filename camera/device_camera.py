@@ -4,7 +4,7 @@ import contextlib
 import time
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import structlog
@@ -64,6 +64,7 @@ class DeviceCamera(Camera):
         self.pixel_format: str | None = None  # as the camera told it when it was opened
         self._was_open = False
         self._said = ""
+        self._stall_s = settings.stall_s
         self.lost = False  # a lost device is let go without a word to it, which would only be waited for
         self._heard = self._looked = self._counted = 0.0
         self._library: dict[str, int] = {}
@@ -137,6 +138,7 @@ class DeviceCamera(Camera):
             with self.vendor("configuring"):
                 configure(self.settings, features)
                 self._check_pixel_format(features)
+                self._stall_s = self._longest_silence_s(features)
                 self._readiness = "asked" if self._can_tell_readiness(features) else "untold"
             self._features = features
             self._blocks.restart()
@@ -163,6 +165,14 @@ class DeviceCamera(Camera):
         if (device := str(self.device)) != self._said:  # not at every try to have a lost one back
             self._said = device
             log.info("camera_open", camera=self.name, device=device, trigger=self.settings.trigger)
+
+    def _longest_silence_s(self, features: FeatureMap) -> float:
+        """`stall_s`, but at least what two frames take where they are asked for more slowly."""
+        table = self.settings.features
+        rates = (self.settings.fps, table.get("AcquisitionFrameRate"), table.get("AcquisitionFrameRateAbs"))
+        rate = next((float(rate) for rate in rates if rate is not None), 0.0)
+        exposure = next(filter(None, map(features.read, ("ExposureTime", "ExposureTimeAbs"))), 0.0)  # us
+        return max(self.settings.stall_s, (2 / rate if rate > 0 else 0.0) + 2 * float(exposure) / 1e6)
 
     def _can_tell_readiness(self, features: FeatureMap) -> bool:
         """Whether AcquisitionStatus now says that the camera waits for a frame's trigger."""
@@ -215,6 +225,7 @@ class DeviceCamera(Camera):
             arrived, device_ns = time.monotonic_ns(), self._held.device_ns
             self._exposed = arrived if device_ns is None else self._clock.to_monotonic(device_ns, arrived)
             self._owed = self._blocks.gap(self._held.block_id)
+            self._held = replace(self._held, block_id=self._blocks.name(self._held.block_id))
         now = time.time_ns()
         if self._owed:
             number = self._owed.pop(0)
@@ -270,9 +281,9 @@ class DeviceCamera(Camera):
             self._looked = now
             with self.vendor("is lost"):
                 self.check_alive()
-        if self.settings.trigger == "free" and now - self._heard >= self.settings.stall_s:
+        if self.settings.trigger == "free" and now - self._heard >= self._stall_s:
             raise CameraError(
-                f"camera {self.name!r}: answers, but has sent no frame for {self.settings.stall_s:g} s "
+                f"camera {self.name!r}: answers, but has sent no frame for {self._stall_s:g} s "
                 "(packet size, firewall, or bandwidth)"
             )
 

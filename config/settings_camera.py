@@ -95,7 +95,11 @@ class CameraSettings(Strict):
         "or a trigger that is sent, in that time is the next frame's",
     )
     stall_s: float = Field(
-        5.0, ge=0.5, le=3600.0, description="free run: a camera that sends no frame for so long is opened anew"
+        5.0,
+        ge=0.5,
+        le=3600.0,
+        description="free run: a camera that sends no frame for so long is opened anew; genicam, pylon, gentl: two "
+        "frames of `fps` and two exposures are waited for, where that is longer",
     )
     guard: GuardSettings = Field(default_factory=GuardSettings, description="which pictures are worth judging")
     simulated: SimulatedSettings = Field(default_factory=SimulatedSettings, description="the simulated line")

@@ -53,6 +53,11 @@ BALANCED = (
         "</Address>", '</Address><pIndex Offset="8">BalanceRatioSelectorReg</pIndex>'
     )
 )
+SLOW = "".join(
+    f'<Float Name="{name}"><pValue>{name}Reg</pValue></Float>{register(name, address, "FloatReg")}'
+    for name, address in (("AcquisitionFrameRate", 0x70), ("ExposureTime", EXPOSURE))
+)
+SECOND = {"ExposureTime": 1e6}
 HEAD = (
     '<RegisterDescription ModelName="StandIn" VendorName="Flawline" ToolTip="" StandardNameSpace="None" '
     'SchemaMajorVersion="1" SchemaMinorVersion="1" SchemaSubMinorVersion="0" MajorVersion="1" MinorVersion="0" '
@@ -139,6 +144,12 @@ def stand_in() -> Make:
     return make
 
 
+def wait(source: StandIn, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        assert source.grab(0.1) is None
+
+
 def fire(source: StandIn) -> None:
     source.await_readiness()
     source.trigger()
@@ -222,3 +233,11 @@ def test_after_a_power_cycle_the_clock_is_mapped_anew() -> None:
         frame = source.grab(1)
         assert frame is not None
         assert time.monotonic_ns() - frame.mono_grab < 4 * 10**8
+
+
+@pytest.mark.parametrize("keys", [{"fps": 0.5}, {"features": {"AcquisitionFrameRate": "0.5"}}, {"features": SECOND}])
+def test_a_camera_that_is_asked_for_slow_frames_has_not_stalled(stand_in: Make, keys: dict[str, object]) -> None:
+    source = stand_in(SLOW, stall_s=0.5, **keys)
+    wait(source, 1.2)
+    with pytest.raises(CameraError, match=r"has sent no frame for \d"):
+        wait(source, 6.0)
