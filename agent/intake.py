@@ -244,7 +244,7 @@ class Intake:
                     log.exception("camera_driver_failed", camera=line.name)
                 line.is_lost(str(error))
                 line.tried.set()
-                await self._sleep(line.pause_s)
+                await self._sleep(line, line.pause_s)
                 line.pause_s = min(line.pause_s * 2, LONGEST_PAUSE_S)
             finally:
                 self._fail_pending(line, line.error or f"camera {line.name!r} was closed")
@@ -260,12 +260,17 @@ class Intake:
         if self.stopping.is_set():
             thread.shutdown(wait=False)
 
-    async def _sleep(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self.stopping.wait()
-        except TimeoutError:
-            pass
+    async def _sleep(self, line: Line, seconds: float) -> None:
+        """Until then, or until the agent stops. Its task comes round meanwhile: to wait is no standstill."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0 and not self.stopping.is_set():
+            line.seen_mono = time.monotonic()
+            try:
+                async with asyncio.timeout(min(left, GRAB_S)):
+                    await self.stopping.wait()
+            except TimeoutError:
+                pass
+        line.seen_mono = time.monotonic()
 
     async def _grab_all(self, line: Line, thread: ThreadPoolExecutor) -> None:
         """Until the agent stops (and no trigger waits for its frame), or the camera is out of step."""

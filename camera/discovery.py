@@ -57,7 +57,7 @@ def choose(settings: CameraSettings, devices: Sequence[Device], before: Device |
         same = [device for device in devices if is_same(device, before)]
         if len(same) == 1:
             return same[0]
-        if not same:
+        if not same and devices:
             seen = "; ".join(str(device) for device in devices[:8]) or "none"
             raise CameraError(
                 f"camera {settings.name!r}: {before}, which was opened first, does not answer; "
@@ -73,7 +73,9 @@ def choose(settings: CameraSettings, devices: Sequence[Device], before: Device |
     seen = "; ".join(str(device) for device in devices[:8]) or "none"
     if not fitting:
         what = f"no {settings.backend} camera answers with {asked}" if wanted else "no camera answers"
-        raise CameraError(f"camera {settings.name!r}: {what}; cameras that do: {seen}")
+        usb = "user_name" in wanted and any(device.address.startswith("usb ") for device in devices)
+        note = "; a USB3 Vision camera tells no user name here: choose it by serial" if usb else ""
+        raise CameraError(f"camera {settings.name!r}: {what}; cameras that do: {seen}{note}")
     if len(fitting) > 1:
         raise ConfigError(
             f"camera {settings.name!r}: {len(fitting)} cameras answer{f' to {asked}' if asked else ''}; "
