@@ -171,7 +171,7 @@ class DeviceCamera(Camera):
         table = self.settings.features
         rates = (self.settings.fps, table.get("AcquisitionFrameRate"), table.get("AcquisitionFrameRateAbs"))
         rate = next((float(rate) for rate in rates if rate is not None), 0.0)
-        exposure = next(filter(None, map(features.read, ("ExposureTime", "ExposureTimeAbs"))), 0.0)  # us
+        exposure = features.read("ExposureTime") or features.read("ExposureTimeAbs") or 0.0  # us
         return max(self.settings.stall_s, (2 / rate if rate > 0 else 0.0) + 2 * float(exposure) / 1e6)
 
     def _can_tell_readiness(self, features: FeatureMap) -> bool:

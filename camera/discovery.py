@@ -53,12 +53,12 @@ def choose(settings: CameraSettings, devices: Sequence[Device], before: Device |
     it must be that one again, because another camera may have come to its place.
     Raises CameraError where there is none (it may be off, and come back), ConfigError where there are several.
     """
+    seen = "; ".join(str(device) for device in devices[:8]) or "none"
     if before is not None and (settings.serial, settings.address, settings.user_name) == (None, None, None):
         same = [device for device in devices if is_same(device, before)]
         if len(same) == 1:
             return same[0]
         if not same and devices:
-            seen = "; ".join(str(device) for device in devices[:8]) or "none"
             raise CameraError(
                 f"camera {settings.name!r}: {before}, which was opened first, does not answer; "
                 f"restart where it was exchanged for another; cameras that do: {seen}"
@@ -70,7 +70,6 @@ def choose(settings: CameraSettings, devices: Sequence[Device], before: Device |
     }
     fitting = [device for device in devices if all(_fits(device, key, value) for key, value in wanted.items())]
     asked = ", ".join(f"{key} = {value!r}" for key, value in wanted.items())
-    seen = "; ".join(str(device) for device in devices[:8]) or "none"
     if not fitting:
         what = f"no {settings.backend} camera answers with {asked}" if wanted else "no camera answers"
         usb = "user_name" in wanted and any(device.address.startswith("usb ") for device in devices)
