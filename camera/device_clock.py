@@ -3,7 +3,7 @@
 _WINDOW_NS = 10_000_000_000
 _LARGEST_GAP = 1000
 _SIXTEEN_BITS = 65535
-_NO_NUMBER = 2**64 - 1  # what a driver says of a frame whose number it does not know
+NO_NUMBER = 2**64 - 1  # what a driver says of a frame whose number it does not know
 
 
 class DeviceClock:
@@ -58,7 +58,7 @@ class BlockNumbers:
 
         A frame that came without a number is one of those that are missing then: of them the last are taken off.
         """
-        if number == _NO_NUMBER:
+        if number == NO_NUMBER:
             self._unnumbered += 1
             return []
         unnumbered, self._unnumbered = self._unnumbered, 0
@@ -84,4 +84,4 @@ class BlockNumbers:
 
     def name(self, number: int) -> int:
         """The number, for a frame without one that which it should have had."""
-        return number if number != _NO_NUMBER else (self._last or 0) + self._unnumbered
+        return number if number != NO_NUMBER else (self._last or 0) + self._unnumbered

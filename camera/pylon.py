@@ -80,6 +80,7 @@ class PylonCamera(DeviceCamera):
         number = result.GetBlockID()
         name = _format_name(result.GetPixelType())
         if not result.GrabSucceeded():
+            self.check_alive()  # what was queued when the cable was pulled comes back as failed: no frames of its own
             return Block(number, device_ns, None, name, fault=result.GetErrorDescription() or "the grab failed")
         height, width = result.GetHeight(), result.GetWidth()
         try:

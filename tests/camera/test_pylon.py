@@ -156,3 +156,14 @@ def test_another_camera_in_the_same_place_is_not_taken_after_a_reopen(
     monkeypatch.setattr(pylon, "_discover", lambda: moved[:1])
     with pytest.raises(CameraError, match=r"0815-0000.* was opened first, does not answer"):
         source.open()
+
+
+def test_what_comes_back_failed_of_a_removed_camera_is_no_frame(
+    camera: Make, grab: Grab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = {"ForceFailedBufferCount": 3, "ForceFailedBuffer": True}
+    source = camera("pylon", serial="0815-0000", fps=50, features=table)
+    source.open()
+    monkeypatch.setattr(pylon.pylon.InstantCamera, "IsCameraDeviceRemoved", lambda _: True)
+    with pytest.raises(CameraError, match="is lost: the device was removed"):
+        grab(source)
