@@ -38,6 +38,7 @@ from flawline.agent.publisher import Publisher
 from flawline.agent.recipes import RecipeBook
 from flawline.agent.reload import Reloader
 from flawline.agent.security import Curve, Doorkeeper
+from flawline.agent.station_folder import PICTURES, station_folder
 from flawline.agent.verdict import VerdictWriter
 from flawline.agent.wire import STATUS_SCHEMA, Header
 from flawline.agent.worker_client import WorkerClient
@@ -79,7 +80,7 @@ class Agent:
         # ZeroMQ asks it from the first connection on, so it must be there before the sockets are.
         self.doorkeeper = Doorkeeper(context, doors)
         stack.callback(self.doorkeeper.close)
-        self.journal = Journal(settings.journal.path / settings.station, settings.journal.durability)
+        self.journal = Journal(station_folder(settings), settings.journal.durability)
         stack.callback(self.journal.close)
         publisher = Publisher(zmq.Context.shadow(context), settings.publish, settings.station)
         stack.callback(publisher.close)
@@ -90,7 +91,7 @@ class Agent:
         # Per camera: those that wait, those that are late, and those whose masks and pictures are on their way.
         self.ring = FrameRing(len(cameras) * (2 * depth + 6) + 2, int(settings.worker.max_frame_mpx * 1e6))
         stack.callback(self.ring.close)
-        archive = Archive(self.journal.folder / "pictures", settings.journal)
+        archive = Archive(self.journal.folder / PICTURES, settings.journal)
         self.outbox = Outbox(settings.publish, self.ring, self.journal, publisher, archive)
         stack.callback(self.outbox.close)
         self.recipes = RecipeBook(settings, self.journal)
@@ -129,9 +130,10 @@ class Agent:
             self.outbox.observers.append(Onlookers(self.ring, [metrics, self.preview]))
 
     def _on_models(self, about: Header) -> None:
-        self.writer.models_are(about["bundle"], about["bundle_sha256"])
+        models = about["bundle"], about["bundle_sha256"], about.get("precision")
+        self.writer.models_are(*models)
         self.recipes.thresholds_are(about.get("thresholds", {}))
-        self.recipes.judged_by(about["bundle"], about["bundle_sha256"])
+        self.recipes.judged_by(*models)
         self.pipeline.feed()
 
     async def run(self) -> None:
@@ -262,7 +264,7 @@ class Agent:
 
 async def run_agent(
     settings: Settings, frames_limit: int | None = None, read_again: Callable[[], Settings] | None = None
-) -> int:
+) -> None:
     """Run the agent to its end; `read_again` reads the settings anew at SIGHUP.
 
     Raises FlawlineError where it cannot start.
@@ -277,7 +279,6 @@ async def run_agent(
         if await until_there(settings, manager):
             agent = Agent(settings, frames_limit, read_again or (lambda: settings), manager, stack)
             await agent.run()
-    return 0
 
 
 @contextlib.contextmanager

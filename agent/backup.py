@@ -28,6 +28,7 @@ from typing import IO, Any
 
 from flawline import __version__
 from flawline.agent.numbers import NumberMark
+from flawline.agent.station_folder import BESIDE_JOURNAL, JOURNAL, LOCK, NUMBER_MARK, PICTURES, station_folder
 from flawline.config.errors import ConfigError, JournalError
 from flawline.config.memory_versions import FOLDER, is_numbered
 from flawline.config.recipe_file import give
@@ -37,7 +38,7 @@ from flawline.config.sources import keys_folder
 SCHEMA = "flawline.backup/1"
 VERDICTS_PER_S = 100
 """The most that a station is thought to have published since the backup, for the numbers to skip."""
-_NOT_STATE = {"lock", "journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm", "seq.mark"}
+_NOT_STATE = {LOCK, JOURNAL, *(JOURNAL + suffix for suffix in BESIDE_JOURNAL), NUMBER_MARK}
 
 
 def back_up(config: Path, settings: Settings, target: Path, *, pictures: bool) -> list[str]:
@@ -45,7 +46,7 @@ def back_up(config: Path, settings: Settings, target: Path, *, pictures: bool) -
 
     What a running agent clears away meanwhile, as archived pictures, is passed over.
     """
-    state = settings.journal.path / settings.station
+    state = station_folder(settings)
     surely = (*_of_config(config, settings), *_memories(config, settings))
     kept = {path.resolve(): path for path in (*surely, *_of_state(state, pictures))}
     may_go = kept.keys() - {path.resolve() for path in surely}
@@ -54,10 +55,10 @@ def back_up(config: Path, settings: Settings, target: Path, *, pictures: bool) -
             folder = Path(name)
             created = time.time()  # numbers that are given out from here on may not be in it
             staged = {}
-            if (state / "journal.sqlite").is_file():
-                staged[state / "journal.sqlite"] = _copy_journal(state / "journal.sqlite", folder)
-            if (state / "seq.mark").is_file():  # after the journal: the mark covers all that the copy holds
-                staged[state / "seq.mark"] = Path(shutil.copy(state / "seq.mark", folder))
+            if (state / JOURNAL).is_file():
+                staged[state / JOURNAL] = _copy_journal(state / JOURNAL, folder)
+            if (state / NUMBER_MARK).is_file():  # after the journal: the mark covers all that the copy holds
+                staged[state / NUMBER_MARK] = Path(shutil.copy(state / NUMBER_MARK, folder))
             entries: list[dict[str, Any]] = []
             with tarfile.open(folder / "files", "w:gz") as tar:
                 for path, copy in staged.items():
@@ -98,7 +99,7 @@ def _memories(config: Path, settings: Settings) -> Iterator[Path]:
 
 def _of_state(state: Path, pictures: bool) -> Iterator[Path]:
     for place, folders, files in os.walk(state):  # passes over a folder that vanishes
-        folders[:] = sorted(name for name in folders if pictures or Path(place, name) != state / "pictures")
+        folders[:] = sorted(name for name in folders if pictures or Path(place, name) != state / PICTURES)
         for name in sorted(files):
             path = Path(place, name)
             if path.relative_to(state).parts[0] not in _NOT_STATE and path.is_file():
@@ -150,7 +151,7 @@ def _manifest(config: Path, settings: Settings, created: float, entries: list[di
         "station": settings.station,
         "created": created,
         "config": str(config.absolute()),
-        "state": str(settings.journal.path / settings.station),
+        "state": str(station_folder(settings)),
         "files": entries,
     }
     return json.dumps(manifest, indent=1).encode()
@@ -188,13 +189,13 @@ def restore(source: Path, prefix: Path, *, force: bool, skip_numbers: int | None
             for entry in manifest["files"]:
                 _put(folder / entry["member"], places[entry["member"]], entry, prefix)
                 _own_state(places[entry["member"]], state, owner)
-            for suffix in ("-wal", "-shm"):  # of the journal that was there before
-                (state / f"journal.sqlite{suffix}").unlink(missing_ok=True)
+            for suffix in BESIDE_JOURNAL:  # of the journal that was there before
+                (state / f"{JOURNAL}{suffix}").unlink(missing_ok=True)
             elapsed = max(0.0, time.time() - float(manifest["created"]))
             skipped = int(elapsed * VERDICTS_PER_S) if skip_numbers is None else skip_numbers
             if state.is_dir() and (skipped or used):
-                _skip(state / "seq.mark", skipped, used)
-                _own(state / "seq.mark", owner)
+                _skip(state / NUMBER_MARK, skipped, used)
+                _own(state / NUMBER_MARK, owner)
         except (OSError, JournalError) as error:
             raise ConfigError(f"{source}: cannot be restored: {error}") from error
     return manifest | {"skipped": skipped, "written": [str(path) for path in places.values()]}
@@ -280,7 +281,7 @@ def _numbers_used(state: Path) -> int:
     if not state.is_dir():
         return 0
     try:
-        lock = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        lock = os.open(state / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     except OSError as error:
         raise ConfigError(f"{state}: cannot be used: {error.strerror or error}") from error
     try:
@@ -289,7 +290,7 @@ def _numbers_used(state: Path) -> int:
         raise ConfigError(f"{state}: an agent is running on it; stop it first") from error
     finally:
         os.close(lock)
-    mark = NumberMark(state / "seq.mark")
+    mark = NumberMark(state / NUMBER_MARK)
     used = max(mark.reserved, mark.floor)
     mark.close()
     return used

@@ -64,9 +64,8 @@ def run(file: Path | None, overrides: tuple[str, ...], frames: int | None, check
         click.echo(hide_passwords(tomli_w.dumps(_without_none(settings.model_dump(mode="json")))), nl=False)
         return
     set_up_logging(settings.log, station=settings.station)
-    code = asyncio.run(run_agent(settings, frames, lambda: load_settings(file, overrides)))
-    _leave_hanging_drivers(code)
-    sys.exit(code)
+    asyncio.run(run_agent(settings, frames, lambda: load_settings(file, overrides)))
+    _leave_hanging_drivers()
 
 
 def _check(settings: Settings) -> None:
@@ -102,7 +101,7 @@ def _check_bundle(settings: Settings) -> None:
         click.echo(f"warning: model.bundle: {error}", err=True)
 
 
-def _leave_hanging_drivers(code: int) -> None:
+def _leave_hanging_drivers() -> None:
     """The interpreter waits at its end for every thread, and one in a camera's driver may never come back.
 
     Everything of ours is written and closed by now.
@@ -115,7 +114,7 @@ def _leave_hanging_drivers(code: int) -> None:
                 structlog.get_logger().error("left_hanging", thread=thread.name)
                 sys.stdout.flush()
                 sys.stderr.flush()
-                os._exit(code)
+                os._exit(0)
 
 
 def _with_keys(command: Callable[..., None]) -> Callable[..., None]:

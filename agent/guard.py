@@ -2,12 +2,12 @@
 
 import hashlib
 import hmac
-import ipaddress
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from flawline.agent.endpoint import is_loopback
 from flawline.config.errors import ConfigError
 from flawline.config.settings_preview import PreviewSettings
 
@@ -26,14 +26,6 @@ _HEADERS = {
     "Cache-Control": "no-store",
     "Server": "flawline",
 }
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def refuse_open(settings: PreviewSettings) -> None:

@@ -53,7 +53,6 @@ class NumberMark:
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
             data = os.pread(self._fd, 2 * _COPY, 0)
-            self.fresh = not data
             if len(data) < 2 * _COPY:
                 os.pwrite(self._fd, bytes(2 * _COPY - len(data)), len(data))
         except OSError as error:

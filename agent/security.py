@@ -1,7 +1,6 @@
 """CURVE: key files, which clients may connect, and the refusal to be reached from other machines without it."""
 
 import asyncio
-import ipaddress
 import os
 import re
 import stat
@@ -16,6 +15,7 @@ import zmq
 import zmq.asyncio
 from zmq.utils import z85
 
+from flawline.agent.endpoint import is_loopback
 from flawline.config.errors import ConfigError
 from flawline.config.settings import ControlSettings, PublishSettings
 
@@ -61,15 +61,10 @@ def make_keys(folder: Path, name: str) -> tuple[Path, Path]:
     return files
 
 
-def is_loopback(endpoint: str) -> bool:
-    """True where no other machine reaches the address."""
+def is_local(endpoint: str) -> bool:
+    """True where no other machine reaches the address of a ZeroMQ socket."""
     parts = urlsplit(endpoint)
-    if parts.scheme in ("ipc", "inproc"):
-        return True
-    try:
-        return parts.hostname == "localhost" or ipaddress.ip_address(parts.hostname or "").is_loopback
-    except ValueError:
-        return False
+    return parts.scheme in ("ipc", "inproc") or is_loopback(parts.hostname or "")
 
 
 @dataclass(frozen=True)
@@ -91,7 +86,7 @@ class Curve:
         secret = settings.curve_secret or (fallback.curve_secret if fallback else None)
         clients = settings.curve_clients or (fallback.curve_clients if fallback else None)
         if secret is None and clients is None:
-            if not (is_loopback(settings.endpoint) or settings.insecure):
+            if not (is_local(settings.endpoint) or settings.insecure):
                 raise ConfigError(
                     f"{section}.endpoint = {settings.endpoint!r} is reached from other machines: set "
                     f"{section}.curve_secret and {section}.curve_clients (see `flawline keys`), or insecure = true"

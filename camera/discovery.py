@@ -32,11 +32,6 @@ class Device:
         return f"{what} ({', '.join(names) or f'index {self.index}'})"
 
 
-def is_chosen(settings: CameraSettings) -> bool:
-    """True where the settings say which device is meant."""
-    return any(key is not None for key in (settings.serial, settings.address, settings.user_name, settings.index))
-
-
 def is_same(one: Device, other: Device) -> bool:
     """As far as both tell who they are: by MAC address, else by serial number."""
     for key in ("mac", "serial"):

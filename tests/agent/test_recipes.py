@@ -120,3 +120,18 @@ def test_a_content_of_its_own_stays_until_the_file_says_the_same(tmp_path: Path)
     book.activate(["top"], book.find("bolt", 1))
     assert read(0.2, book) == "bolt@1"
     journal.close()
+
+
+def test_a_calibration_at_another_precision_is_said_once(tmp_path: Path) -> None:
+    made = {"date": "2026-01-02", "count": 299, "rejected": 0, "method": "order statistic", "target_fpr": 0.01}
+    made |= {"confidence": 0.95, "false_reject_bound": 0.01, "threshold": 0.5, "bundle": "demo"}
+    made |= {"bundle_sha256": "a" * 64, "precision": "fp32"}
+    journal = Journal(tmp_path)
+    book = RecipeBook(settings(default=Recipe.model_validate({"threshold": 0.5, "calibration": made})), journal)
+    with capture_logs() as said:
+        for precision in ("float32", None, "bfloat16", "bfloat16"):  # as a worker says it; a replaced one says it again
+            book.judged_by("demo", "a" * 64, precision)
+    (warning,) = said
+    assert warning["event"] == "calibration_does_not_hold"
+    assert "calibrated at fp32, now the models judge at bf16" in warning["reason"]
+    journal.close()
