@@ -128,8 +128,11 @@ class VivaFeatures(FeatureMap):
         return Feature(name, kind, "W" in (state.access or ""), low, high, step, entries)
 
     def read(self, name: str) -> Value | None:
-        """Its value."""
-        value: Value | None = self._camera.feature_state(name).value if self._camera.node_info(name) else None
+        """Its value, asked of the camera and not of a cache."""
+        if self._camera.node_info(name) is None:
+            return None
+        self._camera.invalidate(name)
+        value: Value | None = self._camera.feature_state(name).value
         return value
 
     def write(self, feature: Feature, value: Value) -> None:

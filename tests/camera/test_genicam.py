@@ -132,6 +132,16 @@ def test_features_reach_the_camera_by_old_and_new_names(
     assert [beside(name) for name in ("GainRaw", "TestBoolean", "GainAuto", "OffsetX")] == [7, True, "Once", 8]
 
 
+def test_a_value_is_asked_of_the_camera_every_time(fake_gige: Callable[..., object]) -> None:
+    fake_gige()
+    [found] = vg.discover(500, all=True)
+    with vg.connect_gige(found) as holder, vg.connect_gige(found, monitor=True) as watcher:
+        seen = VivaFeatures(watcher)
+        for width in (64, 128):
+            holder.set_integer("Width", width)
+            assert seen.read("Width") == width
+
+
 def test_software_trigger_exposes_once_each_and_from_any_thread(
     fake_gige: Callable[..., object], camera: Make, grab: Grab, beside: Callable[[str], object]
 ) -> None:
