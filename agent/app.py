@@ -68,6 +68,8 @@ class Agent:
         self.boot_id = secrets.token_hex(8)
         self.state = "starting"
         cameras = [(make_camera(camera), camera) for camera in settings.cameras]
+        for camera, _ in cameras:
+            camera.most_pixels = int(settings.worker.max_frame_mpx * 1e6)
         context = stack.enter_context(_context())
         doors = {
             section: curve.clients

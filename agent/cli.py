@@ -32,8 +32,9 @@ from flawline.agent.security import Curve, make_keys
 from flawline.agent.subscriber import Subscriber
 from flawline.camera.registry import LibraryMissing, make_camera
 from flawline.config.errors import BundleError, ConfigError, FlawlineError
-from flawline.config.logging import hide_passwords, set_up_logging, to_journald
+from flawline.config.logging import set_up_logging, to_journald
 from flawline.config.memory_versions import stored_sha256
+from flawline.config.passwords import hide_passwords
 from flawline.config.settings import LogSettings, Settings, WorkerSettings
 from flawline.config.sources import load_settings
 from flawline.models.bundle import open_bundle

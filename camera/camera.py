@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from flawline.camera.frame import Frame
+from flawline.camera.picture_size import MOST_PIXELS
 
 
 class EndOfFrames(Exception):
@@ -26,6 +27,9 @@ class Camera(ABC):
 
     loses_triggers: bool = True
     """False where a software trigger waits in this process until its frame is taken: then none can be ignored."""
+
+    most_pixels: int = MOST_PIXELS
+    """A picture that is larger is not wanted, and not decoded where its file says so. Set by who makes the camera."""
 
     name: str
 

@@ -53,6 +53,22 @@ def test_a_lost_memory_is_said_and_what_judges_instead(tmp_path: Path) -> None:
     journal.close()
 
 
+def test_a_memory_whose_head_is_nested_without_end_is_a_damaged_one(tmp_path: Path) -> None:
+    memory = tmp_path / "default.0001.aaaaaaaaaaaa.safetensors"
+    save_file({"cells": np.zeros(1, np.float32)}, memory, {"sha256": "a" * 64})
+    journal = Journal(tmp_path)
+    before = RecipeBook(settings(), journal)
+    learnt = before.version_of("default", Recipe(memory=str(memory)))
+    before.activate(["top"], learnt)
+    before.keep([learnt], ["top"])
+    memory.write_bytes((1 << 20).to_bytes(8, "little") + b"[" * (1 << 20))
+    with capture_logs() as said:
+        assert RecipeBook(settings(), journal).of("top").key == "default@1"
+    (error,) = [entry for entry in said if entry["log_level"] == "error"]
+    assert error["error"] == f"{memory}: is not a readable memory"
+    journal.close()
+
+
 def test_what_was_activated_out_of_the_file_follows_the_file_over_a_restart(tmp_path: Path) -> None:
     """Also where what was activated can be used no more."""
     memory = tmp_path / "bolt.0001.aaaaaaaaaaaa.safetensors"
