@@ -137,6 +137,7 @@ def take(source: Camera, settings: CameraSettings, timeout_s: float) -> tuple[ND
     trouble = {"free": "is its stream blocked?", "software": "", "hardware": "it waits for its line"}
     fault = trouble[settings.trigger]
     if settings.trigger == "software":
+        source.await_readiness()
         source.trigger()
     while time.monotonic() < deadline:
         try:

@@ -37,6 +37,8 @@ Verdict = Literal["ok", "warning", "fail"]
 _OPENCV_NEEDS = {"libGL.so.1": "libgl1", "libglib-2.0.so.0": "libglib2.0-0"}  # library: Debian's package
 _SOCKET_BUFFER = 8 << 20  # bytes: some GigE frames that wait while the camera's thread is not scheduled
 _GIGE = ("genicam", "pylon", "gentl")
+_USB_MEMORY_MB = 256  # some frames of each camera, and the library's own transfers
+_SYS = Path("/sys")
 _STATIONS = Path("/etc/flawline")  # the unit's configurations
 _STATE_HOME = Path("/var/lib/flawline")  # the unit's StateDirectory
 _HIDDEN = (*HOMES, "/tmp", "/var/tmp")  # by the unit's ProtectHome and PrivateTmp
@@ -73,6 +75,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         lambda: _bundle(settings),
         lambda: _cameras(settings, running, user),
         lambda: _network(settings),
+        lambda: _usb(settings),
         lambda: _ports(settings, running),
         _clock,
         lambda: _state(settings, user),
@@ -295,6 +298,33 @@ def _network(settings: Settings) -> Iterator[Finding]:
             yield Finding("network", "warning", f"{interface.name}: MTU {mtu}, no jumbo frames", remedy)
         else:
             yield Finding("network", "ok", f"{interface.name}: MTU {mtu}")
+
+
+def _usb(settings: Settings) -> Iterator[Finding]:
+    """The kernel lends all programs together so much memory for transfers; 0 is as much as they like."""
+    named = any((camera.address or "").lower().startswith("usb") for camera in settings.cameras)
+    if not named and not (any(camera.backend in _GIGE for camera in settings.cameras) and _has_usb_camera()):
+        return
+    lent = _number(_SYS / "module/usbcore/parameters/usbfs_memory_mb")
+    if lent is not None and 0 < lent < _USB_MEMORY_MB:
+        found = f"USB transfers may take {lent} MB together; USB3 Vision cameras lose frames below {_USB_MEMORY_MB}"
+        remedy = f"usbcore.usbfs_memory_mb={_USB_MEMORY_MB * 4} in the kernel's command line, then restart"
+        yield Finding("usb", "warning", found, remedy)
+    elif lent is not None:
+        yield Finding("usb", "ok", f"USB transfers may take {f'{lent} MB together' if lent else 'what they like'}")
+
+
+def _has_usb_camera() -> bool:
+    """Whether a USB3 Vision interface is plugged in: class 0xEF, subclass 0x05."""
+    interfaces = (_SYS / "bus/usb/devices").glob("*/bInterfaceClass")
+    return any(_text(one) == "ef" and _text(one.parent / "bInterfaceSubClass") == "05" for one in interfaces)
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def _number(file: str | Path) -> int | None:

@@ -3,7 +3,7 @@
 Free-running cameras: every frame is accepted as it comes. Hardware-triggered: the same, and journalled as a trigger; a
 part that was announced is owed a verdict from then on, and gives its names to the next frame exposed.
 Software-triggered: a trigger is accepted by command and its exposure made at once; frames answer triggers in order.
-When a frame stays away, or one comes that fits the trigger after it, nobody can say which trigger the next one is for:
+When a frame stays away, or one comes that may be the next trigger's, nobody can say which trigger the next one is for:
 then all that wait at that camera are answered `camera_fault`, and the camera is closed and opened again, so that no
 late frame is taken for another part.
 """
@@ -143,6 +143,7 @@ class Intake:
             limit = line.settings.trigger_timeout_ms
             why = f"no frame from {line.name!r} within trigger_timeout_ms = {limit} of its announcement"
             self._fail_announced(line, part, "camera_fault", why)
+            line.without_frame.append(part)
 
     def _fail_announced(self, line: Line, part: Job, reason: Reason, why: str) -> None:
         part.mono = time.monotonic()  # an announcement has no deadline: it counts from the exposure
@@ -157,12 +158,25 @@ class Intake:
         """
         found: Job | None = None
         exposed_s = mono_grab / 1e9 - line.settings.transfer_ms / 1000
+        line.without_frame.clear()
         while line.announced and line.announced[0].mono <= exposed_s:
             if found is not None:
                 why = f"no frame from {line.name!r} before the next part was announced"
                 self._fail_announced(line, found, "camera_fault", why)
             found = line.announced.popleft()
         return found
+
+    def _announced_for_lost(self, line: Line, mono_grab: int) -> Job | None:
+        """The part that a number stood for which is missing before a frame of `mono_grab`: the oldest announced before.
+
+        One that was answered already, because its frame stayed away, has had its one verdict: it comes back as it is.
+        """
+        if line.without_frame:
+            return line.without_frame.popleft()
+        exposed_s = mono_grab / 1e9 - line.settings.transfer_ms / 1000
+        if line.announced and line.announced[0].mono <= exposed_s:
+            return line.announced.popleft()
+        return None
 
     async def _expose(self, line: Line, job: Job) -> None:
         loop = asyncio.get_running_loop()
@@ -197,6 +211,7 @@ class Intake:
             self._pipeline.fail(line.pending.popleft(), "camera_fault", why)
         while line.announced:
             self._fail_announced(line, line.announced.popleft(), "camera_fault", why)
+        line.without_frame.clear()
 
     def _accept(self, line: Line | None, job: Job) -> None:
         if line is not None:
@@ -229,7 +244,7 @@ class Intake:
                     log.exception("camera_driver_failed", camera=line.name)
                 line.is_lost(str(error))
                 line.tried.set()
-                await self._sleep(line.pause_s)
+                await self._sleep(line, line.pause_s)
                 line.pause_s = min(line.pause_s * 2, LONGEST_PAUSE_S)
             finally:
                 self._fail_pending(line, line.error or f"camera {line.name!r} was closed")
@@ -245,12 +260,17 @@ class Intake:
         if self.stopping.is_set():
             thread.shutdown(wait=False)
 
-    async def _sleep(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self.stopping.wait()
-        except TimeoutError:
-            pass
+    async def _sleep(self, line: Line, seconds: float) -> None:
+        """Until then, or until the agent stops. Its task comes round meanwhile: to wait is no standstill."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0 and not self.stopping.is_set():
+            line.seen_mono = time.monotonic()
+            try:
+                async with asyncio.timeout(min(left, GRAB_S)):
+                    await self.stopping.wait()
+            except TimeoutError:
+                pass
+        line.seen_mono = time.monotonic()
 
     async def _grab_all(self, line: Line, thread: ThreadPoolExecutor) -> None:
         """Until the agent stops (and no trigger waits for its frame), or the camera is out of step."""
@@ -277,7 +297,7 @@ class Intake:
                 self._throw_away(shot)
                 self.stopping.set()
             else:
-                self._attach(self._for_frame(line, shot), shot)
+                self._attach_to_part(line, shot)
 
     async def _wait_for_room(self, line: Line, patient: bool) -> None:
         """A patient source waits while its queue is full, and while the agent is paused: it never overruns.
@@ -307,16 +327,25 @@ class Intake:
             self._throw_away(shot)
         elif line.has_ignored_one(shot.frame):
             self._throw_away(shot)
-            self._lose_step(line, f"camera {line.name!r} has ignored a trigger: a frame came that fits the next one")
+            why = "has ignored a trigger, or sends slowly: a frame came that may be the next trigger's"
+            self._lose_step(line, f"camera {line.name!r} {why}")
         else:
             self._attach(line.answer(shot.frame), shot)
 
-    def _for_frame(self, line: Line, shot: Shot) -> Job:
-        """A free-running or hardware-triggered frame is its own trigger."""
+    def _attach_to_part(self, line: Line, shot: Shot) -> None:
+        """A free-running or hardware-triggered frame is its own trigger, or that of the part announced for it."""
+        frame, part = shot.frame, None
+        if line.settings.trigger == "hardware":
+            find = self._announced_for_lost if frame.lost else self._announced_for
+            part = find(line, frame.mono_grab)
+        if part is not None and part.verdict is not None:
+            self._throw_away(shot)
+        else:
+            self._attach(self._for_frame(line, shot, part), shot)
+
+    def _for_frame(self, line: Line, shot: Shot, job: Job | None) -> Job:
+        """The announced part, or one of its own: owed a verdict from its exposure on."""
         frame = shot.frame
-        # Of a frame known only by the gap in the numbers nobody knows when it was exposed.
-        named = line.settings.trigger == "hardware" and not frame.lost
-        job = self._announced_for(line, frame.mono_grab) if named else None
         if job is None:
             job = Job(line.name, self._recipes.of(line.name), frame.t_grab, 0.0)
         job.t_trigger, job.mono = frame.t_grab, _exposed_s(frame)
@@ -397,8 +426,10 @@ def _send(camera: Camera, job: Job) -> None:
     taken for the next trigger's."""
     if job.verdict is not None:
         return
-    camera.trigger()
-    job.sent_mono = time.monotonic_ns()
+    camera.await_readiness()
+    if job.verdict is None:
+        job.sent_mono = time.monotonic_ns()  # before: an exposure may be here sooner than the camera's word that it was
+        camera.trigger()
 
 
 def _exposed_s(frame: Frame) -> float:

@@ -52,7 +52,11 @@ class Line:
     pause_s: float = FIRST_PAUSE_S  # before the next try to open it, while it is lost
     pending: deque[Job] = field(default_factory=deque)  # triggers whose frame has not come, oldest first
     announced: deque[Job] = field(default_factory=deque)  # parts whose hardware trigger is to come, oldest first
-    lags: deque[int] = field(default_factory=lambda: deque(maxlen=_LAGS))  # ns from a trigger sent to its exposure
+    without_frame: deque[Job] = field(default_factory=lambda: deque(maxlen=_LAGS))
+    """Announced parts that were answered without a frame, oldest first, since the last frame: a number that turns out
+    to be lost may have been theirs."""
+    lags: deque[int] = field(default_factory=lambda: deque(maxlen=_LAGS))
+    """ns from a trigger sent to its exposure, of those that nothing else was pending beside: they alone are certain."""
     on_their_way: int = 0
     frames: int = 0
     seen_mono: float = field(default_factory=time.monotonic)  # its task came round: nothing hangs in the driver
@@ -94,6 +98,7 @@ class Line:
         if not self.out_of_step_said:
             log.error("camera_out_of_step", camera=self.name, waiting=len(self.pending), error=why)
         self.out_of_step, self.out_of_step_said, self.error = True, True, why
+        self.lags.clear()
 
     def answer(self, frame: Frame) -> Job:
         """The trigger that a frame which has come belongs to: the oldest that waits."""
@@ -101,19 +106,28 @@ class Line:
             log.info("camera_in_step", camera=self.name)
         self.out_of_step_said, self.error = False, None
         job = self.pending.popleft()
-        if frame.clocked and job.sent_mono is not None:
+        alone = not self.pending or self.pending[0].sent_mono is None
+        if frame.clocked and job.sent_mono is not None and alone:
             self.lags.append(frame.mono_grab - job.sent_mono)
         return job
 
     def has_ignored_one(self, frame: Frame) -> bool:
-        """The frame was exposed as long after the second oldest trigger as exposures are: the oldest was ignored.
+        """The frame may be of the second oldest trigger: then the oldest was ignored, or its frame was lost.
 
-        Told by the camera's own clock, once some lags are known. Triggers closer than those lags vary look the same.
+        So it is where the frame was exposed after that one was sent. By a camera's own clock, once some lags are
+        known, it is not where the frame comes as long after the oldest as frames do, and too soon for the second.
+        Of a frame known only by the gap in the numbers nobody knows when it was exposed.
         """
-        if len(self.pending) < 2 or not frame.clocked or len(self.lags) < _ENOUGH_LAGS:
+        if not self.camera.loses_triggers or frame.lost or len(self.pending) < 2:
             return False
-        sent = self.pending[1].sent_mono
-        return sent is not None and frame.mono_grab - sent >= min(self.lags) - _SLACK_NS
+        first, second = self.pending[0].sent_mono, self.pending[1].sent_mono
+        if second is None or frame.mono_grab - round(self.settings.transfer_ms * 1e6) < second - _SLACK_NS:
+            return False
+        if not frame.clocked or len(self.lags) < _ENOUGH_LAGS or first is None:
+            return True
+        least, most = min(self.lags), max(self.lags)
+        late = frame.mono_grab - first > most + (most - least) + _SLACK_NS
+        return late or frame.mono_grab - second >= least - _SLACK_NS
 
     def grab(self, ring: FrameRing) -> Shot | None:
         """On the camera's thread: the next frame, copied once, from the driver's buffer into its slot."""

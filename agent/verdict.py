@@ -65,7 +65,7 @@ class Job:
     mono: float  # the same moment on the monotonic clock, s
     number: int = 0
     trigger: Trigger | None = None
-    sent_mono: int | None = None  # monotonic, ns: the camera has taken the software trigger
+    sent_mono: int | None = None  # monotonic, ns: just before the camera was sent its software trigger
     frame_id: int | None = None
     t_grab: int | None = None
     t_start: int | None = None

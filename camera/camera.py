@@ -25,6 +25,9 @@ class Camera(ABC):
     note: str | None = None
     """What the source loses before a frame is handed over, or does not tell of it, in words. Set by `open`."""
 
+    loses_triggers: bool = True
+    """False where a software trigger waits in this process until its frame is taken: then none can be ignored."""
+
     most_pixels: int = MOST_PIXELS
     """A picture that is larger is not wanted, and not decoded where its file says so. Set by who makes the camera."""
 
@@ -37,6 +40,13 @@ class Camera(ABC):
     @abstractmethod
     def grab(self, timeout_s: float) -> Frame | None:
         """The next frame, or None if none came within `timeout_s`. Raises CameraError, EndOfFrames."""
+
+    def await_readiness(self) -> None:
+        """Wait until a software trigger would be taken: one that comes during an exposure is lost without a word.
+
+        Thread-safe as `trigger`. Returns at once where the source does not tell. Raises CameraError.
+        """
+        return
 
     def trigger(self) -> None:
         """Make one exposure (software trigger). Thread-safe: may be called while `grab` waits."""

@@ -4,15 +4,16 @@ import contextlib
 import time
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import structlog
 
 from flawline.camera.camera import Camera
+from flawline.camera.configure import configure
 from flawline.camera.device_clock import BlockNumbers, DeviceClock
 from flawline.camera.discovery import Device
-from flawline.camera.features import FeatureMap, configure
+from flawline.camera.features import FeatureMap
 from flawline.camera.frame import Frame, Pixels
 from flawline.camera.pixel_format import parse
 from flawline.config.errors import CameraError, ConfigError, ImageError
@@ -20,6 +21,8 @@ from flawline.config.settings_camera import CameraSettings
 
 log = structlog.get_logger()
 _COUNT_EVERY_S = 1.0
+_READY_S = 0.5  # an exposure and its readout
+_ASK_AGAIN_S = 0.001
 _LOOK_AFTER_S = 1.0  # after so long a silence the device is asked whether it is still there
 
 
@@ -33,6 +36,7 @@ class Block:
     pixel_format: str
     extent: tuple[int, int] | None = None  # height and width where `pixels` is packed bytes
     fault: str | None = None  # in words, where the transfer was not complete
+    unreadable: str | None = None  # in words, where it was, but what came is no picture that can be judged
 
 
 class DeviceCamera(Camera):
@@ -48,18 +52,23 @@ class DeviceCamera(Camera):
         self.name = settings.name
         self.settings = settings
         self.device: Device | None = None
+        self.first: Device | None = None  # the one that was opened the first time
         self._features: FeatureMap | None = None
         self._blocks = BlockNumbers()
         self._clock = DeviceClock()
         self._has_clock = False
         self._owed: list[int] = []
         self._held: Block | None = None
+        self._exposed = 0  # when the one that is held was, monotonic ns
+        self._readiness: Literal["untold", "asked", "told"] = "untold"
+        self.pixel_format: str | None = None  # as the camera told it when it was opened
         self._was_open = False
         self._said = ""
+        self._stall_s = settings.stall_s
         self.lost = False  # a lost device is let go without a word to it, which would only be waited for
         self._heard = self._looked = self._counted = 0.0
         self._library: dict[str, int] = {}
-        self._counts = {"frames": 0, "incomplete": 0, "opened": 0}
+        self._counts = {"frames": 0, "incomplete": 0, "unreadable": 0, "opened": 0}
         self._picture: dict[str, Any] = {}
 
     # -- a backend's part -------------------------------------------------------------------------------------
@@ -84,11 +93,25 @@ class DeviceCamera(Camera):
     def disconnect(self) -> None:
         """Stop and let go, whatever state it is in. What it raises is ignored."""
 
-    def await_readiness(self) -> None:
-        """Wait until the camera takes a trigger: one that comes during an exposure is lost without a word.
+    def is_ready_within(self, timeout_s: float) -> bool:
+        """Wait until the camera takes a trigger. Called by the thread that triggers. True where it does not tell.
 
-        Called by the thread that triggers. Raises CameraError where the camera does not get ready.
+        Asks AcquisitionStatus, which `open` has set to FrameTriggerWait. A camera that has not once said that it waits
+        is taken not to tell: it is asked no more until it is opened again.
         """
+        features, deadline = self._features, time.monotonic() + timeout_s
+        while features is not None and self._readiness != "untold":
+            if features.read("AcquisitionStatus"):
+                self._readiness = "told"
+                return True
+            if time.monotonic() >= deadline:
+                if self._readiness == "told":
+                    return False
+                self._readiness = "untold"
+                log.warning("camera_readiness_unknown", camera=self.name, note="AcquisitionStatus never says it waits")
+                break
+            time.sleep(_ASK_AGAIN_S)
+        return True
 
     def counters(self) -> dict[str, int]:
         """The library's own counters. Asked once a second by the camera's own thread: a library may allow no other."""
@@ -115,8 +138,11 @@ class DeviceCamera(Camera):
             with self.vendor("configuring"):
                 configure(self.settings, features)
                 self._check_pixel_format(features)
+                self._stall_s = self._longest_silence_s(features)
+                self._readiness = "asked" if self._can_tell_readiness(features) else "untold"
             self._features = features
             self._blocks.restart()
+            self._clock = DeviceClock()  # a power cycle leaves it another count, which need not lie before the old one
             self._owed, self._held = [], None
             with self.vendor("starting acquisition"):
                 self.start()
@@ -128,6 +154,11 @@ class DeviceCamera(Camera):
         except CameraError:
             self.close()
             raise
+        if self.first is None:
+            self.first = self.device
+            if self.settings.index is not None:
+                note = "a place in the list is no identity; it stays this camera until a restart: name it by serial"
+                log.warning("camera_chosen_by_index", camera=self.name, device=str(self.device), note=note)
         self._was_open, self.lost = True, False
         self._counts["opened"] += 1
         self._heard = self._looked = time.monotonic()
@@ -135,12 +166,32 @@ class DeviceCamera(Camera):
             self._said = device
             log.info("camera_open", camera=self.name, device=device, trigger=self.settings.trigger)
 
+    def _longest_silence_s(self, features: FeatureMap) -> float:
+        """`stall_s`, but at least what two frames take where they are asked for more slowly."""
+        table = self.settings.features
+        rates = (self.settings.fps, table.get("AcquisitionFrameRate"), table.get("AcquisitionFrameRateAbs"))
+        rate = next((float(rate) for rate in rates if rate is not None), 0.0)
+        exposure = features.read("ExposureTime") or features.read("ExposureTimeAbs") or 0.0  # us
+        return max(self.settings.stall_s, (2 / rate if rate > 0 else 0.0) + 2 * float(exposure) / 1e6)
+
+    def _can_tell_readiness(self, features: FeatureMap) -> bool:
+        """Whether AcquisitionStatus now says that the camera waits for a frame's trigger."""
+        if self.settings.trigger != "software" or features.feature("AcquisitionStatus") is None:
+            return False
+        selector = features.feature("AcquisitionStatusSelector")
+        if selector is None or "FrameTriggerWait" not in selector.entries:
+            return False
+        if selector.writable:
+            features.write(selector, "FrameTriggerWait")
+        return features.read(selector.name) == "FrameTriggerWait"
+
     def _check_pixel_format(self, features: FeatureMap) -> None:
         """Raises ConfigError for a format that cannot be judged."""
         try:
             name = features.read("PixelFormat")
         except self.vendor_errors:
             name = None
+        self.pixel_format = name if isinstance(name, str) else None
         if not isinstance(name, str):
             self.note = "the camera does not let PixelFormat be read: what its frames say of themselves is believed"
             return
@@ -171,12 +222,17 @@ class DeviceCamera(Camera):
                 self.lost = True
                 raise
             self._heard = self._looked = time.monotonic()
+            arrived, device_ns = time.monotonic_ns(), self._held.device_ns
+            self._exposed = arrived if device_ns is None else self._clock.to_monotonic(device_ns, arrived)
             self._owed = self._blocks.gap(self._held.block_id)
+            self._held = replace(self._held, block_id=self._blocks.name(self._held.block_id))
         now = time.time_ns()
         if self._owed:
             number = self._owed.pop(0)
             fault = f"camera {self.name!r}: frame {number} was lost on its way"
-            return Frame(number, now, None, fault=fault, fault_reason="camera_fault", lost=True)
+            return Frame(
+                number, now, None, fault=fault, fault_reason="camera_fault", lost=True, mono_grab=self._exposed
+            )
         block, self._held = self._held, None
         return self._frame(block, now)
 
@@ -189,12 +245,13 @@ class DeviceCamera(Camera):
     def _frame(self, block: Block, now: int) -> Frame:
         self._counts["frames"] += 1
         self._has_clock = clocked = block.device_ns is not None
-        arrived = time.monotonic_ns()
-        mono = arrived if block.device_ns is None else self._clock.to_monotonic(block.device_ns, arrived)
-        t_grab = now - (arrived - mono)
-        if block.fault is not None:
-            self._counts["incomplete"] += 1
-            fault = f"camera {self.name!r}: frame {block.block_id} is incomplete: {block.fault}"
+        mono = self._exposed
+        t_grab = now - (time.monotonic_ns() - mono)
+        why = block.fault or block.unreadable
+        if why is not None:
+            self._counts["incomplete" if block.fault else "unreadable"] += 1
+            what = "is incomplete" if block.fault else "cannot be judged"
+            fault = f"camera {self.name!r}: frame {block.block_id} {what}: {why}"
             kind = block.pixel_format
             return Frame(
                 block.block_id,
@@ -224,11 +281,19 @@ class DeviceCamera(Camera):
             self._looked = now
             with self.vendor("is lost"):
                 self.check_alive()
-        if self.settings.trigger == "free" and now - self._heard >= self.settings.stall_s:
+        if self.settings.trigger == "free" and now - self._heard >= self._stall_s:
             raise CameraError(
-                f"camera {self.name!r}: answers, but has sent no frame for {self.settings.stall_s:g} s "
+                f"camera {self.name!r}: answers, but has sent no frame for {self._stall_s:g} s "
                 "(packet size, firewall, or bandwidth)"
             )
+
+    def await_readiness(self) -> None:
+        """Half a second at most: CameraError where the camera is not ready for a trigger by then."""
+        with self.vendor("software trigger"):
+            if not self.is_ready_within(_READY_S):
+                raise CameraError(
+                    f"camera {self.name!r}: software trigger: not ready for one within {_READY_S * 1000:g} ms"
+                )
 
     def trigger(self) -> None:
         """One exposure, by the command TriggerSoftware."""
@@ -238,7 +303,6 @@ class DeviceCamera(Camera):
         if features is None:
             raise CameraError(f"camera {self.name!r}: is not connected")
         with self.vendor("software trigger"):
-            self.await_readiness()
             features.execute("TriggerSoftware")
 
     def close(self) -> None:

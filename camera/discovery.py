@@ -32,11 +32,32 @@ class Device:
         return f"{what} ({', '.join(names) or f'index {self.index}'})"
 
 
-def choose(settings: CameraSettings, devices: Sequence[Device]) -> Device:
+def is_same(one: Device, other: Device) -> bool:
+    """As far as both tell who they are: by MAC address, else by serial number."""
+    for key in ("mac", "serial"):
+        mine, its = getattr(one, key), getattr(other, key)
+        if mine and its:
+            return bool(mine == its)
+    return True
+
+
+def choose(settings: CameraSettings, devices: Sequence[Device], before: Device | None = None) -> Device:
     """The one device that fits serial, address, user_name and index, as far as they are given.
 
+    `before` is the one that was taken the first time: where only a place in the list says which is meant, or nothing,
+    it must be that one again, because another camera may have come to its place.
     Raises CameraError where there is none (it may be off, and come back), ConfigError where there are several.
     """
+    seen = "; ".join(str(device) for device in devices[:8]) or "none"
+    if before is not None and (settings.serial, settings.address, settings.user_name) == (None, None, None):
+        same = [device for device in devices if is_same(device, before)]
+        if len(same) == 1:
+            return same[0]
+        if not same and devices:
+            raise CameraError(
+                f"camera {settings.name!r}: {before}, which was opened first, does not answer; "
+                f"restart where it was exchanged for another; cameras that do: {seen}"
+            )
     wanted = {
         key: value
         for key in ("serial", "address", "user_name", "index")
@@ -44,10 +65,11 @@ def choose(settings: CameraSettings, devices: Sequence[Device]) -> Device:
     }
     fitting = [device for device in devices if all(_fits(device, key, value) for key, value in wanted.items())]
     asked = ", ".join(f"{key} = {value!r}" for key, value in wanted.items())
-    seen = "; ".join(str(device) for device in devices[:8]) or "none"
     if not fitting:
         what = f"no {settings.backend} camera answers with {asked}" if wanted else "no camera answers"
-        raise CameraError(f"camera {settings.name!r}: {what}; cameras that do: {seen}")
+        usb = "user_name" in wanted and any(device.address.startswith("usb ") for device in devices)
+        note = "; a USB3 Vision camera tells no user name here: choose it by serial" if usb else ""
+        raise CameraError(f"camera {settings.name!r}: {what}; cameras that do: {seen}{note}")
     if len(fitting) > 1:
         raise ConfigError(
             f"camera {settings.name!r}: {len(fitting)} cameras answer{f' to {asked}' if asked else ''}; "

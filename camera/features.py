@@ -1,21 +1,21 @@
 """Camera features by their GenICam names: checked against the camera's own limits, then written."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from flawline.config.errors import ConfigError
-from flawline.config.settings_camera import CameraSettings
 
 Kind = Literal["integer", "float", "enumeration", "boolean", "string", "command", "other"]
 Value = float | int | bool | str
 
 # The names that the standard had before version 2, where unit and meaning are the same.
 _OLDER_NAMES = {"ExposureTime": "ExposureTimeAbs", "AcquisitionFrameRate": "AcquisitionFrameRateAbs"}
-_RATES = frozenset({"AcquisitionFrameRate", "AcquisitionFrameRateAbs"})
-_IF_POSSIBLE = frozenset({"TriggerMode", "AcquisitionFrameRateEnable"})
-"""What only makes the camera ready for the rest: one that runs freely need not let them be written."""
+_AUTOMATIC = {"ExposureTime": "ExposureAuto", "Gain": "GainAuto", "BalanceRatio": "BalanceWhiteAuto"}
+_SELECTED = re.compile(r"(\w+)\[(\w+)\]")
+_SET_BY_ITSELF = re.compile(rf"({'|'.join(_AUTOMATIC)})(Abs|Raw)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,90 +55,36 @@ class FeatureMap(Protocol):
         ...
 
 
-def configure(camera: CameraSettings, features: FeatureMap) -> None:
-    """Write what the settings say, in the order that cameras demand.
+def apply(
+    camera: str,
+    features: FeatureMap,
+    name: str,
+    value: Value,
+    key: str | None = None,
+    named: Collection[str] = (),
+) -> Kind:
+    """Check a value against the camera's limits and write it; returns the feature's kind. `key` names it in errors.
 
-    First the trigger's selector and its mode Off, because a camera that waits for a trigger, as the last run left it,
-    may lock TriggerSource; then TriggerSource; then the table `features` in its order; then the rate, whose limit
-    depends on format, size and exposure; TriggerMode last. Where the table names one of these, the table wins.
-    Raises ConfigError naming the camera, the feature, and what the camera allows; CameraError where the camera
-    refuses all the same.
+    `BalanceRatio[Red]` is the feature under that entry of its selector, which is as before afterwards.
+    What the camera would set by itself (ExposureAuto, ...) is turned off before, unless it is one of `named`: the
+    features that the settings tell.
     """
-    table = camera.features
-    ready = _ready(camera, features)
-    if camera.fps is not None and camera.trigger != "free":
-        raise ConfigError(f"camera {camera.name!r}: fps is for free run, but trigger = {camera.trigger!r}")
-    _make_ready(camera.name, features, ready)
-    for name, value in table.items():
-        if name == "TriggerMode":
-            continue
-        if apply(camera.name, features, name, value) == "command":
-            _make_ready(camera.name, features, ready)  # UserSetLoad brings another trigger with it
-    if camera.fps is not None and _RATES.isdisjoint(table):
-        if "AcquisitionFrameRateEnable" not in table and features.feature("AcquisitionFrameRateEnable") is not None:
-            apply(camera.name, features, "AcquisitionFrameRateEnable", True)
-        apply(camera.name, features, "AcquisitionFrameRate", camera.fps, key="fps")
-    mode = table.get("TriggerMode", None if camera.trigger == "free" else "On")
-    if mode is not None:
-        apply(camera.name, features, "TriggerMode", mode)
-    elif features.feature("TriggerMode") is not None and features.read("TriggerMode") == "On":
-        apply(camera.name, features, "TriggerMode", "Off")  # else it would be known by its silence only
-
-
-def _ready(camera: CameraSettings, features: FeatureMap) -> Mapping[str, Value]:
-    """What is to stand before the table is written, in this order. ConfigError where there is no such trigger."""
-    table = camera.features
-    ready: dict[str, Value] = {}
-    if "AcquisitionMode" not in table and _offers(features, "AcquisitionMode", "Continuous"):
-        ready["AcquisitionMode"] = "Continuous"
-    selector = table.get("TriggerSelector", "FrameStart")  # it says whose mode and source are meant
-    if _offers(features, "TriggerSelector", str(selector)):
-        ready["TriggerSelector"] = selector
-    if _offers(features, "TriggerMode", "Off"):
-        ready["TriggerMode"] = "Off"
-    if camera.trigger != "free" and not _offers(features, "TriggerMode", "On"):
-        raise ConfigError(f"camera {camera.name!r}: trigger = {camera.trigger!r}: the camera has no TriggerMode")
-    if camera.trigger != "free" and (source := _source(camera, features)) is not None:
-        ready["TriggerSource"] = source
-    if camera.fps is not None and "AcquisitionFrameRateEnable" not in table:
-        # Off, or the rate of the last run would limit the exposure; on where the table is to write a rate of its own.
-        ready["AcquisitionFrameRateEnable"] = not _RATES.isdisjoint(table)
-    return ready
-
-
-def _source(camera: CameraSettings, features: FeatureMap) -> str | None:
-    """Where the trigger comes from; None where the table says it."""
-    named = "TriggerSource" in camera.features
-    if camera.trigger == "software":
-        if not _offers(features, "TriggerSource", "Software"):
-            raise ConfigError(f"camera {camera.name!r}: trigger = 'software': the camera has no software trigger")
-        return None if named else "Software"
-    if named:
-        return None
-    source = features.feature("TriggerSource")
-    lines = [entry for entry in (source.entries if source else ()) if entry.startswith("Line")]
-    if not lines:
-        raise ConfigError(f"camera {camera.name!r}: trigger = 'hardware': the camera has no line as TriggerSource")
-    return "Line1" if "Line1" in lines else lines[0]
-
-
-def _make_ready(camera: str, features: FeatureMap, ready: Mapping[str, Value]) -> None:
-    for name, value in ready.items():
-        if name in _IF_POSSIBLE:
-            feature = features.feature(name)
-            if feature is None or not feature.writable:
-                continue
-        apply(camera, features, name, value)
-
-
-def _offers(features: FeatureMap, name: str, entry: str) -> bool:
-    feature = features.feature(name)
-    return feature is not None and entry in feature.entries
-
-
-def apply(camera: str, features: FeatureMap, name: str, value: Value, key: str | None = None) -> Kind:
-    """Check a value against the camera's limits and write it; returns the feature's kind. `key` names it in errors."""
     key = key or f"features.{name}"
+    if selected := _SELECTED.fullmatch(name):
+        name, entry = selected.groups()
+        selector = _selector(features, name)
+        if selector is None:
+            raise ConfigError(f"camera {camera!r}: {key}: the camera has no selector for {name!r}")
+        before = features.read(selector)
+        apply(camera, features, selector, entry, key)
+        try:
+            return apply(camera, features, name, value, key, named)
+        finally:
+            if before is not None and str(before) != entry:
+                apply(camera, features, selector, before, key)
+    auto = _automatic(name)
+    if auto is not None and auto not in named:
+        _turn_off(features, auto)
     feature = features.feature(name)
     if feature is None and name in _OLDER_NAMES:
         feature = features.feature(_OLDER_NAMES[name])
@@ -149,12 +95,33 @@ def apply(camera: str, features: FeatureMap, name: str, value: Value, key: str |
         features.execute(feature.name)
     elif not feature.writable:
         if features.read(feature.name) != checked:
+            why = f", {auto} being {features.read(auto)!r}" if auto is not None and features.feature(auto) else ""
             raise ConfigError(
-                f"camera {camera!r}: {key} = {value!r}: the camera does not let {feature.name} be set now"
+                f"camera {camera!r}: {key} = {value!r}: the camera does not let {feature.name} be set now{why}"
             )
     else:
         features.write(feature, checked)
     return feature.kind
+
+
+def _selector(features: FeatureMap, name: str) -> str | None:
+    """The feature that selects whose `name` is meant: BalanceRatioSelector for BalanceRatio and BalanceRatioRaw,
+    TriggerSelector for TriggerSource. That is how the standard names them."""
+    ends = [len(name), *(end for end in range(len(name) - 1, 0, -1) if name[end].isupper())]
+    candidates = (f"{name[:end]}Selector" for end in ends)
+    return next((candidate for candidate in candidates if features.feature(candidate) is not None), None)
+
+
+def _automatic(name: str) -> str | None:
+    """The feature by which the camera sets this one itself."""
+    found = _SET_BY_ITSELF.fullmatch(name)
+    return _AUTOMATIC[found[1]] if found else None
+
+
+def _turn_off(features: FeatureMap, name: str) -> None:
+    feature = features.feature(name)
+    if feature is not None and feature.writable and "Off" in feature.entries and features.read(name) != "Off":
+        features.write(feature, "Off")
 
 
 def nearest(name: str, features: FeatureMap) -> str:

@@ -85,6 +85,7 @@ class FolderCamera(Camera):
     """Replays the pictures of a folder. A file that cannot be read is a frame with a fault, not an end."""
 
     patient = True
+    loses_triggers = False
 
     def __init__(self, settings: CameraSettings) -> None:
         if settings.path is None:

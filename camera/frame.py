@@ -28,7 +28,7 @@ class Frame:
     source: str | None = None  # where it came from, when that has a name (a file)
     truth: dict[str, Any] = field(default_factory=dict)  # simulated line only: what is really on the part
     clocked: bool = False  # `t_grab` is the camera's own clock, mapped
-    lost: bool = False  # known only by the gap in the numbers: no part of it is here
+    lost: bool = False  # known only by the gap in the numbers: no part of it is here, `mono_grab` is the next frame's
     mono_grab: int = field(default_factory=time.monotonic_ns)  # `t_grab` on the monotonic clock, ns: for comparing
     extent: tuple[int, int] | None = None  # height and width in pixels where `pixels` is packed bytes
 

@@ -66,11 +66,11 @@ class GenApiFeatures(FeatureMap):
         node = self._node(name)
         if node is None or not self._is_readable(node):
             return None
-        if self._capitals:
-            node.GetNode().InvalidateNode()
+        if "enum" in type(node).__name__.lower():
+            ask = node.ToString if self._capitals else node.to_string
         else:
-            node.node.invalidate_node()
-        value: Value = self._get(node, "Value")
+            ask = node.GetValue if self._capitals else node.get_value
+        value: Value = ask(False, True)  # not verified; down to the register, past what the nodes on the way keep
         return value
 
     def write(self, feature: Feature, value: Value) -> None:

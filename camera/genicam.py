@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from typing import Any
 
@@ -13,14 +14,17 @@ from flawline.camera.device_camera import Block, DeviceCamera
 from flawline.camera.discovery import Device, choose
 from flawline.camera.features import Feature, FeatureMap, Kind, Value
 from flawline.camera.frame import Pixels
-from flawline.camera.gvcp import read_register
-from flawline.camera.pixel_format import parse
+from flawline.camera.gvcp import read_memory, read_register
+from flawline.camera.pixel_format import name_of_code, parse
 from flawline.config.errors import CameraError, ImageError
 from flawline.config.settings_camera import CameraSettings
 
 _DISCOVERY_MS = 500
-_CONTROL, _SERIAL, _USER_NAME, _TICKS_HIGH, _TICKS_LOW = 0x0A00, 0x00D8, 0x00E8, 0x093C, 0x0940
-"""GigE Vision's bootstrap registers: control channel privilege, two texts of 16 bytes, and the clock's rate."""
+_CONTROL, _SERIAL, _TICKS_HIGH, _TICKS_LOW = 0x0A00, 0x00D8, 0x093C, 0x0940
+"""GigE Vision's bootstrap registers: control channel privilege, two texts of 16 bytes (serial number, user's name), and
+the clock's rate."""
+Identity = tuple[str, str, str]  # serial number, user name, who holds it
+_UNKNOWN: Identity = ("", "", "")
 _KINDS: dict[str, Kind] = {
     "Integer": "integer",
     "IntConverter": "integer",
@@ -38,15 +42,21 @@ def list_devices() -> list[Device]:
     return [device for device, _ in _discover(details=True)]
 
 
-def _discover(details: bool) -> list[tuple[Device, Any]]:
-    """Cameras and the library's handles. `details` reads serial number and user name, from each camera."""
+def _discover(details: bool, serial: str | None = None) -> list[tuple[Device, Any]]:
+    """Cameras and the library's handles. `details` reads serial number and user name, from all cameras at once.
+
+    Where the camera of that `serial` answers, the others are not waited for, and theirs may be left out.
+    """
     found: list[tuple[Device, Any]] = []
-    for handle in vg.discover(_DISCOVERY_MS, all=True):
-        serial, user_name, access = _read_identity(handle) if details else ("", "", "")
+    handles, usb = vg.discover(_DISCOVERY_MS, all=True), _usb_handles()
+    there = serial is not None and serial in [handle.serial for handle in usb]
+    known = _read_identities([handle.ip for handle in handles], serial) if details and not there else {}
+    for handle in handles:
+        names = known.get(handle.ip, _UNKNOWN)
         vendor, model = handle.manufacturer or "", handle.model or ""
-        device = Device("genicam", len(found), vendor, model, serial, user_name, handle.ip, handle.mac, access)
+        device = Device("genicam", len(found), vendor, model, names[0], names[1], handle.ip, handle.mac, names[2])
         found.append((device, handle))
-    for handle in _usb_handles():
+    for handle in usb:
         vendor, model, address = handle.manufacturer or "", handle.model or "", f"usb {handle.bus}-{handle.address}"
         found.append((Device("genicam", len(found), vendor, model, handle.serial or "", "", address), handle))
     return found
@@ -59,21 +69,39 @@ def _usb_handles() -> list[Any]:
         return []
 
 
-def _read_identity(handle: Any) -> tuple[str, str, str]:
-    """Serial number, user name, access of a GigE camera, read beside whoever controls it; empty if it is silent."""
+def _read_identities(addresses: list[str], serial: str | None) -> dict[str, Identity]:
+    """By address, of all at once: silent cameras do not add up. Ends with the one that has `serial`."""
+    known: dict[str, Identity] = {}
+    pool = ThreadPoolExecutor(max(1, len(addresses)), "gvcp")
     try:
-        with vg.connect_gige(handle, monitor=True) as watcher:
-            serial, user_name = _names(watcher)
-            held = any(watcher.read_register(_CONTROL, 4))
-    except vg.GenicamError:
-        return "", "", ""
-    return serial, user_name, "held by another application" if held else "free"
+        asked = {pool.submit(_read_identity, address): address for address in addresses}
+        for answer in as_completed(asked):
+            known[asked[answer]] = answer.result()
+            if serial is not None and answer.result()[0] == serial:
+                break
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    return known
 
 
-def _names(camera: Any) -> tuple[str, str]:
-    """Serial number and user name, from the bootstrap registers of a GigE camera."""
-    texts = [camera.read_register(place, 16).split(b"\0", 1)[0] for place in (_SERIAL, _USER_NAME)]
-    return texts[0].decode("utf-8", "replace").strip(), texts[1].decode("utf-8", "replace").strip()
+def _read_identity(address: str) -> Identity:
+    """Of a GigE camera, read beside whoever controls it; empty if it is silent."""
+    try:
+        texts = read_memory(address, _SERIAL, 32)
+        held = read_register(address, _CONTROL) if texts is not None else None
+    except OSError:
+        return _UNKNOWN
+    if texts is None:
+        return _UNKNOWN
+    return *_names(texts), "held by another application" if held else "free"
+
+
+def _names(texts: bytes) -> tuple[str, str]:
+    """Serial number and user name, from the bootstrap registers of a GigE camera, 16 bytes each."""
+    serial, user_name = (
+        text.split(b"\0", 1)[0].decode("utf-8", "replace").strip() for text in (texts[:16], texts[16:])
+    )
+    return serial, user_name
 
 
 class VivaFeatures(FeatureMap):
@@ -100,8 +128,11 @@ class VivaFeatures(FeatureMap):
         return Feature(name, kind, "W" in (state.access or ""), low, high, step, entries)
 
     def read(self, name: str) -> Value | None:
-        """Its value."""
-        value: Value | None = self._camera.feature_state(name).value if self._camera.node_info(name) else None
+        """Its value, asked of the camera and not of a cache."""
+        if self._camera.node_info(name) is None:
+            return None
+        self._camera.invalidate(name)
+        value: Value | None = self._camera.feature_state(name).value
         return value
 
     def write(self, feature: Feature, value: Value) -> None:
@@ -133,8 +164,8 @@ class GenicamCamera(DeviceCamera):
     def connect(self) -> tuple[Device, FeatureMap]:
         """Ask who is there, take the one that is meant, and take control of it."""
         details = self.settings.serial is not None or self.settings.user_name is not None
-        found = _discover(details)
-        device = choose(self.settings, [device for device, _ in found])
+        found = _discover(details, self.settings.serial)
+        device = choose(self.settings, [device for device, _ in found], self.first)
         handle = found[device.index][1]
         if isinstance(handle, vg.U3vDeviceInfo):
             self._camera = vg.connect_u3v(handle)
@@ -142,14 +173,14 @@ class GenicamCamera(DeviceCamera):
         try:
             self._camera = vg.connect_gige(handle)
         except vg.TransportError as error:
-            if _read_identity(handle)[2].startswith("held"):
+            if _read_identity(handle.ip)[2].startswith("held"):
                 raise CameraError(
                     f"camera {self.name!r}: access denied: another application controls {device}; "
                     "close it, or wait for its heartbeat to end"
                 ) from error
             raise
         self._ns_per_tick = self._read_clock()
-        serial, user_name = _names(self._camera)
+        serial, user_name = _names(self._camera.read_register(_SERIAL, 32))
         return replace(device, serial=serial, user_name=user_name), VivaFeatures(self._camera)
 
     def _read_clock(self) -> float:
@@ -178,14 +209,20 @@ class GenicamCamera(DeviceCamera):
             raise CameraError(f"camera {self.name!r}: is lost: the stream has ended")
         ticks = frame.ts_dev
         device_ns = int(ticks * self._ns_per_tick) if ticks and self._ns_per_tick else None
+        name = self._format_of(frame)
         if not frame.is_complete:
-            return Block(frame.block_id, device_ns, None, frame.pixel_format, fault=_why(frame))
+            return Block(frame.block_id, device_ns, None, name, fault=_why(frame))
         try:
-            pixels, name = _picture(frame)
+            pixels, name = _picture(frame, name)
         except (ImageError, vg.GenicamError) as error:
-            return Block(frame.block_id, device_ns, None, frame.pixel_format, fault=str(error))
+            return Block(frame.block_id, device_ns, None, name, unreadable=str(error))
         extent = (frame.height, frame.width) if pixels.ndim == 1 else None
         return Block(frame.block_id, device_ns, pixels, name, extent)
+
+    def _format_of(self, frame: Any) -> str:
+        """What the frame's head calls it; where the library does not know the code, PFNC does, or the camera."""
+        name: str = frame.pixel_format
+        return (name_of_code(frame.pixel_format_code) or self.pixel_format or name) if _is_unknown(name) else name
 
     def check_alive(self) -> None:
         """Read who controls the camera: nobody answers where it is gone, nobody controls it where it was restarted."""
@@ -227,11 +264,17 @@ def _why(frame: Any) -> str:
             return "its end did not arrive"
 
 
-def _picture(frame: Any) -> tuple[Pixels, str]:
-    """The pixels and the format they lie in: the library unpacks packed ones, and turns BGR into RGB."""
-    name: str = frame.pixel_format
+def _is_unknown(name: str) -> bool:
+    return name.startswith("Unknown(")
+
+
+def _picture(frame: Any, name: str) -> tuple[Pixels, str]:
+    """The pixels and the format they lie in: the library unpacks packed ones, and turns BGR into RGB.
+
+    One that it does not know, it hands over as it came.
+    """
     known = parse(name)
-    if known.kind == "yuv422" or (known.kind in ("rgb", "bgr") and known.bits > 8):
+    if _is_unknown(frame.pixel_format) or known.kind == "yuv422" or (known.kind in ("rgb", "bgr") and known.bits > 8):
         data = np.frombuffer(frame.payload(), np.uint8)
         return as_picture(data, name, frame.height, frame.width, frame.padding_x), name
     pixels: Pixels = frame.to_numpy()

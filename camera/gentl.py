@@ -9,10 +9,11 @@ from genicam import genapi, gentl
 from harvesters.core import Harvester
 
 from flawline.camera.device_camera import Block, DeviceCamera
+from flawline.camera.device_clock import NO_NUMBER
 from flawline.camera.discovery import Device, choose
 from flawline.camera.features import FeatureMap
 from flawline.camera.genapi import GenApiFeatures
-from flawline.camera.gentl_buffer import picture_of
+from flawline.camera.gentl_buffer import picture_of, told
 from flawline.config.errors import CameraError, ConfigError, ImageError
 from flawline.config.settings_camera import CameraSettings
 
@@ -106,7 +107,7 @@ class GentlCamera(DeviceCamera):
         except ConfigError as error:
             raise ConfigError(f"camera {self.name!r}: {error}") from error
         self._loaded = True
-        device = choose(self.settings, _devices(harvester))
+        device = choose(self.settings, _devices(harvester), self.first)
         try:
             with _lock:
                 self._acquirer = harvester.create(device.index)
@@ -128,13 +129,13 @@ class GentlCamera(DeviceCamera):
         if buffer is None:
             return None
         self._buffer = buffer
-        number, device_ns = buffer.frame_id, _device_ns(buffer)
-        if not buffer.is_complete():
+        number, device_ns = _number(buffer), _device_ns(buffer)
+        if not _is_complete(buffer):
             return Block(number, device_ns, None, "", fault="the producer delivered only a part of it")
         try:
             pixels, name, extent = picture_of(buffer, self._map)
         except ImageError as error:
-            return Block(number, device_ns, None, "", fault=str(error))
+            return Block(number, device_ns, None, "", unreadable=str(error))
         return Block(number, device_ns, pixels, name, extent if pixels.ndim == 1 else None)
 
     def _give_back(self) -> None:
@@ -159,6 +160,22 @@ class GentlCamera(DeviceCamera):
             if self._loaded:
                 self._loaded = False
                 _unload(self._cti)
+
+
+def _number(buffer: Any) -> int:
+    """The camera's own, where the producer passes it on."""
+    try:
+        return int(buffer.frame_id)
+    except gentl.GenericException:
+        return NO_NUMBER
+
+
+def _is_complete(buffer: Any) -> bool:
+    """Where the producer does not say, it must say how many bytes have come: they are held against the picture's."""
+    try:
+        return bool(buffer.is_complete())
+    except gentl.GenericException:
+        return told(buffer, "size_filled") is not None
 
 
 def _device_ns(buffer: Any) -> int | None:

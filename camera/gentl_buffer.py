@@ -30,7 +30,7 @@ def picture_of(buffer: Any, features: FeatureMap) -> tuple[Pixels, str, tuple[in
     for every frame, and fail with some. What the producer does not tell is asked of the camera.
     Raises ImageError where there is no picture, or one that cannot be judged.
     """
-    payload = _told(buffer, "payload_type")
+    payload = told(buffer, "payload_type")
     if payload in _NO_PICTURE:
         raise ImageError(f"the producer delivered no picture, but payload type {payload}")
     if payload == _PAYLOADS.PAYLOAD_TYPE_MULTI_PART:
@@ -38,14 +38,14 @@ def picture_of(buffer: Any, features: FeatureMap) -> tuple[Pixels, str, tuple[in
         if source is None:
             raise ImageError("the producer delivered several parts, but no picture among them")
         start, end = source.data_offset, source.data_offset + source.data_size
-        code, padding = _told(source, "data_format"), _told(source, "x_padding")
+        code, padding = told(source, "data_format"), told(source, "x_padding")
     else:
-        source, start, end = buffer, _told(buffer, "image_offset") or 0, _told(buffer, "size_filled") or buffer.size
-        code, padding = _told(source, "pixel_format"), _told(source, "padding_x")
+        source, start, end = buffer, told(buffer, "image_offset") or 0, told(buffer, "size_filled") or buffer.size
+        code, padding = told(source, "pixel_format"), told(source, "padding_x")
     name = dict_by_ints.get(code) or features.read("PixelFormat")
     # A line-scan camera, whose pictures end when they end, may tell no height beforehand.
-    height = _told(source, "height") or _told(source, "delivered_image_height") or features.read("Height")
-    width = _told(source, "width") or features.read("Width")
+    height = told(source, "height") or told(source, "delivered_image_height") or features.read("Height")
+    width = told(source, "width") or features.read("Width")
     if not isinstance(name, str) or height is None or width is None:
         raise ImageError("neither the producer nor the camera tells the picture's format and size")
     extent = int(height), int(width)
@@ -53,7 +53,7 @@ def picture_of(buffer: Any, features: FeatureMap) -> tuple[Pixels, str, tuple[in
     return as_picture(data, name, *extent, padding or 0), name, extent
 
 
-def _told(source: Any, name: str) -> int | None:
+def told(source: Any, name: str) -> int | None:
     """What the producer says of the buffer or of its part; it need not know everything."""
     try:
         return int(getattr(source, name))

@@ -51,6 +51,8 @@ class OpencvCamera(Camera):
     comes out of `grab` as a frame of its own, `lost`. Where `fps` thins the stream out, what it leaves is not owed one.
     """
 
+    loses_triggers = False
+
     def __init__(self, settings: CameraSettings) -> None:
         self.name = settings.name
         self._settings = settings

@@ -27,6 +27,34 @@ _OLDER_NAMES = {
     "YUYVPacked": "YUV422_8",
     "UYVYPacked": "YUV422_8_UYVY",
 }
+_RARE_CODES = {
+    "RGB10": 0x0230_0018,
+    "BGR10": 0x0230_0019,
+    "RGB12": 0x0230_001A,
+    "BGR12": 0x0230_001B,
+    "RGB14": 0x0230_005E,
+    "BGR14": 0x0230_004A,
+    "RGB16": 0x0230_0033,
+    "BGR16": 0x0230_004B,
+    "RGBa10": 0x0240_005F,
+    "BGRa10": 0x0240_004C,
+    "RGBa12": 0x0240_0061,
+    "BGRa12": 0x0240_004E,
+    "RGBa14": 0x0240_0063,
+    "BGRa14": 0x0240_0050,
+    "RGBa16": 0x0240_0064,
+    "BGRa16": 0x0240_0051,
+    "YCbCr601_422_8": 0x0210_003E,
+    "YCbCr601_422_8_CbYCrY": 0x0210_0044,
+    "YCbCr709_422_8": 0x0210_0041,
+    "YCbCr709_422_8_CbYCrY": 0x0210_0045,
+    "BayerGR14": 0x0110_0109,
+    "BayerRG14": 0x0110_010A,
+    "BayerGB14": 0x0110_010B,
+    "BayerBG14": 0x0110_010C,
+}
+"""PFNC's codes of those formats whose names a library need not know."""
+_RARE_NAMES = {code: name for name, code in _RARE_CODES.items()}
 _GREY = re.compile(r"(Mono|Bayer(RG|GR|GB|BG))(8|10|12|14|16)(p|Packed)?")
 _COLOUR = re.compile(r"(RGB|BGR)(a?)(8|10|12|14|16)")
 _YUV = re.compile(r"(?:YUV422|YCbCr(?:(601|709)_)?422)_8(_UYVY|_CbYCrY)?")
@@ -100,6 +128,11 @@ def parse(name: str) -> PixelFormat:
         matrices: dict[str | None, Colours] = {None: "full601", "601": "limited601", "709": "limited709"}
         return PixelFormat(name, "yuv422", chroma_first=bool(match[2]), colours=matrices[match[1]])
     raise ImageError(f"pixel format {name!r} is not known")
+
+
+def name_of_code(code: int) -> str | None:
+    """The name of the format that a frame's head calls by that code; None where it is none of the rarer ones."""
+    return _RARE_NAMES.get(code)
 
 
 def depth_note(name: str) -> str | None:

@@ -14,7 +14,6 @@ from flawline.config.errors import CameraError, ImageError
 from flawline.config.settings_camera import CameraSettings
 
 _BUFFERS = 16
-_READY_MS = 500
 
 
 def list_devices() -> list[Device]:
@@ -52,7 +51,7 @@ class PylonCamera(DeviceCamera):
     def connect(self) -> tuple[Device, FeatureMap]:
         """Enumerate, choose, open."""
         found = _discover()
-        device = choose(self.settings, [device for device, _ in found])
+        device = choose(self.settings, [device for device, _ in found], self.first)
         factory = pylon.TlFactory.GetInstance()
         try:
             self._camera = pylon.InstantCamera(factory.CreateDevice(found[device.index][1]))
@@ -81,22 +80,22 @@ class PylonCamera(DeviceCamera):
         number = result.GetBlockID()
         name = _format_name(result.GetPixelType())
         if not result.GrabSucceeded():
+            self.check_alive()  # what was queued when the cable was pulled comes back as failed: no frames of its own
             return Block(number, device_ns, None, name, fault=result.GetErrorDescription() or "the grab failed")
         height, width = result.GetHeight(), result.GetWidth()
         try:
             data = np.frombuffer(result.GetMemoryView(), np.uint8)
             pixels = as_picture(data, name, height, width, result.GetPaddingX())
         except ImageError as error:
-            return Block(number, device_ns, None, name, fault=str(error))
+            return Block(number, device_ns, None, name, unreadable=str(error))
         return Block(number, device_ns, pixels, name, (height, width) if pixels.ndim == 1 else None)
 
-    def await_readiness(self) -> None:
-        """Ask the camera's AcquisitionStatus, where it has one."""
+    def is_ready_within(self, timeout_s: float) -> bool:
+        """The driver's own way to ask, where the camera has one."""
         camera = self._camera
         if camera is None or not camera.CanWaitForFrameTriggerReady():
-            return
-        if not camera.WaitForFrameTriggerReady(_READY_MS, pylon.TimeoutHandling_Return):
-            raise CameraError(f"camera {self.name!r}: software trigger: not ready for one within {_READY_MS} ms")
+            return True
+        return bool(camera.WaitForFrameTriggerReady(round(timeout_s * 1000), pylon.TimeoutHandling_Return))
 
     def _give_back(self) -> None:
         result, self._result = self._result, None

@@ -20,6 +20,8 @@ _AHEAD = 4  # parts drawn before they are due
 class SimulatedCamera(Camera):
     """Draws part after part. Frame n of a seed is always the same picture; a thread draws a few ahead."""
 
+    loses_triggers = False
+
     def __init__(self, settings: CameraSettings) -> None:
         self.name = settings.name
         self._settings = settings.simulated

@@ -16,6 +16,7 @@ _PROPERTIES: dict[str, tuple[int, float]] = {
 }
 """The property of OpenCV, and the factor to its unit."""
 _SIZE = ("Width", "Height")
+_NEAR = 0.02  # a control has steps, and a rate is a fraction of whole numbers
 _MANUAL = 1.0  # V4L2's word for an exposure that is not automatic
 
 
@@ -23,7 +24,8 @@ def configure(camera: str, device: str, capture: Any, features: Mapping[str, flo
     """Tell `capture`, a cv2.VideoCapture of the device, all of `features`, then hold it to what it says of itself.
 
     The size goes first, because a change of it begins the stream anew, and both of its sides go together: OpenCV
-    keeps the one to itself until it has the other. So nothing is read back before everything is set.
+    keeps the one to itself until it has the other. So nothing is read back before everything is set. A size must be
+    what was asked for, the rest within 2 %: OpenCV does not tell how large a control's steps are.
     Raises ConfigError naming the camera and the feature.
     """
     wanted = {name: _wanted(camera, name, value) for name, value in features.items()}
@@ -39,7 +41,7 @@ def configure(camera: str, device: str, capture: Any, features: Mapping[str, flo
     for name, value in wanted.items():
         number, factor = _PROPERTIES[name]
         taken = capture.get(number)
-        if abs(taken - value) > max(1.0, abs(value) * 0.02):
+        if abs(taken - value) > (0.0 if name in _SIZE else abs(value) * _NEAR):
             raise ConfigError(
                 f"camera {camera!r}: features.{name} = {features[name]!r}: {device} takes {taken / factor:g} instead"
             )

@@ -78,7 +78,8 @@ class CameraSettings(Strict):
     cti: Path | None = Field(None, description="gentl: the producer's .cti file")
     features: dict[str, float | int | bool | str] = Field(
         default_factory=dict,
-        description="GenICam features by their standard names, set in this order at every open",
+        description="GenICam features by their standard names, set in this order at every open; `Name[Entry]`: under "
+        "that entry of its selector",
     )
     trigger_timeout_ms: int = Field(
         2000,
@@ -90,11 +91,15 @@ class CameraSettings(Strict):
         0.0,
         ge=0.0,
         le=1000.0,
-        description="hardware trigger: so long after its exposure lies a frame's `t_grab`; a part that is announced in "
-        "that time is the next frame's",
+        description="triggered cameras: so long after its exposure lies a frame's `t_grab`; a part that is announced, "
+        "or a trigger that is sent, in that time is the next frame's",
     )
     stall_s: float = Field(
-        5.0, ge=0.5, le=3600.0, description="free run: a camera that sends no frame for so long is opened anew"
+        5.0,
+        ge=0.5,
+        le=3600.0,
+        description="free run: a camera that sends no frame for so long is opened anew; genicam, pylon, gentl: two "
+        "frames of `fps` and two exposures are waited for, where that is longer",
     )
     guard: GuardSettings = Field(default_factory=GuardSettings, description="which pictures are worth judging")
     simulated: SimulatedSettings = Field(default_factory=SimulatedSettings, description="the simulated line")

@@ -30,6 +30,8 @@ from flawline.agent.doctor import (
     load_for_doctor,
 )
 from flawline.agent.journal import Journal
+from flawline.config.settings import Settings
+from flawline.config.settings_camera import CameraSettings
 from flawline.config.sources import load_settings
 
 CLI = [sys.executable, "-c", "from flawline.agent.cli import main; main()"]
@@ -289,3 +291,32 @@ def test_torch_is_held_against_driver_and_gpu(
     findings = list(_torch(WELL | changes, driver, must))
     assert [finding.verdict for finding in findings] == verdicts
     assert says in findings[-1].found
+
+
+@pytest.mark.parametrize(
+    ("backend", "plugged", "lent", "verdicts"),
+    [
+        ("genicam", "ef", "16\n", ["warning"]),
+        ("pylon", "ef", "1000\n", ["ok"]),
+        ("gentl", "ef", "0\n", ["ok"]),  # as much as they like
+        ("genicam", "08", "16\n", []),  # a stick: the cameras are GigE ones
+        ("simulated", "ef", "16\n", []),
+    ],
+)
+def test_usb_cameras_need_more_memory_than_the_kernel_lends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, plugged: str, lent: str, verdicts: list[str]
+) -> None:
+    interface = tmp_path / "bus/usb/devices/2-1:1.0"
+    memory = tmp_path / "module/usbcore/parameters"
+    for folder in (interface, memory):
+        folder.mkdir(parents=True)
+    (interface / "bInterfaceClass").write_text(f"{plugged}\n")
+    (interface / "bInterfaceSubClass").write_text("05\n")
+    (memory / "usbfs_memory_mb").write_text(lent)
+    monkeypatch.setattr(doctors, "_SYS", tmp_path)
+    settings = Settings(cameras=[CameraSettings(name="top", backend=backend)])
+    findings = list(doctors._usb(settings))
+    assert [finding.verdict for finding in findings] == verdicts
+    for finding in findings:
+        assert lent.strip() in finding.found or lent == "0\n"
+        assert ("usbcore.usbfs_memory_mb=1024" in finding.remedy) == (finding.verdict == "warning")

@@ -12,12 +12,11 @@ from test_times import Way
 from test_worker_client import until
 
 from flawline.agent.intake import Intake
-from flawline.agent.line import Line
+from flawline.agent.line import Line, Shot
 from flawline.agent.recipes import RecipeBook
 from flawline.agent.verdict import ActiveRecipe, Job
 from flawline.camera.camera import Camera
 from flawline.camera.frame import Frame
-from flawline.camera.simulated import SimulatedCamera
 from flawline.config.recipe import Recipe
 from flawline.config.settings import Settings
 from flawline.config.settings_camera import CameraSettings
@@ -29,17 +28,17 @@ PICTURE = np.zeros((2, 2, 3), np.uint8)
 class Belt:
     """A line whose triggers are sent at given times, and exposed some milliseconds later."""
 
-    def __init__(self) -> None:
-        settings = CameraSettings(name="top", trigger="software")
-        self.line = Line(SimulatedCamera(settings), settings)
+    def __init__(self, transfer_ms: float = 0.0) -> None:
+        settings = CameraSettings(name="top", trigger="software", transfer_ms=transfer_ms)
+        self.line = Line(Forgetful(), settings)
         self.start = time.monotonic_ns()
 
     def send(self, at_ms: float) -> None:
         recipe = ActiveRecipe("default", 1, Recipe(), None)
         self.line.pending.append(Job("top", recipe, 0, 0.0, sent_mono=self.start + int(at_ms * MS)))
 
-    def frame(self, exposed_ms: float, *, clocked: bool = True) -> Frame:
-        return Frame(0, 0, PICTURE, clocked=clocked, mono_grab=self.start + int(exposed_ms * MS))
+    def frame(self, exposed_ms: float, *, clocked: bool = True, lost: bool = False) -> Frame:
+        return Frame(0, 0, PICTURE, clocked=clocked, lost=lost, mono_grab=self.start + int(exposed_ms * MS))
 
     def run(self, count: int, every_ms: float = 50.0) -> None:
         for number in range(count):
@@ -67,30 +66,70 @@ def test_frames_that_come_while_other_triggers_wait_are_their_own() -> None:
     assert not belt.line.has_ignored_one(belt.frame(500))  # no other waits: a late one is the time limit's matter
 
 
-def test_it_is_told_only_by_the_cameras_clock_and_when_enough_is_known() -> None:
+def test_until_enough_is_known_a_frame_from_after_the_next_trigger_is_nobodys() -> None:
     belt = Belt()
     belt.run(7)
     belt.send(400)
     belt.send(450)
-    assert not belt.line.has_ignored_one(belt.frame(454)), "seven lags are too few"
+    assert belt.line.has_ignored_one(belt.frame(454)), "seven lags are too few"
+    assert not belt.line.has_ignored_one(belt.frame(440)), "exposed before the next one was sent"
     belt.line.pending = deque()
     belt.run(8)
     belt.send(400)
+    belt.send(404)
+    assert not belt.line.has_ignored_one(belt.frame(405)), "too soon for the next one"
+    assert belt.line.has_ignored_one(belt.frame(405, clocked=False)), "of an arrival nobody knows how long it took"
+    belt.line.lose_step("another clock begins")
+    assert belt.line.has_ignored_one(belt.frame(405))
+
+
+def test_what_a_camera_is_said_to_take_for_its_transfer_is_taken_off() -> None:
+    belt = Belt(transfer_ms=45)
+    belt.send(0)
+    belt.send(40)
+    assert not belt.line.has_ignored_one(belt.frame(50))
+    assert belt.line.has_ignored_one(belt.frame(90))
+
+
+def test_lags_are_learnt_only_where_nothing_else_was_pending() -> None:
+    belt = Belt()
+    belt.send(0)
+    belt.send(10)
+    belt.line.answer(belt.frame(5))
+    assert not belt.line.lags
+    belt.line.answer(belt.frame(15))
+    assert list(belt.line.lags) == [5 * MS]
+
+
+def test_a_clock_that_is_mapped_better_meanwhile_hides_no_ignored_one() -> None:
+    """The quickest frame so far sets the clocks' offset: after it all exposures seem to have been earlier."""
+    belt = Belt()
+    belt.run(8)
+    belt.send(400)  # ignored
     belt.send(450)
-    assert not belt.line.has_ignored_one(belt.frame(454, clocked=False)), "by its arrival nothing can be told"
-    belt.line.is_lost("gone")
-    assert not belt.line.has_ignored_one(belt.frame(454)), "another clock may have begun"
+    assert belt.line.has_ignored_one(belt.frame(450.5)), "too soon for the next one, but too late for the first"
+
+
+def test_the_gap_in_the_numbers_and_a_source_that_loses_no_trigger_are_no_sign() -> None:
+    belt = Belt()
+    belt.send(0)
+    belt.send(100)
+    assert not belt.line.has_ignored_one(belt.frame(110, lost=True))
+    belt.line.camera.loses_triggers = False
+    assert not belt.line.has_ignored_one(belt.frame(110, clocked=False))
 
 
 class Forgetful(Camera):
-    """Stamps its frames with a clock of its own, and ignores the trigger number `ignores`."""
+    """Stamps its frames with a clock of its own, and ignores the triggers whose numbers are in `ignores`."""
 
     name = "top"
 
-    def __init__(self, ignores: int) -> None:
+    def __init__(self, *ignores: int, clocked: bool = True) -> None:
         self._ignores = ignores
+        self._clocked = clocked
+        self.exposures: dict[int, int] = {}  # when, by the trigger's number
         self._triggers = 0
-        self._exposed: queue.Queue[int] = queue.Queue()
+        self._exposed: queue.Queue[tuple[int, int]] = queue.Queue()
         self.opened = 0
 
     def open(self) -> None:
@@ -98,15 +137,18 @@ class Forgetful(Camera):
 
     def trigger(self) -> None:
         self._triggers += 1
-        if self._triggers != self._ignores:
-            self._exposed.put(time.monotonic_ns() + 3 * MS)
+        if self._triggers not in self._ignores:
+            self.exposures[self._triggers] = time.monotonic_ns() + 3 * MS
+            self._exposed.put((self._triggers, self.exposures[self._triggers]))
 
     def grab(self, timeout_s: float) -> Frame | None:
         try:
-            exposed = self._exposed.get(timeout=timeout_s)
+            number, exposed = self._exposed.get(timeout=timeout_s)
         except queue.Empty:
             return None
-        return Frame(self._triggers, time.time_ns(), PICTURE, clocked=True, mono_grab=exposed)
+        time.sleep(max(0.0, (exposed - time.monotonic_ns()) / 1e9))
+        mono = exposed if self._clocked else time.monotonic_ns()
+        return Frame(number, time.time_ns(), PICTURE, clocked=self._clocked, mono_grab=mono)
 
     def close(self) -> None:
         pass
@@ -114,7 +156,7 @@ class Forgetful(Camera):
 
 async def test_all_that_wait_are_answered_and_the_camera_is_opened_again(tmp_path: Path) -> None:
     way = Way(tmp_path)
-    camera = Forgetful(ignores=9)
+    camera = Forgetful(9)
     settings = CameraSettings(name="top", trigger="software", guard={"enabled": False})
     recipes = RecipeBook(Settings(cameras=[settings], recipes={"default": Recipe()}), way.journal)  # no deadline
     intake = Intake([(camera, settings)], way.ring, recipes, way.pipeline, way.outbox, 20, None)
@@ -138,11 +180,46 @@ async def test_all_that_wait_are_answered_and_the_camera_is_opened_again(tmp_pat
     await way.close()
 
 
+@pytest.mark.parametrize("ignored", [1, 5])
+@pytest.mark.parametrize("clocked", [True, False])
+async def test_one_of_the_first_triggers_is_ignored_and_no_part_gets_anothers_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ignored: int, clocked: bool
+) -> None:
+    way = Way(tmp_path)
+    camera = Forgetful(ignored, clocked=clocked)
+    settings = CameraSettings(name="top", trigger="software", guard={"enabled": False})
+    recipes = RecipeBook(Settings(cameras=[settings], recipes={"default": Recipe()}), way.journal)
+    intake = Intake([(camera, settings)], way.ring, recipes, way.pipeline, way.outbox, 20, None)
+    line = intake.lines["top"]
+    grabbing = asyncio.create_task(intake.run_camera(line))
+    await intake.until_open(30)
+    after_ms: list[float] = []  # from a trigger to the exposure of the picture that it is answered by
+    attach = intake._attach
+
+    def attach_and_note(job: Job, shot: Shot) -> None:
+        assert job.sent_mono is not None
+        after_ms.append((camera.exposures[shot.frame.frame_id] - job.sent_mono) / MS)
+        attach(job, shot)
+
+    monkeypatch.setattr(intake, "_attach", attach_and_note)
+    for number in range(1, 13):
+        await intake.trigger("top", str(number), None)
+        await asyncio.sleep(0.1)
+    await until(lambda: not line.pending)
+    assert camera.opened >= 2  # a busy machine may let a frame wait beyond the next trigger: then once more
+    assert len(after_ms) >= 5
+    assert max(after_ms) < 90
+    intake.stop()
+    await asyncio.wait_for(grabbing, 30)
+    intake.close()
+    await way.close()
+
+
 class Slow(Forgetful):
     """Takes a while to start an exposure."""
 
     def __init__(self) -> None:
-        super().__init__(ignores=0)
+        super().__init__()
         self.asked = 0
 
     def trigger(self) -> None:
@@ -176,15 +253,17 @@ TRANSFER_MS = 400
 class LineWithTransfer(Camera):
     """Exposed by its own line at the given times; its clock says TRANSFER_MS more, as the transfer takes.
 
-    The host's UTC is wrong by `wrong_ms` and set right, so that `t_grab` is.
+    The host's UTC is wrong by `wrong_ms` and set right, so that `t_grab` is. Frames of `lost` are known by their gap.
     """
 
     name = "top"
 
-    def __init__(self, exposures_ms: list[int], wrong_ms: int = 0) -> None:
+    def __init__(self, exposures_ms: list[int], wrong_ms: int = 0, lost: tuple[int, ...] = ()) -> None:
         self._start = time.monotonic_ns() + 100 * MS
         self._wrong_ns = wrong_ms * MS
         self._left = deque((number, at) for number, at in enumerate(exposures_ms))
+        self._lost = lost
+        self._missing: list[int] = []
 
     def at(self, ms: int) -> float:
         """Seconds from now until so many ms after the start."""
@@ -194,12 +273,20 @@ class LineWithTransfer(Camera):
         pass
 
     def grab(self, timeout_s: float) -> Frame | None:
+        while self._left and self._left[0][0] in self._lost:
+            self._missing.append(self._left.popleft()[0])
         if not self._left or self.at(self._left[0][1] + TRANSFER_MS) > timeout_s:
             time.sleep(timeout_s)
             return None
-        number, exposed = self._left.popleft()
+        number, exposed = self._left[0]
         time.sleep(self.at(exposed + TRANSFER_MS))
         stamped = self._start + (exposed + TRANSFER_MS) * MS
+        if self._missing:
+            lost = self._missing.pop(0)
+            return Frame(
+                lost, time.time_ns(), None, fault="lost", fault_reason="camera_fault", lost=True, mono_grab=stamped
+            )
+        self._left.popleft()
         return Frame(number, time.time_ns() + self._wrong_ns, PICTURE, clocked=True, mono_grab=stamped)
 
     def close(self) -> None:
@@ -232,6 +319,49 @@ async def test_a_part_that_is_announced_during_a_transfer_is_the_next_frames(
         assert named == {0: "P0", 1: "P1", 2: "P2"}
     else:  # what happens where nobody has said how long it takes
         assert named == {0: "P1", 1: "P2", 2: None}
+    intake.stop()
+    await asyncio.wait_for(grabbing, 30)
+    intake.close()
+    await way.close()
+
+
+@pytest.mark.parametrize(
+    ("announced", "timeout_ms", "expected"),
+    [
+        # The next part is not announced: its frame is its own, and not of the part whose frame was lost.
+        ({"P0": 300, "P1": 1300}, 4000, [("P0", 0, "deadline"), ("P1", 1, "camera_fault"), (None, 2, "deadline")]),
+        # Both are, each in its time.
+        (
+            {"P0": 300, "P1": 1300, "P2": 2300},
+            4000,
+            [("P0", 0, "deadline"), ("P1", 1, "camera_fault"), ("P2", 2, "deadline")],
+        ),
+        # The lost one's part was answered before the gap was seen: it has had its verdict.
+        ({"P0": 300, "P1": 1300}, 1000, [("P0", 0, "deadline"), ("P1", None, "camera_fault"), (None, 2, "deadline")]),
+        # Nobody announced it.
+        ({"P0": 300, "P2": 2700}, 4000, [("P0", 0, "deadline"), (None, 1, "camera_fault"), (None, 2, "deadline")]),
+    ],
+)
+async def test_a_lost_frame_uses_up_its_announced_part(
+    tmp_path: Path, announced: dict[str, int], timeout_ms: int, expected: list[tuple[str | None, int | None, str]]
+) -> None:
+    """One verdict for each part, and none from another part's picture."""
+    way = Way(tmp_path)
+    camera = LineWithTransfer([500, 1500, 2500], lost=(1,))
+    settings = CameraSettings(
+        name="top", trigger="hardware", transfer_ms=TRANSFER_MS, trigger_timeout_ms=timeout_ms, guard={"enabled": False}
+    )
+    recipes = RecipeBook(Settings(cameras=[settings], recipes={"default": Recipe(deadline_ms=1)}), way.journal)
+    intake = Intake([(camera, settings)], way.ring, recipes, way.pipeline, way.outbox, 20, None)
+    grabbing = asyncio.create_task(intake.run_camera(intake.lines["top"]))
+    await intake.until_open(30)
+    for name, at_ms in announced.items():
+        await asyncio.sleep(camera.at(at_ms))
+        await intake.announce("top", None, name)
+    await until(lambda: 2 in {header["frame_id"] for header in way.seen})
+    await asyncio.sleep(0.1)
+    seen = [(header["part_id"], header["frame_id"], header["reason"]) for header in way.seen]
+    assert [one for one in seen if one[0] != "P2" or one[1] is not None] == expected
     intake.stop()
     await asyncio.wait_for(grabbing, 30)
     intake.close()

@@ -9,14 +9,18 @@ from typing import Any, cast
 
 import pytest
 import zmq
+from test_times import Way
 
 from flawline.agent.archive import Archive
+from flawline.agent.intake import Intake
 from flawline.agent.journal import Journal
 from flawline.agent.liveness import what_stands_still
 from flawline.agent.outbox import Outbox
 from flawline.agent.publisher import Publisher
 from flawline.agent.verdict import Trigger
 from flawline.camera.ring import FrameRing
+from flawline.camera.simulated import SimulatedCamera
+from flawline.config.errors import CameraError
 from flawline.config.settings import JournalSettings, PublishSettings
 
 
@@ -79,3 +83,23 @@ def test_what_is_named(camera: dict[str, Any], worker: dict[str, Any], stuck_s: 
     still = list(what_stands_still(cast(Any, intake), cast(Any, client), cast(Any, SimpleNamespace(stuck_s=stuck_s))))
     assert len(still) == len(named)
     assert all(text.startswith(beginning) for text, beginning in zip(still, named, strict=True)), still
+
+
+async def test_to_wait_before_a_lost_camera_is_opened_again_is_no_standstill(tmp_path: Path) -> None:
+    class Gone(SimulatedCamera):
+        def open(self) -> None:
+            raise CameraError("gone")
+
+    way = Way(tmp_path)
+    [settings] = way.settings.cameras
+    intake = Intake([(Gone(settings), settings)], way.ring, way.recipes, way.pipeline, way.outbox, 2, None)
+    line = intake.lines["top"]
+    line.pause_s = 10.0
+    grabbing = asyncio.create_task(intake.run_camera(line))
+    await intake.until_open(30)
+    await asyncio.sleep(2)
+    assert time.monotonic() - line.seen_mono < 1.5
+    intake.stop()
+    await asyncio.wait_for(grabbing, 5)
+    intake.close()
+    await way.close()

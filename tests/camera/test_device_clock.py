@@ -54,3 +54,25 @@ def test_gaps_are_listed_across_16_bits_and_new_counts_are_no_losses() -> None:
     numbers.restart()
     assert numbers.gap(500) == []
     assert (numbers.missed, numbers.renumbered) == (6, 3)
+
+
+def test_a_count_of_16_bits_may_go_on_at_0() -> None:
+    numbers = BlockNumbers()
+    assert numbers.gap(65_535) == []
+    assert numbers.gap(0) == []
+    assert numbers.missed == 0
+    assert numbers.gap(65_534) == []  # far away: another count
+    assert numbers.gap(1) == [65_535, 0]
+    assert numbers.missed == 2
+
+
+def test_a_frame_without_a_number_hides_no_loss_and_is_none() -> None:
+    numbers, unknown = BlockNumbers(), 2**64 - 1
+    assert numbers.gap(10) == []
+    assert numbers.gap(unknown) == []
+    assert numbers.name(unknown) == 11
+    assert numbers.gap(12) == []
+    assert numbers.gap(unknown) == []
+    assert numbers.gap(16) == [13, 14]
+    assert numbers.name(16) == 16
+    assert (numbers.missed, numbers.renumbered) == (2, 0)

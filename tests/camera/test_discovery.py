@@ -1,5 +1,7 @@
 """Which of the cameras that answer is the one the settings mean."""
 
+from dataclasses import replace
+
 import pytest
 
 from flawline.camera.discovery import Device, choose
@@ -13,9 +15,9 @@ DEVICES = [
 ]
 
 
-def chosen(devices: list[Device] | None = None, **keys: object) -> int:
+def chosen(devices: list[Device] | None = None, before: Device | None = None, **keys: object) -> int:
     settings = CameraSettings.model_validate({"name": "top", "backend": "genicam", **keys})
-    return choose(settings, DEVICES if devices is None else devices).index
+    return choose(settings, DEVICES if devices is None else devices, before).index
 
 
 @pytest.mark.parametrize(
@@ -62,3 +64,21 @@ def test_several_that_fit_are_a_wrong_configuration() -> None:
     silent = [Device("gentl", 0, serial="0"), Device("gentl", 1, serial="1")]
     with pytest.raises(ConfigError, match="choose one by serial, user_name or index: camera"):
         chosen(silent)
+
+
+@pytest.mark.parametrize("keys", [{"index": 0}, {}])
+def test_what_only_a_place_in_the_list_says_stays_the_first_camera(keys: dict[str, object]) -> None:
+    first, second, usb = DEVICES
+    assert chosen([second, replace(first, index=1, serial="")], first, **keys) == 1, "its place has changed"
+    assert chosen([replace(usb, index=0)], usb, **keys) == 0
+    for other in (second, usb):  # another serial number, without a MAC address, is another camera too
+        with pytest.raises(CameraError, match=r"Acme One .*SN1.* was opened first, does not answer; .*Acme"):
+            chosen([other], first, **keys)
+    with pytest.raises(CameraError, match="cameras that do: none"):
+        chosen([], first, **keys)
+
+
+def test_an_exchanged_camera_is_taken_where_the_settings_name_what_it_has() -> None:
+    exchanged = Device("genicam", 0, "Acme", "One", "SN9", "left", "10.0.0.2", "00:0c:df:04:aa:09")
+    assert chosen([exchanged], DEVICES[0], address="10.0.0.2") == 0
+    assert chosen([exchanged], DEVICES[0], user_name="left") == 0

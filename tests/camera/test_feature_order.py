@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 from genicam import genapi
 
-from flawline.camera.features import configure
+from flawline.camera.configure import configure
 from flawline.camera.genapi import GenApiFeatures
 from flawline.config.errors import ConfigError
 from flawline.config.settings_camera import CameraSettings
@@ -156,6 +156,17 @@ def test_rate_and_exposure_that_limit_each_other_change_in_either_direction(appl
 def test_a_rate_in_the_table_wins_over_fps(apply: Configure, memory: Memory) -> None:
     apply(fps=20.0, features={"AcquisitionFrameRate": 10.0})
     assert [memory.get(place) for place in (RATE_ENABLE, RATE)] == [1, 10.0]
+
+
+def test_the_last_run_s_rate_limits_no_triggers(apply: Configure, memory: Memory) -> None:
+    apply(fps=5.0)
+    assert memory.get(RATE_ENABLE) == 1
+    apply(trigger="hardware")
+    assert memory.get(RATE_ENABLE) == 0
+    apply(trigger="hardware", features={"AcquisitionFrameRateEnable": True})
+    assert memory.get(RATE_ENABLE) == 1
+    apply(trigger="software", features={"AcquisitionFrameRateEnable": True, "AcquisitionFrameRate": 30.0})
+    assert [memory.get(place) for place in (RATE_ENABLE, RATE)] == [1, 30.0]
 
 
 @pytest.mark.parametrize("word", [True, "true", "True"])

@@ -7,21 +7,26 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import viva_genicam as vg
+from harvesters.util.pfnc import dict_by_names
 from viva_genicam.testing import FakeGigeCamera, FakeU3vCamera
 
 from flawline.camera.camera import Camera
+from flawline.camera.device_camera import Block
 from flawline.camera.discovery import Device
 from flawline.camera.features import FeatureMap
 from flawline.camera.frame import Frame
 from flawline.camera.genicam import GenicamCamera, VivaFeatures, list_devices
+from flawline.camera.pixel_format import parse
 from flawline.camera.pixels import to_rgb8
 from flawline.config.errors import CameraError, ConfigError
 from flawline.config.settings_camera import CameraSettings
 
+CODES = dict_by_names | {"BayerRG14": 0x0110010A, "BayerGB14": 0x0110010B}  # harvesters' table is older
 Make = Callable[..., Camera]
 Grab = Callable[..., list[Frame]]
 
@@ -127,6 +132,16 @@ def test_features_reach_the_camera_by_old_and_new_names(
     assert [beside(name) for name in ("GainRaw", "TestBoolean", "GainAuto", "OffsetX")] == [7, True, "Once", 8]
 
 
+def test_a_value_is_asked_of_the_camera_every_time(fake_gige: Callable[..., object]) -> None:
+    fake_gige()
+    [found] = vg.discover(500, all=True)
+    with vg.connect_gige(found) as holder, vg.connect_gige(found, monitor=True) as watcher:
+        seen = VivaFeatures(watcher)
+        for width in (64, 128):
+            holder.set_integer("Width", width)
+            assert seen.read("Width") == width
+
+
 def test_software_trigger_exposes_once_each_and_from_any_thread(
     fake_gige: Callable[..., object], camera: Make, grab: Grab, beside: Callable[[str], object]
 ) -> None:
@@ -197,6 +212,67 @@ def test_packed_formats_equal_the_library_s_own_pictures(camera: Make, grab: Gra
     assert out.shape == theirs.shape
     if "Bayer" not in name:  # the test picture stands still; demosaicing differs at edges
         assert np.abs(out.astype(int) - theirs).max() <= 1
+
+
+class Sends(GenicamCamera):
+    """A camera whose stream is the frames given, in the library's own form."""
+
+    def __init__(self, *frames: vg.Frame, **keys: object) -> None:
+        super().__init__(CameraSettings.model_validate({"name": "top", "backend": "genicam", **keys}))
+        self._device = FakeU3vCamera(width=64, height=48, pixel_format="Mono8")
+        self._frames = iter(frames)
+
+    def connect(self) -> tuple[Device, FeatureMap]:
+        self._camera = self._device.connect()
+        return Device("genicam", 0, model="FakeU3v"), VivaFeatures(self._camera)
+
+    def start(self) -> None:
+        pass
+
+    def receive(self, timeout_s: float) -> Block | None:
+        self._stream = SimpleNamespace(
+            next_frame=lambda _: next(self._frames), close=lambda: None, __exit__=lambda *_: None, stats=lambda: None
+        )
+        return super().receive(timeout_s)
+
+    def counters(self) -> dict[str, int]:
+        return {}
+
+
+RARE = [
+    "BayerRG14",
+    "BayerGB14",
+    "RGB10",
+    "RGB12",
+    "BGR14",
+    "RGB16",
+    "BGRa12",
+    "YCbCr601_422_8",
+    "YCbCr709_422_8_CbYCrY",
+]
+
+
+@pytest.mark.parametrize("name", RARE)
+def test_formats_that_the_library_does_not_know_are_judged_all_the_same(grab: Grab, name: str) -> None:
+    known = parse(name)
+    values = np.random.default_rng(3).integers(0, 2**known.bits, (6, 8 * known.channels))
+    data = np.pad(values.astype("<u2" if known.bits > 8 else np.uint8).view(np.uint8), ((0, 0), (0, 4))).reshape(-1)
+    frame = vg.Frame.from_bytes(data.tobytes(), 8, 6, CODES[name], 4)
+    assert frame.pixel_format.startswith("Unknown")
+    with Sends(frame) as source:
+        [seen] = grab(source)
+        assert (seen.fault, seen.pixel_format, seen.size) == (None, name, (6, 8))
+        assert seen.pixels is not None
+        assert (np.asarray(seen.pixels).reshape(6, -1) == values).all()
+        to_rgb8(seen.pixels, name, np.zeros((6, 8, 3), np.uint8))
+
+
+def test_a_format_that_nobody_knows_came_whole_and_cannot_be_judged(grab: Grab) -> None:
+    with Sends(vg.Frame.from_bytes(bytes(640), 8, 8, 0x8118_0F00)) as source:
+        source.pixel_format = None  # as of a camera that does not let it be read
+        [seen] = grab(source)
+        assert "cannot be judged: pixel format 'Unknown(0x81180F00)' is not known" in (seen.fault or "")
+        assert (source.info()["incomplete"], source.info()["unreadable"]) == (0, 1)
 
 
 def test_incomplete_and_lost_frames_are_faults_of_their_own(camera: Make, grab: Grab) -> None:

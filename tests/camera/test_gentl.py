@@ -99,7 +99,8 @@ def test_files_that_are_no_producers(camera: Make, tmp_path: Path) -> None:
 class Delivered:
     """A buffer as a producer hands it over; what it is not given, it does not tell."""
 
-    def __init__(self, data: NDArray[np.uint8], **told: object) -> None:
+    def __init__(self, data: NDArray[np.uint8], complete: bool | None = True, **told: object) -> None:
+        self._complete = complete
         self.raw_buffer = data.tobytes() + bytes(range(256)) * 4  # the rest is of an older picture
         self.size = len(self.raw_buffer)
         self.queued = 0
@@ -112,7 +113,9 @@ class Delivered:
         self.queued += 1
 
     def is_complete(self) -> bool:
-        return True
+        if self._complete is None:
+            raise gentl.NotAvailableException("is_incomplete")
+        return self._complete
 
     def is_containing_chunk_data(self) -> bool:
         return False
@@ -229,3 +232,16 @@ def test_what_is_not_the_picture_that_was_announced_is_a_fault(
     frame = delivered(Delivered(np.zeros(size, np.uint8), **{**announced, **told}))
     assert (frame.frame_id, frame.pixels, frame.fault_reason) == (9, None, "camera_fault")
     assert words in (frame.fault or "")
+
+
+def test_a_producer_need_tell_neither_a_number_nor_that_all_has_come(delivered: Callable[[Delivered], Frame]) -> None:
+    grey = np.random.default_rng(4).integers(0, 256, (400, 400), dtype=np.uint8).reshape(-1)
+    numbers = [delivered(Delivered(grey, complete=None)).frame_id for _ in range(3)]
+    assert numbers == [1, 2, 3]
+    assert "need 160000 bytes, 159999 came" in (delivered(Delivered(grey[:-1], complete=None)).fault or "")
+
+
+def test_a_buffer_of_which_nothing_is_told_is_no_picture(delivered: Callable[[Delivered], Frame]) -> None:
+    buffer = Delivered(np.zeros(160_000, np.uint8), complete=None, frame_id=1)
+    del buffer._told["size_filled"]
+    assert "delivered only a part of it" in (delivered(buffer).fault or "")

@@ -360,10 +360,10 @@ class V4l2Device:
                 self.size = min(self.sizes, key=lambda size: abs(size[0] - width) + abs(size[1] - height))
                 self.waiting, self.rate = {}, 30.0
         elif number == cv2.CAP_PROP_FPS:
-            self.rate = min(value, 30.0)
+            self.rate = min((10.0, 15.0, 29.97), key=lambda rate: abs(rate - value))
         elif number in self.controls:
             locked = number == cv2.CAP_PROP_EXPOSURE and self.controls[cv2.CAP_PROP_AUTO_EXPOSURE] != 1
-            self.controls[number] = self.controls[number] if locked else value
+            self.controls[number] = self.controls[number] if locked else max(1.0, float(round(value)))
         return True
 
     def get(self, number: int) -> float:
@@ -390,6 +390,7 @@ class V4l2Device:
         ({"AcquisitionFrameRate": 15, "Height": "1080", "Gain": 20, "Width": 1920}, (1080, 1920)),
         ({"Width": 640}, (480, 640)),
         ({"Height": 480, "AcquisitionFrameRate": 10}, (480, 640)),
+        ({"AcquisitionFrameRate": 30.0}, (480, 640)),
         ({}, (480, 640)),
     ],
 )
@@ -407,7 +408,7 @@ def test_a_webcam_takes_its_size_and_the_rest(
     source.open()
     assert grab(source)[0].size == size
     [device] = made
-    assert device.rate == features.get("AcquisitionFrameRate", 30.0)
+    assert device.rate == pytest.approx(features.get("AcquisitionFrameRate", 30.0), rel=0.002)
     assert device.controls[cv2.CAP_PROP_EXPOSURE] == features.get("ExposureTime", 15700.0) / 100
     assert device.controls[cv2.CAP_PROP_GAIN] == features.get("Gain", 10.0)
     assert source.note == "the source carries colour at half the width"
@@ -418,7 +419,15 @@ def test_a_webcam_takes_its_size_and_the_rest(
     [
         ({"Width": 1400, "Height": 900}, r"features\.Width = 1400: /dev/video3 takes 1280 instead"),
         ({"Height": 720}, r"features\.Height = 720: /dev/video3 takes 480 instead"),
-        ({"Gain": 5, "AcquisitionFrameRate": 60}, r"features\.AcquisitionFrameRate = 60: /dev/video3 takes 30 instead"),
+        (
+            {"Gain": 5, "AcquisitionFrameRate": 60},
+            r"features\.AcquisitionFrameRate = 60: /dev/video3 takes 29.97 instead",
+        ),
+        ({"AcquisitionFrameRate": 9.2}, r"features\.AcquisitionFrameRate = 9\.2: /dev/video3 takes 10 instead"),
+        ({"ExposureTime": 30.0}, r"features\.ExposureTime = 30\.0: /dev/video3 takes 100 instead"),
+        ({"ExposureTime": 260.0}, r"features\.ExposureTime = 260\.0: /dev/video3 takes 300 instead"),
+        ({"Gain": 0.4}, r"features\.Gain = 0\.4: /dev/video3 takes 1 instead"),
+        ({"Width": 641}, r"features\.Width = 641: /dev/video3 takes 640 instead"),
         ({"Width": "wide"}, r"features\.Width = 'wide': a number is needed"),
         ({"Gamma": 1}, r"features\.Gamma: backend 'opencv' knows Width, Height, "),
     ],

@@ -1,12 +1,14 @@
 """Basler cameras as pylon emulates them: the real runtime, its triggers, its failed buffers, its picture replay."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from flawline.camera import pylon
 from flawline.camera.camera import Camera
 from flawline.camera.frame import Frame
 from flawline.camera.pixels import to_rgb8
@@ -85,9 +87,11 @@ def test_two_cameras_at_once_and_numbers_without_gaps(camera: Make, grab: Grab) 
 def test_software_and_hardware_trigger(camera: Make, grab: Grab) -> None:
     source = camera("pylon", index=0, trigger="software")
     source.open()
+    source.await_readiness()
     source.trigger()  # at once: the camera is waited for
     grab(source)
     for _ in range(3):
+        source.await_readiness()
         source.trigger()
     assert np.diff([frame.frame_id for frame in grab(source, 3)]).tolist() == [1, 1]
     assert source.grab(0.3) is None
@@ -135,3 +139,31 @@ def test_the_camera_opens_again_and_again(camera: Make, grab: Grab) -> None:
     assert source.info()["opened"] == 3
     with pytest.raises(CameraError, match="is not open"):
         source.grab(0.1)
+
+
+def test_another_camera_in_the_same_place_is_not_taken_after_a_reopen(
+    camera: Make, grab: Grab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = camera("pylon", index=0)
+    source.open()
+    source.close()
+    both = pylon._discover()
+    moved = [(replace(device, index=place), info) for place, (device, info) in enumerate(reversed(both))]
+    monkeypatch.setattr(pylon, "_discover", lambda: moved)
+    source.open()
+    assert source.info()["serial"] == "0815-0000"
+    source.close()
+    monkeypatch.setattr(pylon, "_discover", lambda: moved[:1])
+    with pytest.raises(CameraError, match=r"0815-0000.* was opened first, does not answer"):
+        source.open()
+
+
+def test_what_comes_back_failed_of_a_removed_camera_is_no_frame(
+    camera: Make, grab: Grab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = {"ForceFailedBufferCount": 3, "ForceFailedBuffer": True}
+    source = camera("pylon", serial="0815-0000", fps=50, features=table)
+    source.open()
+    monkeypatch.setattr(pylon.pylon.InstantCamera, "IsCameraDeviceRemoved", lambda _: True)
+    with pytest.raises(CameraError, match="is lost: the device was removed"):
+        grab(source)
