@@ -24,6 +24,7 @@ from flawline.agent.fail import Fail
 from flawline.agent.guard import Guard
 from flawline.agent.metrics import Metrics
 from flawline.agent.observer import JudgedFrame
+from flawline.agent.page_connections import PageConnections
 from flawline.agent.shot import Shot
 from flawline.agent.whep import OfferRefused, Session, Sessions
 from flawline.agent.wire import Header
@@ -93,7 +94,9 @@ class Preview:
         self._pages = settings.max_pages
         metrics.viewers.set_function(lambda: settings.max_viewers - self._seats)
         self._closing = asyncio.Event()
+        self._connections = PageConnections(settings.max_pages + settings.max_viewers)
         self._runner: web.AppRunner | None = None
+        self._listener: asyncio.Server | None = None
 
     # -- the line's side --------------------------------------------------------------------------------------
 
@@ -155,7 +158,9 @@ class Preview:
         """Bind. Raises ConfigError naming preview.host and preview.port; FlawlineError where the host was there and
         has gone again."""
         ice.use_settings(self._settings)
-        app = web.Application(middlewares=[self._guard.middleware], client_max_size=64 * 1024)
+        app = web.Application(
+            middlewares=[self._connections.middleware, self._guard.middleware], client_max_size=64 * 1024
+        )
         app.add_routes(
             [
                 web.get("/{camera}/mjpeg", self._mjpeg, allow_head=False),
@@ -174,9 +179,13 @@ class Preview:
         )
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0, handler_cancellation=True)
         await self._runner.setup()
+        server = self._runner.server
+        assert server is not None
         host, port = self._settings.host, self._settings.port
         try:
-            await web.TCPSite(self._runner, host, port).start()
+            self._listener = await asyncio.get_running_loop().create_server(
+                partial(self._connections.protocol, server), host, port
+            )
         except OSError as error:
             await self.close()
             kind = ConfigError if await page_misses(host) is None else FlawlineError
@@ -200,6 +209,8 @@ class Preview:
     async def close(self) -> None:
         """End every connection and free the port."""
         self._closing.set()
+        if self._listener is not None:
+            self._listener.close()
         await self.sessions.close()
         if self._runner is not None:
             await self._runner.cleanup()
