@@ -5,6 +5,7 @@ Each one is a descriptor of the agent's, which its pictures, its clients and its
 
 import asyncio
 import ipaddress
+import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import cast
@@ -125,3 +126,18 @@ def _whose(peer: tuple[str, int] | tuple[str, int, int, int] | None) -> str:
             return str(address.ipv4_mapped)
         return str(ipaddress.ip_network((address, 64), strict=False))
     return str(address)
+
+
+class _Refusals(logging.Handler):
+    """What aiohttp says of requests that are none."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = record.exc_info[0] if record.exc_info else None
+        log.warning("page_request_refused", reason=kind.__name__ if kind else repr(record.getMessage())[:100])
+
+
+def server_log() -> logging.Logger:
+    """aiohttp's own log: one bounded line of ours for each, where it would print a traceback on stderr."""
+    logger = logging.Logger("page", logging.INFO)
+    logger.addHandler(_Refusals())
+    return logger
