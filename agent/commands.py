@@ -147,7 +147,7 @@ class Commands:
         return {**page._asdict(), "last_seq": last}
 
     async def _feedback(self, request: Header) -> Header:
-        label, who = (text(request, key, 2000) for key in ("label", "who"))
+        label, who = text(request, "label", 64), text(request, "who", 200)
         if not label.strip() or not who.strip():
             raise ValueError("label and who must not be empty: nobody overrules a verdict with nothing")
         note = optional_text(request, "note", 2000) or ""
