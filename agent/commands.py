@@ -81,7 +81,7 @@ class Commands:
         return {"paused": self._intake.paused}
 
     async def _recipe_list(self, _: Header) -> Header:
-        return {"recipes": self._recipes.list(), "active": self._recipes.status()}
+        return {**self._recipes.list(), "active": self._recipes.status()}
 
     async def _recipe_activate(self, request: Header) -> Header:
         """`camera` (left out: all), `recipe` (its name), and either `version` or `table`, a new version's content."""
