@@ -134,15 +134,23 @@ class RecipeBook:
         if version == self._newest[name]:
             self._floor = max(self._floor, version)
 
-    def version_of(self, name: str, recipe: Recipe) -> ActiveRecipe:
-        """The version with this content: one that is known, or the next number, which only `activate` takes."""
+    def version_of(self, name: str, recipe: Recipe, memory_sha256: str | None = None) -> ActiveRecipe:
+        """The version with this content: one that is known, or the next number, which only `activate` takes.
+
+        Without `memory_sha256` the head of the recipe's memory is read here.
+        """
         sha256 = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()
         for known in self._of_name(name):
             # Not by its hash alone: a key that a newer flawline knows, left out, is no other content.
             if known.sha256 == sha256 or known.recipe == recipe:
                 return known
         version = max(self._newest.get(name, 0), self._floor) + 1
-        return ActiveRecipe(name, version, recipe, sha256, recipe.threshold, _memory_sha256(recipe))
+        memory_sha256 = memory_sha256 or _memory_sha256(recipe)
+        return ActiveRecipe(name, version, recipe, sha256, recipe.threshold, memory_sha256)
+
+    def memory_known(self, memory: str) -> str | None:
+        """The hash of a memory that a version names; None where none does."""
+        return next((one.memory_sha256 for one in self._versions.values() if one.recipe.memory == memory), None)
 
     def _of_name(self, name: str) -> Iterable[ActiveRecipe]:
         """The newest version first."""
