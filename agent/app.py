@@ -39,6 +39,7 @@ from flawline.agent.publisher import Publisher
 from flawline.agent.recipes import RecipeBook
 from flawline.agent.reload import Reloader
 from flawline.agent.security import Curve, Doorkeeper
+from flawline.agent.station_folder import PICTURES, station_folder
 from flawline.agent.verdict import VerdictWriter
 from flawline.agent.wire import STATUS_SCHEMA, Header
 from flawline.agent.worker_client import WorkerClient
@@ -69,6 +70,8 @@ class Agent:
         self.boot_id = secrets.token_hex(8)
         self.state = "starting"
         cameras = [(make_camera(camera), camera) for camera in settings.cameras]
+        for camera, _ in cameras:
+            camera.most_pixels = int(settings.worker.max_frame_mpx * 1e6)
         context = stack.enter_context(_context())
         doors = {
             section: curve.clients
@@ -81,7 +84,7 @@ class Agent:
         # ZeroMQ asks it from the first connection on, so it must be there before the sockets are.
         self.doorkeeper = Doorkeeper(context, doors)
         stack.callback(self.doorkeeper.close)
-        self.journal = Journal(settings.journal.path / settings.station, settings.journal.durability)
+        self.journal = Journal(station_folder(settings), settings.journal.durability)
         stack.callback(self.journal.close)
         publisher = Publisher(zmq.Context.shadow(context), settings.publish, settings.station)
         stack.callback(publisher.close)
@@ -92,7 +95,7 @@ class Agent:
         # Per camera: those that wait, those that are late, and those whose masks and pictures are on their way.
         self.ring = FrameRing(len(cameras) * (2 * depth + 6) + 2, int(settings.worker.max_frame_mpx * 1e6))
         stack.callback(self.ring.close)
-        archive = Archive(self.journal.folder / "pictures", settings.journal)
+        archive = Archive(self.journal.folder / PICTURES, settings.journal)
         self.outbox = Outbox(settings.publish, self.ring, self.journal, publisher, archive)
         stack.callback(self.outbox.close)
         self.recipes = RecipeBook(settings, self.journal)
@@ -134,9 +137,10 @@ class Agent:
             self.outbox.observers.append(Onlookers(self.ring, [metrics, self.preview]))
 
     def _on_models(self, about: Header) -> None:
-        self.writer.models_are(about["bundle"], about["bundle_sha256"])
+        models = about["bundle"], about["bundle_sha256"], about.get("precision")
+        self.writer.models_are(*models)
         self.recipes.thresholds_are(about.get("thresholds", {}))
-        self.recipes.judged_by(about["bundle"], about["bundle_sha256"])
+        self.recipes.judged_by(*models)
         self.pipeline.feed()
 
     async def run(self) -> None:
@@ -270,7 +274,7 @@ async def run_agent(
     frames_limit: int | None = None,
     read_again: Callable[[], Settings] | None = None,
     folder: Path | None = None,
-) -> int:
+) -> None:
     """Run the agent to its end; `read_again` reads the settings anew at SIGHUP, `folder` is that of their file.
 
     Raises FlawlineError where it cannot start.
@@ -285,7 +289,6 @@ async def run_agent(
         if await until_there(settings, manager):
             agent = Agent(settings, frames_limit, read_again or (lambda: settings), manager, stack, folder)
             await agent.run()
-    return 0
 
 
 @contextlib.contextmanager

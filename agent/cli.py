@@ -32,8 +32,9 @@ from flawline.agent.security import Curve, make_keys
 from flawline.agent.subscriber import Subscriber
 from flawline.camera.registry import LibraryMissing, make_camera
 from flawline.config.errors import BundleError, ConfigError, FlawlineError
-from flawline.config.logging import hide_passwords, set_up_logging, to_journald
+from flawline.config.logging import set_up_logging, to_journald
 from flawline.config.memory_versions import stored_sha256
+from flawline.config.passwords import hide_passwords
 from flawline.config.settings import LogSettings, Settings, WorkerSettings
 from flawline.config.sources import load_settings
 from flawline.models.bundle import open_bundle
@@ -65,9 +66,8 @@ def run(file: Path | None, overrides: tuple[str, ...], frames: int | None, check
         return
     set_up_logging(settings.log, station=settings.station)
     folder = None if file is None else file.resolve().parent
-    code = asyncio.run(run_agent(settings, frames, lambda: load_settings(file, overrides), folder))
-    _leave_hanging_drivers(code)
-    sys.exit(code)
+    asyncio.run(run_agent(settings, frames, lambda: load_settings(file, overrides), folder))
+    _leave_hanging_drivers()
 
 
 def _check(settings: Settings) -> None:
@@ -103,7 +103,7 @@ def _check_bundle(settings: Settings) -> None:
         click.echo(f"warning: model.bundle: {error}", err=True)
 
 
-def _leave_hanging_drivers(code: int) -> None:
+def _leave_hanging_drivers() -> None:
     """The interpreter waits at its end for every thread, and one in a camera's driver may never come back.
 
     Everything of ours is written and closed by now.
@@ -116,7 +116,7 @@ def _leave_hanging_drivers(code: int) -> None:
                 structlog.get_logger().error("left_hanging", thread=thread.name)
                 sys.stdout.flush()
                 sys.stderr.flush()
-                os._exit(code)
+                os._exit(0)
 
 
 def _with_keys(command: Callable[..., None]) -> Callable[..., None]:

@@ -9,8 +9,8 @@ import click
 from flawline.agent.cli_inspect import find_pictures
 from flawline.agent.progress import WorkProgress
 from flawline.config.errors import ConfigError
+from flawline.models.results import STAGES
 
-STAGES = ("clip", "encode", "prompt", "cascade")
 EDGE_INPUT = 512  # of SAM, px, beside the bundle's own
 
 

@@ -13,7 +13,7 @@ from flawline.config.errors import ConfigError
 from flawline.config.memory_versions import stored_sha256
 from flawline.config.recipe import Recipe
 from flawline.config.recipe_file import update_recipe
-from flawline.config.sources import load_settings
+from flawline.config.sources import chosen_recipe, load_settings
 
 SHARE = click.FloatRange(0.0, 1.0, min_open=True, max_open=True)
 TARGET_FPR = 0.01
@@ -45,6 +45,11 @@ MOST_KEYS = 3  # named where recipes differ
 @click.option("--confidence", type=SHARE, default=0.95, show_default=True, help="probability that this holds")
 @click.option("--bundle", help="--good: a bundle's name, or its folder [default: the file's, or demo]")
 @click.option("--device", help="--good: auto, cpu, cuda, cuda:N [default: the file's, or auto]")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "bf16", "fp16", "fp32"]),
+    help="--good: as the line judges [default: the file's, or auto]",
+)
 @click.option("--dry-run", is_flag=True, help="print the threshold, leave the file as it is")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object")
 def calibrate(
@@ -60,6 +65,7 @@ def calibrate(
     confidence: float,
     bundle: str | None,
     device: str | None,
+    precision: str | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -79,7 +85,7 @@ def calibrate(
         raise ConfigError("--camera: belongs to --last; pictures have none")
     if good is not None:
         judged_by = recipe_named(file, recipe)
-        found_scores = _scores_of_pictures(good, judged_by, file, bundle, device, target_fpr, confidence)
+        found_scores = _scores_of_pictures(good, judged_by, file, bundle, device, precision, target_fpr, confidence)
     else:
         assert last is not None
         keys = (server_key, client_key) if server_key is not None and client_key is not None else None
@@ -96,7 +102,8 @@ def calibrate(
             few = f"{count} good parts promise no more than {100 * target_fpr:.3g} % false rejects"
             more = f"; {needed} would promise {100 * TARGET_FPR:g} %" if count < needed else ""
             click.echo(f"warning: {few}{more}", err=True)
-    found = find_threshold(found_scores.scores, target_fpr, confidence)
+    option = "--good" if good is not None else "--last"
+    found = find_threshold(found_scores.scores, target_fpr, confidence, option)
     calibration = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "count": found.count,
@@ -111,6 +118,7 @@ def calibrate(
         "recipe_sha256": found_scores.recipe.scale_sha256(),
         "memory_sha256": found_scores.memory_sha256,
         "min_defect_area_px": found_scores.recipe.min_defect_area_px,
+        "precision": found_scores.precision,
     }
     calibration = {key: value for key, value in calibration.items() if value is not None}
     written = file if not dry_run else None
@@ -144,6 +152,7 @@ def _scores_of_pictures(
     file: Path | None,
     bundle: str | None,
     device: str | None,
+    precision: str | None,
     target_fpr: float | None,
     confidence: float,
 ) -> Scores:
@@ -157,7 +166,7 @@ def _scores_of_pictures(
     from flawline.models.inspector import Inspector  # loads torch; what is refused is refused before
 
     model = load_settings(file).model
-    inspector = Inspector.load(bundle or model.bundle, device or model.device, model.precision, recipe)
+    inspector = Inspector.load(bundle or model.bundle, device or model.device, precision or model.precision, recipe)
     scores = []
     with WorkProgress("calibrate") as progress:
         progress.start(len(pictures))
@@ -166,7 +175,7 @@ def _scores_of_pictures(
             progress.step(picture.name)
     opened = inspector.towers.bundle
     memory = stored_sha256(Path(recipe.memory)) if recipe.memory else None
-    return Scores(scores, opened.name, opened.sha256, recipe, memory)
+    return Scores(scores, opened.name, opened.sha256, recipe, memory, inspector.towers.precision)
 
 
 def _scores_of_line(
@@ -183,7 +192,7 @@ def _scores_of_line(
     if found.passed_over:
         click.echo(
             f"warning: verdicts of {', '.join(found.passed_over)} by another version of recipe {recipe!r}, "
-            f"another bundle or memory do not count: the newest verdict is by version {found.version}; "
+            f"another bundle, memory or precision do not count: the newest verdict is by version {found.version}; "
             "--camera NAME chooses",
             err=True,
         )
@@ -228,7 +237,4 @@ def _refuse_another_scale(judged_by: Recipe, content: Recipe, recipe: str, file:
 
 def recipe_named(file: Path | None, name: str) -> Recipe:
     """A recipe of the file, or of the defaults. Raises ConfigError naming those that there are."""
-    recipes = load_settings(file).recipes
-    if name not in recipes:
-        raise ConfigError(f"--recipe {name}: not in {file or 'the defaults'} (there are: {', '.join(sorted(recipes))})")
-    return recipes[name]
+    return chosen_recipe(load_settings(file), name, file)

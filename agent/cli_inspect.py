@@ -1,6 +1,5 @@
 """`flawline inspect`: one-shot judgement of picture files, with overlays, masks and a report."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,17 +11,17 @@ from pydantic import ValidationError
 
 from flawline import __version__
 from flawline.agent.progress import WorkProgress
+from flawline.agent.verdict import TIMED
 from flawline.camera.folder import list_pictures, read_picture
 from flawline.camera.pixels import to_rgb8
 from flawline.config.errors import ConfigError, FlawlineError, ImageError
 from flawline.config.recipe import Recipe
-from flawline.config.sources import explain, load_settings
+from flawline.config.sources import chosen_recipe, explain, load_settings
 from flawline.models import inspect_report, overlay
 
 THUMBNAIL_EDGE = 480  # px, of the pictures in the HTML page
 REPORT = "report.html"
 KINDS = ("overlay", "mask")  # of pictures among the results
-STAGES = ("queue", "clip", "encode", "prompt", "cascade", "total")
 
 
 @click.command()
@@ -62,10 +61,7 @@ def inspect(
     """Judge picture files, and all pictures below folders. The exit code is 0 whatever the verdicts."""
     pictures = find_pictures(paths, out)
     settings = load_settings(file)
-    if name not in settings.recipes:
-        known = ", ".join(sorted(settings.recipes))
-        raise ConfigError(f"--recipe {name}: not in {file or 'the defaults'} (there are: {known})")
-    recipe = settings.recipes[name]
+    recipe = chosen_recipe(settings, name, file)
     given = {"threshold": threshold, "object": words}
     try:
         recipe = Recipe.model_validate(
@@ -168,7 +164,8 @@ class _Judge:
             "agent": __version__,
             "bundle": opened.name,
             "bundle_sha256": opened.sha256,
-            "recipe_sha256": hashlib.sha256(recipe.model_dump_json().encode()).hexdigest(),
+            "precision": str(inspector.towers.dtype).removeprefix("torch."),
+            "recipe_sha256": recipe.sha256(),
             "memory_sha256": prepared.memory.sha256 if prepared.memory is not None else None,
         }
 
@@ -195,7 +192,7 @@ class _Judge:
             score=result.score,
             defects=result.defects,
             warning=result.warning,
-            stage_ms=dict.fromkeys(STAGES, 0.0) | result.stage_ms,
+            stage_ms=dict.fromkeys(TIMED, 0.0) | result.stage_ms,
         )
         drawn = overlay.draw(picture, result) if self._out is not None or self._thumbnails else None
         pictures = {}

@@ -12,14 +12,17 @@ from flawline.agent.teaching import teach_from_feedback
 from flawline.config.errors import ConfigError, ImageError
 from flawline.config.memory_versions import FOLDER, activate, next_file, roll_back, stored_sha256
 from flawline.config.settings import Settings
-from flawline.config.sources import load_settings
-
-FEW = 5
+from flawline.config.sources import chosen_recipe, load_settings
+from flawline.models.good_parts import FEW_GOOD_PARTS, MOST_GOOD_PARTS
 
 
 @click.command()
 @click.option("--recipe", default="default", show_default=True, help="whose memory")
-@click.option("--good", type=click.Path(path_type=Path, file_okay=False), help="pictures of good parts, 1 to 500")
+@click.option(
+    "--good",
+    type=click.Path(path_type=Path, file_okay=False),
+    help=f"pictures of good parts, 1 to {MOST_GOOD_PARTS}",
+)
 @click.option(
     "--config", "file", type=click.Path(path_type=Path), help="the TOML file; the memory's name is written into it"
 )
@@ -51,6 +54,7 @@ FEW = 5
 @click.option("--rollback", is_flag=True, help="learn nothing: go back to the version before, or to none")
 @click.option("--bundle", help="a bundle's name, or its folder [default: the file's, or demo]")
 @click.option("--device", help="auto, cpu, cuda, cuda:N [default: the file's, or auto]")
+@click.option("--precision", type=click.Choice(["auto", "bf16", "fp16", "fp32"]), help="[default: the file's, or auto]")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object")
 def learn(
     recipe: str,
@@ -65,6 +69,7 @@ def learn(
     rollback: bool,
     bundle: str | None,
     device: str | None,
+    precision: str | None,
     as_json: bool,
 ) -> None:
     """Learn what good parts look like, from a few pictures of them or from rejects that were wrong.
@@ -73,10 +78,7 @@ def learn(
     verdict names its hash. A defective part among the good ones is shown and left out.
     """
     settings = load_settings(file)
-    if recipe not in settings.recipes:
-        raise ConfigError(
-            f"--recipe {recipe}: not in {file or 'the defaults'} (there are: {', '.join(sorted(settings.recipes))})"
-        )
+    rules = chosen_recipe(settings, recipe, file)
     if rollback:
         if good is not None or out is not None or from_feedback:
             raise ConfigError("--rollback: learns nothing, so without --good, --from-feedback and --out")
@@ -89,15 +91,22 @@ def learn(
         if go and file is None:
             raise ConfigError("--activate: name the TOML file with --config; its recipe names the memory in use")
         report = teach_from_feedback(
-            settings, recipe, place, keep_all=keep_all, compare=compare, bundle=bundle, device=device
+            settings,
+            recipe,
+            place,
+            keep_all=keep_all,
+            compare=compare,
+            bundle=bundle,
+            device=device,
+            precision=precision,
         )
-        finish(report, recipe, settings.recipes[recipe], file, go=go, force=force, as_json=as_json)
+        finish(report, recipe, rules, file, go=go, force=force, as_json=as_json)
         return
     if go or force:
         raise ConfigError("--activate, --force: belong to --from-feedback; --good activates by itself")
     if good is None:
         raise ConfigError("--good: name the folder with pictures of good parts (or give --from-feedback, --rollback)")
-    learnt = _learn(settings, recipe, good, keep_all, bundle, device)
+    learnt = _learn(settings, recipe, good, keep_all, bundle, device, precision)
     memory = learnt.memory
     from flawline.models.memory_file import write_memory
 
@@ -106,13 +115,12 @@ def learn(
     path = out if out is not None else next_file(place, recipe, memory.sha256)
     write_memory(path, memory)
     if file is not None:
-        activate(file, recipe, path, settings.recipes[recipe].memory)
-    rules = settings.recipes[recipe]
+        activate(file, recipe, path, rules.memory)
     notes = []
     if memory.about.pictures == 1:
         notes.append("one picture cannot say how good parts differ: the bundle's own scale is used; give a few more")
-    elif len(learnt.pictures) < FEW:
-        notes.append(f"fewer than {FEW} pictures: a defective one among them cannot be told")
+    elif len(learnt.pictures) < FEW_GOOD_PARTS:
+        notes.append(f"fewer than {FEW_GOOD_PARTS} pictures: a defective one among them cannot be told")
     if memory.about.pictures > 1 and memory.about.place == 0.0:
         lie = "the good parts do not lie alike, so something right in the wrong place is not found"
         remedy = f"if they only shift in the frame, write memory_registration = true into recipes.{recipe}"
@@ -169,7 +177,15 @@ def _refuse_to_overwrite(out: Path, sha256: str) -> None:
         )
 
 
-def _learn(settings: Settings, recipe: str, good: Path, keep_all: bool, bundle: str | None, device: str | None) -> Any:
+def _learn(
+    settings: Settings,
+    recipe: str,
+    good: Path,
+    keep_all: bool,
+    bundle: str | None,
+    device: str | None,
+    precision: str | None,
+) -> Any:
     from flawline.camera.folder import read_picture
     from flawline.models.datasets import good_pictures
     from flawline.models.ground_truth import read_rgb
@@ -177,12 +193,12 @@ def _learn(settings: Settings, recipe: str, good: Path, keep_all: bool, bundle: 
     pictures = good_pictures(good)
     model = settings.model
     from flawline.models.inspector import Inspector
-    from flawline.models.memory_learn import MOST_PICTURES, Learner
+    from flawline.models.memory_learn import Learner
 
-    if len(pictures) > MOST_PICTURES:
-        raise ConfigError(f"--good {good}: holds {len(pictures)} pictures; a memory takes at most {MOST_PICTURES}")
+    if len(pictures) > MOST_GOOD_PARTS:
+        raise ConfigError(f"--good {good}: holds {len(pictures)} pictures; a memory takes at most {MOST_GOOD_PARTS}")
     rules = settings.recipes[recipe].model_copy(update={"memory": None})
-    inspector = Inspector.load(bundle or model.bundle, device or model.device, model.precision, rules)
+    inspector = Inspector.load(bundle or model.bundle, device or model.device, precision or model.precision, rules)
     learner = Learner(inspector, recipe, rules)
     first = ""
     with WorkProgress("learn") as progress:

@@ -1,6 +1,8 @@
 """`flawline models`: which bundles there are, what is in them, whether they are whole, and fetching them."""
 
 import json
+import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +10,18 @@ import click
 import rich.console
 import rich.table
 
+from flawline.agent.progress import WorkProgress
 from flawline.agent.progress_bytes import ByteProgress, megabytes
+from flawline.agent.set_options import FOLDER, KIND, split
 from flawline.config.errors import BundleError, ConfigError, FlawlineError
-from flawline.models.bundle import MANIFEST, Bundle, find, installed, read_bundle, user_folder
+from flawline.config.recipe import Recipe
+from flawline.models.bundle import MANIFEST, SHIPPED, Bundle, find, installed, read_bundle, user_folder
 from flawline.models.known_bundles import KNOWN, Activation, KnownBundle, known_bundle
 
 
 @click.group("models")
 def models() -> None:
-    """Model bundles: list, info, verify, fetch."""
+    """Model bundles: list, info, verify, fetch, thresholds."""
 
 
 @models.command("list")
@@ -116,6 +121,7 @@ def fetch(
     from flawline.models.fetch_bundle import FetchPlan, fetch_bundle
 
     plan = FetchPlan(known, parent or user_folder(), adapter, activation, mirror, source)
+    had_thresholds = (plan.folder / MANIFEST).is_file() and read_bundle(plan.folder).manifest.states_thresholds
     try:
         with ByteProgress() as progress:
             bundle = fetch_bundle(plan, progress.update)
@@ -124,6 +130,77 @@ def fetch(
     click.echo(f"{bundle.name}: {bundle.folder}")
     if bundle.manifest.adapter is None:
         click.echo("no adapter: the training-free localiser serves; --adapter FILE adds trained layers")
+    if not bundle.manifest.states_thresholds:
+        gone = "its thresholds were of other layers and are gone" if had_thresholds else "it has no thresholds yet"
+        click.echo(f"{gone} (0.5 serves, which nobody chose): `flawline models thresholds`, and calibrate")
+
+
+@models.command()
+@click.argument("name")
+@click.option("--dataset", "kind", type=KIND, required=True, help="how the folder is laid out")
+@click.option("--root", type=FOLDER, required=True, help="an auxiliary set with masks: never the one to be judged")
+@click.option("--category", "named", multiple=True, callback=split, help="only these classes", metavar="C,C...")
+@click.option("--limit", type=click.IntRange(min=1), help="at most so many good and so many defective pictures a class")
+@click.option("--object", "words", help="the object's name in the prompts [default: the class's name]")
+@click.option(
+    "--adapter", type=click.Path(path_type=Path, dir_okay=False), help="other layers: print, and write nothing"
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N")
+@click.option("--precision", type=click.Choice(["auto", "bf16", "fp16", "fp32"]), default="auto", show_default=True)
+@click.option("--tolerate", is_flag=True, help="pictures without a fitting mask count for the decision only")
+@click.option("--dry-run", is_flag=True, help="print, and write nothing")
+@click.option("--json", "as_json", is_flag=True, help="one JSON object")
+def thresholds(
+    name: str,
+    kind: Any,
+    root: Path,
+    named: list[str],
+    limit: int | None,
+    words: str | None,
+    adapter: Path | None,
+    device: str,
+    precision: Any,
+    tolerate: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Choose a bundle's thresholds on an auxiliary set, and write them into its bundle.toml.
+
+    S_a's by the largest pixel F1 of CLIP's map, the decision's by the largest balanced accuracy of the image score.
+    """
+    folder = find(name)
+    writes = adapter is None and not dry_run
+    if writes and folder.resolve().is_relative_to(SHIPPED.resolve()):
+        raise ConfigError(f"{folder}: comes with flawline and has thresholds of its own; --dry-run only prints")
+    if writes and not os.access(folder, os.W_OK):
+        raise ConfigError(f"{folder}: cannot be written; --dry-run only prints")
+    from flawline.models import datasets, evaluate
+
+    categories = datasets.read_dataset(kind, root, named, tolerate=tolerate)
+    if limit is not None:
+        categories = [evaluate.subset(category, limit) for category in categories]
+    recipes = {
+        category.name: Recipe(object=words or datasets.object_words(kind, category.name)) for category in categories
+    }
+    from flawline.models.adapter_file import with_adapter
+    from flawline.models.inspector import Inspector
+    from flawline.models.thresholds import choose_thresholds, write_thresholds
+
+    inspector = Inspector.load(folder, device=device, precision=precision)
+    if adapter is not None:
+        inspector = Inspector(with_adapter(inspector.towers, adapter))
+    with WorkProgress("thresholds") as progress:
+        chosen = choose_thresholds(inspector, categories, recipes, progress)
+    chosen_on = f"{kind} {root.resolve().name}: {chosen.pictures} pictures of {len(categories)} classes"
+    if writes:
+        write_thresholds(inspector.towers.bundle, chosen, chosen_on)
+    if as_json:
+        click.echo(json.dumps(asdict(chosen) | {"chosen_on": chosen_on, "written": str(folder) if writes else None}))
+        return
+    click.echo(f"region {chosen.region:.3f}: pixel F1 {chosen.pixel_f1:.3f} of CLIP's map")
+    click.echo(f"decision {chosen.decision:.3f}: balanced accuracy {chosen.balanced_accuracy:.3f}")
+    if writes:
+        click.echo(f"written to {folder / MANIFEST}; a line of its own still wants `flawline calibrate`")
 
 
 def _about(bundle: Bundle) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 
 from flawline.agent import service_files
-from flawline.agent.backup import back_up, restore
+from flawline.agent.backup import back_up
 from flawline.agent.doctor import examine, load_for_doctor
+from flawline.agent.restore import restore
 from flawline.config.errors import ConfigError
 from flawline.config.sources import load_settings
 
@@ -119,8 +120,12 @@ def backup(target: Path, file: Path, pictures: bool) -> None:
     The station may go on running.
     """
     settings = load_for_doctor(lambda: load_settings(file), file)
-    for path in back_up(file, settings, target, pictures=pictures):
+    for path in back_up(file, settings, target, pictures=pictures, warn=_warn):
         click.echo(path)
+
+
+def _warn(text: str) -> None:
+    click.echo(f"warning: {text}", err=True)
 
 
 @click.command("restore")
@@ -138,13 +143,19 @@ def backup(target: Path, file: Path, pictures: bool) -> None:
     type=click.IntRange(min=0),
     help="sequence numbers that may be out since the backup [default: 100 for every second since]",
 )
-def restore_command(source: Path, prefix: Path, force: bool, skip_numbers: int | None) -> None:
-    """Put a backup's files back where they came from. The station must not be running."""
-    done = restore(source, prefix, force=force, skip_numbers=skip_numbers)
-    for path in done["written"]:
+@click.option(
+    "--everywhere", is_flag=True, help="also what lies outside the folders of configuration, state and memories"
+)
+def restore_command(source: Path, prefix: Path, force: bool, skip_numbers: int | None, everywhere: bool) -> None:
+    """Put a backup's files back where they came from. The station must not be running.
+
+    Run by root, a backup decides what the station does and who may connect: restore only what you trust.
+    """
+    done = restore(source, prefix, force=force, skip_numbers=skip_numbers, everywhere=everywhere)
+    for path in done.written:
         click.echo(path)
-    if done["skipped"]:
-        click.echo(f"numbers go on at least {done['skipped']} above the backup's; the status announces it as seq_jump")
+    if done.skipped:
+        click.echo(f"numbers go on at least {done.skipped} above the backup's; the status announces it as seq_jump")
 
 
 SERVICE: list[click.Command] = [doctor, service, backup, restore_command]

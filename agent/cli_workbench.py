@@ -14,12 +14,11 @@ import rich.table
 from flawline import __version__
 from flawline.agent.cli_calibrate import calibrate, recipe_named
 from flawline.agent.progress import WorkProgress
+from flawline.agent.progress_bytes import megabytes
+from flawline.agent.set_options import FOLDER, KIND, split
 from flawline.config.errors import BundleError, ConfigError
-from flawline.config.recipe import Recipe
 from flawline.config.sources import load_settings
-
-KIND = click.Choice(["mvtec", "visa", "folder"])
-FOLDER = click.Path(path_type=Path, file_okay=False)
+from flawline.models.good_parts import MOST_GOOD_PARTS
 
 
 def _size(_context: click.Context, _option: click.Parameter, value: str) -> int | None:
@@ -32,19 +31,15 @@ def _size(_context: click.Context, _option: click.Parameter, value: str) -> int 
 
 def _numbers(_context: click.Context, _option: click.Parameter, value: str | None) -> list[int]:
     texts = value.split(",") if value else []
-    if not all(text.strip().isdigit() and int(text) <= 500 for text in texts):
-        raise click.BadParameter("give numbers of good parts from 0 to 500, as 0,1,2,4,8,16")
+    if not all(text.strip().isdigit() and int(text) <= MOST_GOOD_PARTS for text in texts):
+        raise click.BadParameter(f"give numbers of good parts from 0 to {MOST_GOOD_PARTS}, as 0,1,2,4,8,16")
     return sorted({int(text) for text in texts})
-
-
-def _split(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> list[str]:
-    return [name for value in values for name in value.split(",") if name]
 
 
 @click.command()
 @click.option("--dataset", "kind", type=KIND, required=True, help="how the folder is laid out")
 @click.option("--root", type=FOLDER, required=True, help="the data set's folder")
-@click.option("--category", "named", multiple=True, callback=_split, help="only these classes", metavar="C ...")
+@click.option("--category", "named", multiple=True, callback=split, help="only these classes", metavar="C ...")
 @click.argument("more", nargs=-1, metavar="[C ...]")
 @click.option("--bundle", help="a bundle's name, or its folder [default: the file's, or demo]")
 @click.option(
@@ -57,13 +52,18 @@ def _split(_context: click.Context, _option: click.Parameter, values: tuple[str,
 )
 @click.option("--recipe", default="default", show_default=True, help="which one")
 @click.option("--object", "words", help="the object's name in the prompts [default: the class's name]")
-@click.option("--ablation", "ablations", multiple=True, callback=_split, help="table2 (dilation), table3 (cascade)")
+@click.option(
+    "--region-threshold",
+    type=click.FloatRange(0.0, 1.0),
+    help="S_a begins here [default: the recipe's, or the bundle's]",
+)
+@click.option("--ablation", "ablations", multiple=True, callback=split, help="table2 (dilation), table3 (cascade)")
 @click.option(
     "--methods",
     multiple=True,
     is_flag=False,
     flag_value="all",
-    callback=_split,
+    callback=split,
     help="other methods beside: all, or windows, clip, sdp, sdp_plus, anomalyclip, boxes, contrast, blur",
 )
 @click.option(
@@ -109,6 +109,7 @@ def evaluate(
     file: Path | None,
     recipe: str,
     words: str | None,
+    region_threshold: float | None,
     ablations: list[str],
     methods: list[str],
     peers: tuple[str, ...],
@@ -139,13 +140,15 @@ def evaluate(
         categories = [evaluation.subset(category, limit) for category in categories]
     specs = _peer_specs(peers)
     rows = study.rows_of(ablations, [*methods, *(spec.method for spec in specs)])
-    base = recipe_named(file, recipe) if file is not None else Recipe()
+    base = recipe_named(file, recipe)
+    if region_threshold is not None:
+        cut = base.prompt.model_copy(update={"region": "absolute", "region_threshold": region_threshold})
+        base = base.model_copy(update={"prompt": cut})
+    words = words or (base.object if "object" in base.model_fields_set else None)
     model = load_settings(file).model
     bundle, device, precision = bundle or model.bundle, device or model.device, precision or model.precision
     recipes = {
-        category.name: base.model_copy(
-            update={"object": words or (base.object if file else datasets.object_words(kind, category.name))}
-        )
+        category.name: base.model_copy(update={"object": words or datasets.object_words(kind, category.name)})
         for category in categories
     }
     console = rich.console.Console(stderr=True)
@@ -199,8 +202,9 @@ def evaluate(
     if shots:
         from flawline.models.shots import ShotStudy
 
-        with WorkProgress("shots") as progress:
-            few = ShotStudy(inspector, recipes, shots, draws, seed, progress).run(categories)
+        with WorkProgress("shots") as progress, evaluation.writing(out):
+            work = evaluation.work_folder(out)
+            few = ShotStudy(inspector, recipes, shots, draws, seed, progress, work, identity).run(categories)
     with WorkProgress("evaluate") as progress, cluster or nullcontext():
         run = evaluation.Evaluation(plan, judge_for, progress)
         reports = run.run(keep_maps=keep_maps)
@@ -213,12 +217,16 @@ def evaluate(
             "bundle": towers.bundle.name,
             "bundle_sha256": towers.bundle.sha256,
             "adapter": str(adapter) if adapter else None,
+            "adapter_sha256": _digest(adapter) or _own_layers(towers.bundle),
+            "activation": towers.clip.activation,
             "peers": list(peers),
             "device": str(towers.device),
             "precision": str(towers.dtype).removeprefix("torch."),
             "recipe": base.model_dump(mode="json"),
             "localiser": towers.localiser_of(base),
             "region_threshold": inspector.prepare(base).region_threshold,
+            "region_threshold_stated": base.prompt.region_threshold is not None
+            or towers.bundle.manifest.states_thresholds,
             "objects": {name: one.object for name, one in recipes.items()},
             "engine": engine,
             "seed": seed,
@@ -285,7 +293,7 @@ def _show(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
 @click.command("train-adapter")
 @click.option("--dataset", "kind", type=KIND, required=True, help="how the folder is laid out")
 @click.option("--root", type=FOLDER, required=True, help="the data set's folder; its test split is trained on")
-@click.option("--category", "named", multiple=True, callback=_split, help="only these classes", metavar="C ...")
+@click.option("--category", "named", multiple=True, callback=split, help="only these classes", metavar="C ...")
 @click.argument("more", nargs=-1, metavar="[C ...]")
 @click.option("--bundle", default="demo", show_default=True, help="whose CLIP: a bundle's name, or its folder")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N")
@@ -299,6 +307,7 @@ def _show(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
 @click.option("--tolerate", is_flag=True, help="leave out pictures without a fitting mask")
 @click.option("--cache", type=FOLDER, help="folder of CLIP's features [default: the user's cache]")
 @click.option("--no-cache", is_flag=True, help="compute the features anew in every epoch")
+@click.option("--keep-cache", is_flag=True, help="leave the features there when the layers are written")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -315,6 +324,7 @@ def train_adapter(
     tolerate: bool,
     cache: Path | None,
     no_cache: bool,
+    keep_cache: bool,
     out: Path,
     **given: Any,
 ) -> None:
@@ -327,7 +337,7 @@ def train_adapter(
     from flawline.models import datasets
 
     categories = datasets.read_dataset(kind, root, [*named, *more], tolerate=tolerate)
-    from flawline.models.adapter_training import AdapterTrainer, TrainingPlan
+    from flawline.models.adapter_training import AdapterTrainer, TrainingPlan, refuse_to_overwrite
     from flawline.models.bundle import open_bundle
     from flawline.models.feature_cache import default_folder
     from flawline.models.towers import choose_device
@@ -336,6 +346,10 @@ def train_adapter(
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written: {error.strerror or error}") from error
+    beside = {".safetensors": out.with_suffix(".pth"), ".pth": out.with_suffix(".safetensors")}
+    other = beside.get(out.suffix, out.with_name(f"{out.name}.pth"))
+    safetensors, april_gan = (other, out) if out.suffix == ".pth" else (out, other)
+    refuse_to_overwrite(out, (safetensors, april_gan))
     plan = TrainingPlan.of(kind, **given)
     opened = open_bundle(bundle)
     opened.verify()
@@ -350,6 +364,9 @@ def train_adapter(
         left_out = sum(len(category.test) for category in categories) - len(trainer.samples)
         if left_out:
             progress.say(f"{left_out} pictures without a fitting mask are left out")
+        pictures = [sample.image for _, sample in trainer.samples]
+        if features is not None:
+            progress.say(_about_cache(features, trainer.features, pictures))
 
         def report(step: Any) -> None:
             progress.step(f"epoch {step.epoch} of {plan.epochs}, loss {step.loss:.4f}")
@@ -358,22 +375,35 @@ def train_adapter(
             trainer.train(report, lambda: trainer.save_state(state))
         except KeyboardInterrupt:
             trainer.save_state(state)
-            progress.say(f"interrupted; the same command goes on from {state}")
+            kept = "" if features is None else f"; CLIP's features stay in {features} until then"
+            progress.say(f"interrupted; the same command goes on from {state}{kept}")
             raise
-    beside = {".safetensors": out.with_suffix(".pth"), ".pth": out.with_suffix(".safetensors")}
-    other = beside.get(out.suffix, out.with_name(f"{out.name}.pth"))
-    safetensors, april_gan = (other, out) if out.suffix == ".pth" else (out, other)
     trainer.write(safetensors, april_gan)
     state.unlink(missing_ok=True)
+    if not keep_cache:
+        trainer.features.forget(pictures)
     click.echo(
         f"{safetensors} (ours), {april_gan} (APRIL-GAN's); try it with `flawline evaluate --adapter {safetensors}`"
     )
+
+
+def _about_cache(folder: Path, cache: Any, pictures: Sequence[Path]) -> str:
+    needed, left = cache.needed_bytes(pictures), cache.left_bytes
+    text = f"CLIP's features of {len(pictures)} pictures go to {folder}: up to {megabytes(needed)} still to come"
+    if needed <= left:
+        return text
+    return f"{text}, of which {megabytes(left)} fit (half of the free disk); the others are computed in every epoch"
 
 
 def _digest(path: Path | None) -> str | None:
     from flawline.models.bundle import file_sha256
 
     return None if path is None else file_sha256(path)
+
+
+def _own_layers(bundle: Any) -> str | None:
+    layers = bundle.manifest.adapter
+    return None if layers is None else bundle.checksum(layers.checkpoint)
 
 
 WORKBENCH = (evaluate, train_adapter, calibrate)

@@ -1,7 +1,8 @@
-"""Where a ZeroMQ socket of the agent is bound. Of socket files ZeroMQ takes no care: it binds over one that is in use,
-and leaves its own behind."""
+"""Where a socket of the agent is bound, and who reaches it there. Of socket files ZeroMQ takes no care: it binds over
+one that is in use, and leaves its own behind."""
 
 import errno
+import ipaddress
 import re
 import socket
 from pathlib import Path
@@ -39,6 +40,14 @@ class Endpoint:
         """To be called once the socket is closed. A file that another program has put in its place stays."""
         if self._file is not None and self._inode is not None and _inode(self._file) == self._inode:
             self._file.unlink(missing_ok=True)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the host, given by address or name."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def has_ipv6(address: str) -> bool:

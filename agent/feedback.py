@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from flawline.agent.journal_schema import VERSION
+from flawline.agent.station_folder import JOURNAL
 from flawline.agent.wire import Header, unpack
 from flawline.config.errors import ConfigError, JournalError
 from flawline.config.recipe import Recipe
@@ -111,7 +112,7 @@ class Record:
 @contextmanager
 def reading(folder: Path) -> Iterator[Record]:
     """The record in a station's folder. Raises ConfigError where there is none, JournalError where it is unreadable."""
-    file = folder / "journal.sqlite"
+    file = folder / JOURNAL
     if not file.is_file():
         raise ConfigError(
             f"{file}: there is no journal here: no station has run with this `journal.path` and `station`"

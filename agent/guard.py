@@ -2,13 +2,13 @@
 
 import hashlib
 import hmac
-import ipaddress
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 import structlog
 from aiohttp import web
 
+from flawline.agent.endpoint import is_loopback
 from flawline.config.errors import ConfigError
 from flawline.config.settings_preview import PreviewSettings
 
@@ -33,14 +33,6 @@ _HEADERS = {
 def _bytes(text: str) -> bytes:
     """Of a text that came in a header: what was no UTF-8 stands in it as lone surrogates."""
     return text.encode(errors="surrogatepass")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def refuse_open(settings: PreviewSettings) -> None:

@@ -15,7 +15,7 @@ from functools import partial
 import aiortc.rtcicetransport
 from aioice import Candidate, Connection
 from aioice.candidate import candidate_foundation, candidate_priority
-from aioice.ice import StunProtocol, get_host_addresses
+from aioice.ice import StunProtocol
 
 from flawline.config.settings_preview import PreviewSettings
 
@@ -79,11 +79,6 @@ def use_settings(settings: PreviewSettings) -> None:
     if not hosts and not _is_any(settings.host):
         hosts = ["127.0.0.1" if settings.host == "localhost" else settings.host]
     aiortc.rtcicetransport.Connection = partial(BoundConnection, hosts=hosts, ports=settings.udp_ports)
-
-
-def local_addresses() -> list[str]:
-    """Every address of this machine but loopback."""
-    return get_host_addresses(use_ipv4=True, use_ipv6=True)
 
 
 def _is_any(host: str) -> bool:

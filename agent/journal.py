@@ -29,6 +29,7 @@ from flawline.agent.journal_schema import (
 )
 from flawline.agent.numbers import NumberMark
 from flawline.agent.spill import Spill, Unwritten
+from flawline.agent.station_folder import BESIDE_JOURNAL, JOURNAL, LOCK, NUMBER_MARK
 from flawline.agent.verdict import Trigger
 from flawline.agent.wire import Header, pack, unpack
 from flawline.config.errors import ConfigError, JournalError
@@ -65,7 +66,7 @@ class Journal:
 
     def __init__(self, folder: Path, durability: Literal["process", "power"] = "process") -> None:
         self.folder = folder
-        self.file = folder / "journal.sqlite"
+        self.file = folder / JOURNAL
         self._synchronous = "FULL" if durability == "power" else "NORMAL"
         self.set_aside: Path | None = None
         self.seq_jump: tuple[int, int] | None = None
@@ -74,7 +75,7 @@ class Journal:
         self._reading = threading.Lock()  # of `_unwritten` and of the reading connection
         self._unwritten: deque[Unwritten] = deque(maxlen=_KEPT_UNWRITTEN)
         self._lock = self._lock_folder()
-        self._mark = NumberMark(folder / "seq.mark")
+        self._mark = NumberMark(folder / NUMBER_MARK)
         self._spill = Spill(folder / "spill", synced=durability == "power")
         self._ballast = folder / "ballast"
         self._found_version = 0
@@ -89,7 +90,7 @@ class Journal:
         """Only one agent may write here. The lock goes with the process, however it ends."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         except OSError as error:
             raise ConfigError(f"journal.path: {self.folder} cannot be used: {error.strerror or error}") from error
         try:
@@ -106,7 +107,7 @@ class Journal:
         except CorruptJournal as error:
             log.error("journal_corrupt", error=str(error))
         self.set_aside = self.file.with_name(f"journal.corrupt-{time.time_ns()}.sqlite")
-        for suffix in ("", "-wal", "-shm"):
+        for suffix in ("", *BESIDE_JOURNAL):
             part = Path(f"{self.file}{suffix}")
             if part.exists():
                 part.rename(f"{self.set_aside}{suffix}")

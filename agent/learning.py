@@ -11,9 +11,9 @@ from flawline.agent.verdict import ActiveRecipe, Job
 from flawline.agent.wire import Header
 from flawline.agent.worker_client import WorkerClient
 from flawline.config.errors import ConfigError
+from flawline.models.good_parts import MOST_GOOD_PARTS
 
 log = structlog.get_logger()
-MOST = 500
 Change = Callable[[list[str], str, Header], Awaitable[tuple[ActiveRecipe, float]]]
 
 
@@ -73,8 +73,8 @@ class Learning:
     async def _start(self, request: Header) -> Header:
         """`camera`, and `count`: the next so many parts."""
         camera, count = text(request, "camera", 64), integer(request, "count", 1)
-        if count > MOST:
-            raise ValueError(f"count must be at most {MOST}")
+        if count > MOST_GOOD_PARTS:
+            raise ValueError(f"count must be at most {MOST_GOOD_PARTS}")
         if self._camera is not None:
             raise ValueError(f"camera {self._camera!r} is learning: learn.commit or learn.discard first")
         if camera not in self._recipes.status():

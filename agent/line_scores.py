@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from flawline.agent.control import ask
 from flawline.agent.wire import Header
 from flawline.config.errors import ConfigError, FlawlineError
-from flawline.config.recipe import Recipe
+from flawline.config.recipe import PRECISION_OF, Precision, Recipe
 from flawline.config.sources import explain
 
 AT_ONCE = 500  # verdicts asked for in one request
@@ -18,7 +18,7 @@ AT_ONCE = 500  # verdicts asked for in one request
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of good parts, and what gave them: bundle, recipe, and the memory where it has one.
+    """Scores of good parts, and what gave them: bundle, recipe, the memory where it has one, the precision if known.
 
     Of a line also the recipe's version, the cameras, those of which verdicts by something else were passed over, and
     how many parts have no score: they stand among the scores as 1.0, a reject at any threshold.
@@ -29,6 +29,7 @@ class Scores:
     bundle_sha256: str
     recipe: Recipe
     memory_sha256: str | None = None
+    precision: Precision | None = None
     version: int | None = None
     cameras: list[str] = field(default_factory=list)
     passed_over: list[str] = field(default_factory=list)
@@ -46,9 +47,9 @@ class Line:
     def scores(self, recipe: str, count: int, camera: str | None = None) -> Scores:
         """Of the newest verdicts by this recipe, of one camera or of all, at most `count`.
 
-        Only those count by what gave the newest one: a version of the recipe, a bundle, a memory. Cameras may be on
-        different versions, so verdicts by others are passed over, until one of a camera that had to do with the wanted
-        one: before it, it was not in use there.
+        Only those count by what gave the newest one: a version of the recipe, a bundle, a memory, a precision. Cameras
+        may be on different versions, so verdicts by others are passed over, until one of a camera that had to do with
+        the wanted one: before it, it was not in use there.
 
         A part that came too late for its deadline has the score of its late result. Where there is none, or where SAM
         did not fit into the deadline, nobody knows the score: it counts as a reject. Suspicious parts take longest, so
@@ -73,7 +74,7 @@ class Line:
             if verdict["provenance"]["bundle_sha256"] is None:  # the models were not loaded yet
                 continue
             newest = newest or verdict
-            if _judge(verdict) != _judge(newest):
+            if not _judged_alike(verdict, newest):
                 if verdict["camera"] in cameras:
                     break
                 passed_over.add(verdict["camera"])
@@ -95,6 +96,7 @@ class Line:
             str(provenance["bundle_sha256"]),
             _content(self._ask("recipe.list")["recipes"], recipe, version),
             provenance.get("memory_sha256"),
+            PRECISION_OF.get(provenance.get("precision")),
             version,
             sorted(cameras),
             sorted(passed_over),
@@ -123,10 +125,16 @@ class Line:
             raise FlawlineError(f"--endpoint {self._endpoint}: the agent refuses: {error}") from error
 
 
-def _judge(verdict: Header) -> tuple[Any, ...]:
-    """What gave its score: scores by another one lie on another scale."""
-    provenance = verdict["provenance"]
-    return verdict["recipe"]["version"], provenance["bundle_sha256"], provenance.get("memory_sha256")
+def _judged_alike(one: Header, two: Header) -> bool:
+    """Whether the same gave both scores, which else lie on different scales.
+
+    An older flawline's verdicts do not say their precision: it counts as that of the others.
+    """
+    for key in ("bundle_sha256", "memory_sha256"):
+        if one["provenance"].get(key) != two["provenance"].get(key):
+            return False
+    precisions = {header["provenance"].get("precision") for header in (one, two)} - {None}
+    return len(precisions) < 2 and one["recipe"]["version"] == two["recipe"]["version"]
 
 
 def _content(known: list[Header], recipe: str, version: int) -> Recipe:

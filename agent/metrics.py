@@ -9,10 +9,10 @@ from prometheus_client.registry import Collector
 
 from flawline import __version__
 from flawline.agent.observer import JudgedFrame
+from flawline.agent.verdict import TIMED
 from flawline.agent.wire import Header
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-_STAGES = ("queue", "clip", "encode", "prompt", "cascade", "total")
 _LOST_AT = {
     "overrun": "queue",
     "paused": "queue",
@@ -56,7 +56,7 @@ class Metrics:
         )
         build = Gauge("flawline_build_info", "1; its labels tell the version", ["version"], registry=self.registry)
         build.labels(__version__).set(1)
-        for stage in _STAGES:  # every series exists from the start
+        for stage in TIMED:  # every series exists from the start
             self._stages.labels(stage)
         self.viewers = Gauge("flawline_preview_viewers", "Videos that are watched", registry=self.registry)
         self.encoded = Counter(

@@ -9,6 +9,7 @@ in order, and under which boot of the machine it ran.
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -46,14 +47,17 @@ def machine_boot() -> str:
 
 
 class NumberMark:
-    """Reserves numbers ahead of their use. Not thread-safe; used from the journal's thread."""
+    """Reserves numbers ahead of their use. Not thread-safe; used from the journal's thread.
 
-    def __init__(self, path: Path) -> None:
+    `opener` takes flags and mode and returns a descriptor, for who may not open the path by its name.
+    """
+
+    def __init__(self, path: Path, opener: Callable[[int, int], int] | None = None) -> None:
         self._path = path
+        flags, mode = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            self._fd = opener(flags, mode) if opener is not None else os.open(path, flags, mode)
             data = os.pread(self._fd, 2 * _COPY, 0)
-            self.fresh = not data
             if len(data) < 2 * _COPY:
                 os.pwrite(self._fd, bytes(2 * _COPY - len(data)), len(data))
         except OSError as error:
@@ -122,6 +126,10 @@ class NumberMark:
         except OSError as error:
             raise JournalError(f"{self._path}: cannot be written: {error.strerror or error}") from error
         self._mark = mark
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+        return self._fd
 
     def close(self) -> None:
         """Let go of the file."""

@@ -1,6 +1,5 @@
 """Which recipe judges which camera: versions, switches between two frames, and what a restart takes up again."""
 
-import hashlib
 import json
 import re
 import time
@@ -18,7 +17,7 @@ from flawline.agent.verdict import ActiveRecipe
 from flawline.agent.wire import Header
 from flawline.config.errors import ConfigError, JournalError
 from flawline.config.memory_versions import stored_sha256
-from flawline.config.recipe import Recipe
+from flawline.config.recipe import PRECISION_OF, Precision, Recipe
 from flawline.config.settings import Settings
 from flawline.config.sources import explain
 
@@ -46,8 +45,9 @@ class RecipeBook:
 
     def __init__(self, settings: Settings, journal: Journal) -> None:
         self._versions: dict[str, ActiveRecipe] = {}
-        self._bundle: tuple[str, str | None] | None = None  # name and hash of what judges, once it is known
-        self._warned: set[tuple[str, str | None]] = set()  # (key, the bundle's hash)
+        # What judges, once it is known: the bundle's name and hash, and the precision.
+        self._models: tuple[str, str | None, Precision | None] | None = None
+        self._warned: set[tuple[str, str | None, Precision | None]] = set()  # (key, the bundle's hash, the precision)
         self._newest: dict[str, int] = {}
         self._floor = 0  # no name begins below this: forgotten versions of names had numbers up to it
         self._forgotten: deque[tuple[str, int]] = deque()  # and still in the journal
@@ -139,7 +139,7 @@ class RecipeBook:
 
         Without `memory_sha256` the head of the recipe's memory is read here.
         """
-        sha256 = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()
+        sha256 = recipe.sha256()
         for known in self._of_name(name):
             # Not by its hash alone: a key that a newer flawline knows, left out, is no other content.
             if known.sha256 == sha256 or known.recipe == recipe:
@@ -274,19 +274,20 @@ class RecipeBook:
         wanted = self._configured | {active.key for active in self._active.values()}
         return {key: self._versions[key].recipe.model_dump(mode="json") for key in sorted(wanted)}
 
-    def judged_by(self, bundle: str, bundle_sha256: str | None) -> None:
-        """The models that the worker has loaded."""
-        self._bundle = bundle, bundle_sha256
+    def judged_by(self, bundle: str, bundle_sha256: str | None, precision: str | None) -> None:
+        """The models that the worker has loaded; `precision` as the worker names it, `float32`."""
+        self._models = bundle, bundle_sha256, PRECISION_OF.get(precision or "")
         self._warn()
 
     def _warn(self) -> None:
         """Say, once for each recipe that comes into use, that its threshold was calibrated for something else."""
-        if self._bundle is None:
+        if self._models is None:
             return
+        bundle, sha256, precision = self._models
         for active in self._active.values():
-            warning = active.recipe.calibration_warning(*self._bundle, active.memory_sha256)
-            if warning is not None and (active.key, self._bundle[1]) not in self._warned:
-                self._warned.add((active.key, self._bundle[1]))
+            warning = active.recipe.calibration_warning(bundle, sha256, active.memory_sha256, precision)
+            if warning is not None and (active.key, sha256, precision) not in self._warned:
+                self._warned.add((active.key, sha256, precision))
                 log.warning("calibration_does_not_hold", recipe=active.key, reason=f"{active.key}: {warning}")
 
     def thresholds_are(self, thresholds: dict[str, float]) -> None:

@@ -17,8 +17,8 @@ from flawline.config.logging import set_up_logging
 from flawline.config.settings import Settings
 
 log = structlog.get_logger()
-HOT = ("recipes.*", "cameras.*.recipe", "publish.masks", "publish.encoding", "log.level", "log.format")
-"""Keys that a reload takes up; `*` stands for any name, and for all that is below a recipe."""
+HOT = ("recipes", "cameras.*.recipe", "publish.masks", "publish.encoding", "log")
+"""Keys that a reload takes up, each with all that is below it; `*` stands for the name of any camera."""
 
 
 class Reloader:
@@ -97,16 +97,25 @@ def _changes(old: Any, new: Any, key: str = "") -> Iterator[str]:
 
 def _is_hot(key: str) -> bool:
     parts = key.split(".")
-    if len(parts) > 2 and parts[0] == "cameras":
-        parts[1] = "*"
-    return parts[0] == "recipes" or ".".join(parts) in HOT
+    return any(
+        len(parts) >= len(hot) and all(name in ("*", part) for name, part in zip(hot, parts, strict=False))
+        for hot in (key.split(".") for key in HOT)
+    )
 
 
 def _with_hot(old: Settings, new: Settings) -> Settings:
     """The settings that hold after a reload: the new ones where they are hot, the old ones elsewhere."""
-    recipe_of = {camera.name: camera.recipe for camera in new.cameras}
-    cameras = tuple(
-        camera.model_copy(update={"recipe": recipe_of.get(camera.name, camera.recipe)}) for camera in old.cameras
-    )
-    publish = old.publish.model_copy(update={"masks": new.publish.masks, "encoding": new.publish.encoding})
-    return old.model_copy(update={"cameras": cameras, "recipes": new.recipes, "publish": publish, "log": new.log})
+    for key in HOT:
+        old = _taken_over(old, new, key.split("."))
+    return old
+
+
+def _taken_over(old: Any, new: Any, path: list[str]) -> Any:
+    """`old` with what `new` has at the path; `*` goes to each camera of `old` that `new` has too."""
+    if not path:
+        return new
+    name, *below = path
+    if name == "*":
+        named = {camera.name: camera for camera in new}
+        return tuple(_taken_over(camera, named.get(camera.name, camera), below) for camera in old)
+    return old.model_copy(update={name: _taken_over(getattr(old, name), getattr(new, name), below)})

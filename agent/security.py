@@ -1,7 +1,6 @@
 """CURVE: key files, which clients may connect, and the refusal to be reached from other machines without it."""
 
 import asyncio
-import ipaddress
 import os
 import re
 import stat
@@ -16,12 +15,14 @@ import zmq
 import zmq.asyncio
 from zmq.utils import z85
 
+from flawline.agent.endpoint import is_loopback
 from flawline.config.errors import ConfigError
 from flawline.config.settings import ControlSettings, PublishSettings
 
 log = structlog.get_logger()
 _Z85 = r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}"
 _MAX_CLIENT_FILES = 1000
+_CLIENT = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # goes over the wire as the client's name
 
 
 def read_key(file: Path, kind: str, name: str) -> bytes:
@@ -31,19 +32,33 @@ def read_key(file: Path, kind: str, name: str) -> bytes:
     """
     try:
         text = file.read_text(encoding="ascii")
-        mode = file.stat().st_mode
+        status = file.stat()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{name}: {file} cannot be read: {error}") from error
-    if kind == "secret" and mode & stat.S_IROTH:
-        raise ConfigError(f"{name}: {file} can be read by everybody on this machine: chmod 600 {file}")
+    if kind == "secret" and (fault := _is_open(status)):
+        raise ConfigError(f"{name}: {file} can be {fault} on this machine: chmod 600 {file}")
     found = re.search(rf'{kind}-key\s*=\s*"({_Z85})"', text) or re.fullmatch(rf"({_Z85})\s*", text)
     if found is None:
         raise ConfigError(f"{name}: {file} holds no CURVE {kind} key; `flawline keys` makes one")
     return found.group(1).encode()
 
 
+def _is_open(status: os.stat_result) -> str | None:
+    """To whom else. A group may read what is root's: systemd hands credentials over so, and an administrator may."""
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return "changed by others"
+    if status.st_mode & stat.S_IROTH:
+        return "read by everybody"
+    return "read by a group" if status.st_mode & stat.S_IRGRP and status.st_uid != 0 else None
+
+
 def make_keys(folder: Path, name: str) -> tuple[Path, Path]:
-    """Write `name.secret` (mode 0600) and `name.public` (0644) into `folder`. Existing files are not overwritten."""
+    """Write `name.secret` (mode 0600) and `name.public` (0644) into `folder`. Existing files are not overwritten.
+
+    Raises ConfigError also for a name that a doorkeeper would not take.
+    """
+    if not _CLIENT.fullmatch(name):
+        raise ConfigError(f"{name!r}: a key's name has letters, digits, '_', '.' and '-', 64 at most")
     public, secret = zmq.curve_keypair()
     files = (folder / f"{name}.secret", folder / f"{name}.public")
     try:
@@ -61,15 +76,10 @@ def make_keys(folder: Path, name: str) -> tuple[Path, Path]:
     return files
 
 
-def is_loopback(endpoint: str) -> bool:
-    """True where no other machine reaches the address."""
+def is_local(endpoint: str) -> bool:
+    """True where no other machine reaches the address of a ZeroMQ socket."""
     parts = urlsplit(endpoint)
-    if parts.scheme in ("ipc", "inproc"):
-        return True
-    try:
-        return parts.hostname == "localhost" or ipaddress.ip_address(parts.hostname or "").is_loopback
-    except ValueError:
-        return False
+    return parts.scheme in ("ipc", "inproc") or is_loopback(parts.hostname or "")
 
 
 @dataclass(frozen=True)
@@ -91,7 +101,7 @@ class Curve:
         secret = settings.curve_secret or (fallback.curve_secret if fallback else None)
         clients = settings.curve_clients or (fallback.curve_clients if fallback else None)
         if secret is None and clients is None:
-            if not (is_loopback(settings.endpoint) or settings.insecure):
+            if not (is_local(settings.endpoint) or settings.insecure):
                 raise ConfigError(
                     f"{section}.endpoint = {settings.endpoint!r} is reached from other machines: set "
                     f"{section}.curve_secret and {section}.curve_clients (see `flawline keys`), or insecure = true"
@@ -142,22 +152,37 @@ class Doorkeeper:
     async def serve(self) -> None:
         """Answer until cancelled."""
         while True:
-            version, request, domain, address, _identity, mechanism, *credentials = await self._socket.recv_multipart()
-            name = None
-            folder = self._doors.get(domain.decode(errors="replace"))
-            if mechanism == b"CURVE" and len(credentials) == 1 and folder is not None:
-                name = await asyncio.get_running_loop().run_in_executor(
-                    None, self._whose, folder, z85.encode(credentials[0])
-                )
-            if name is None:
-                log.warning("client_refused", socket=domain.decode(errors="replace"), address=address.decode())
+            version, request, *asked = await self._socket.recv_multipart()
+            try:
+                name = await self._admitted(asked)
+            except Exception:  # whatever is wrong with one client's, the others' handshakes go on
+                log.exception("handshake_failed")
+                name = None
             status = (b"200", b"OK", name.encode()) if name else (b"400", b"this key is not allowed", b"")
             await self._socket.send_multipart([version, request, *status, b""])
+
+    async def _admitted(self, asked: list[bytes]) -> str | None:
+        """The name of the client that asks; None where it is none of ours."""
+        domain, address, _identity, mechanism, *credentials = asked
+        name = None
+        folder = self._doors.get(domain.decode(errors="replace"))
+        if mechanism == b"CURVE" and len(credentials) == 1 and folder is not None:
+            name = await asyncio.get_running_loop().run_in_executor(
+                None, self._whose, folder, z85.encode(credentials[0])
+            )
+        if name is None:
+            log.warning(
+                "client_refused", socket=domain.decode(errors="replace"), address=address.decode(errors="replace")
+            )
+        return name
 
     @staticmethod
     def _whose(folder: Path, key: bytes) -> str | None:
         """The name of the file that holds this public key; files that hold none are passed over."""
         for file in sorted(folder.glob("*.public"))[:_MAX_CLIENT_FILES]:
+            if not _CLIENT.fullmatch(file.stem):
+                log.warning("client_key_left_out", file=str(file), reason="letters, digits, '_', '.' and '-' in a name")
+                continue
             try:
                 if read_key(file, "public", str(file)) == key:
                     return file.stem

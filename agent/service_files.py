@@ -12,8 +12,8 @@ from pathlib import Path
 from flawline.config.errors import ConfigError
 
 INSTALLED_AT = "/opt/flawline/bin/flawline"
-HOMES = ("/home", "/root", "/run/user")  # which the unit's ProtectHome hides
 """The command as the shipped units name it; replaced by the one that installs them."""
+HOMES = ("/home", "/root", "/run/user")  # which the unit's ProtectHome hides
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from flawline.agent.archive import kept_pictures
 from flawline.agent.feedback import Mark, reading
 from flawline.agent.progress import WorkProgress
+from flawline.agent.station_folder import PICTURES, station_folder
 from flawline.config.errors import ConfigError, FlawlineError, ImageError
 from flawline.config.memory_versions import is_numbered, pending_file
 from flawline.config.recipe import Recipe
@@ -100,6 +101,7 @@ def teach_from_feedback(
     compare: int = 500,
     bundle: str | None = None,
     device: str | None = None,
+    precision: str | None = None,
 ) -> Report:
     """Write the new memory of recipe `name`, which does not judge yet, and judge the archive by both.
 
@@ -121,12 +123,14 @@ def teach_from_feedback(
     ]
     if all(part.use == "gone" for part in parts):
         numbers = ", ".join(str(mark.seq) for mark in marked[:20])
-        archive = settings.journal.path / settings.station / "pictures"
+        archive = station_folder(settings) / PICTURES
         raise FlawlineError(f"{archive}: of no reject that is marked as wrong ({numbers}) the picture is there: {gone}")
     from flawline.models.inspector import Inspector
 
     model = settings.model
-    inspector = Inspector.load(bundle or model.bundle, device or model.device, model.precision, given.recipe)
+    inspector = Inspector.load(
+        bundle or model.bundle, device or model.device, precision or model.precision, given.recipe
+    )
     with WorkProgress("learn") as progress:
         unmarked = [seq for seq in given.pictures if seq not in given.marks]
         chosen = sorted([*unmarked[max(len(unmarked) - compare, 0) :], *(given.pictures.keys() & given.marks.keys())])
@@ -163,8 +167,8 @@ def teach_from_feedback(
 
 
 def _gather(settings: Settings, name: str) -> _Given:
-    station = settings.journal.path / settings.station
-    pictures = kept_pictures(station / "pictures")
+    station = station_folder(settings)
+    pictures = kept_pictures(station / PICTURES)
     with reading(station) as record:
         recipe, version = record.judging(name, settings.recipes)
         marks = {mark.seq: mark for mark in record.marks() if mark.recipe == name}

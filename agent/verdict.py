@@ -8,7 +8,10 @@ from typing import Any, Literal
 from flawline.agent.wire import VERDICT_SCHEMA, Header
 from flawline.camera.ring import FrameRing
 from flawline.config.recipe import Recipe
+from flawline.models.results import STAGES
 
+TIMED = ("queue", *STAGES, "total")
+"""Keys of a verdict's `stage_ms`."""
 Reason = Literal[
     "deadline",
     "overrun",
@@ -108,7 +111,7 @@ class Outcome:
     t_done: int
     degraded: bool = False
     points: list[list[float]] = field(default_factory=list)
-    warning: str | None = None  # see InspectionResult
+    warning: str | None = None  # docs/verdicts.md has the list
 
 
 class VerdictWriter:
@@ -117,18 +120,18 @@ class VerdictWriter:
     def __init__(self, station: str, boot_id: str, agent_version: str) -> None:
         self.station = station
         self.boot_id = boot_id
-        self._provenance: dict[str, Any] = {"agent": agent_version, "bundle": None, "bundle_sha256": None}
+        self._provenance: dict[str, Any] = {"agent": agent_version}
+        self.models_are(None, None, None)
 
-    def models_are(self, bundle: str, bundle_sha256: str | None) -> None:
-        """From now on verdicts name this bundle."""
-        self._provenance |= {"bundle": bundle, "bundle_sha256": bundle_sha256}
+    def models_are(self, bundle: str | None, bundle_sha256: str | None, precision: str | None) -> None:
+        """From now on verdicts name this bundle, and the precision of its encoders."""
+        self._provenance |= {"bundle": bundle, "bundle_sha256": bundle_sha256, "precision": precision}
 
     def judged(self, job: Job, outcome: Outcome) -> Header:
         """`pass` or `fail`: an inspection that completed."""
         queue_ms = 0.0
         if job.queued_mono is not None and job.began_mono is not None:
             queue_ms = max(0.0, (job.began_mono - job.queued_mono) * 1000)
-        stages = {"queue": queue_ms, "clip": 0.0, "encode": 0.0, "prompt": 0.0, "cascade": 0.0, "total": 0.0}
         return self._header(
             job,
             result="fail" if outcome.defects else "pass",
@@ -138,7 +141,7 @@ class VerdictWriter:
             threshold=outcome.threshold,
             defects=outcome.defects,
             t_done=outcome.t_done,
-            stage_ms=stages | outcome.stage_ms,
+            stage_ms=dict.fromkeys(TIMED, 0.0) | {"queue": queue_ms} | outcome.stage_ms,
             warning=outcome.warning,
         )
 

@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from flawline.camera.frame import Frame
+from flawline.camera.picture_size import MOST_PIXELS
 
 
 class EndOfFrames(Exception):
@@ -23,6 +24,9 @@ class Camera(ABC):
 
     note: str | None = None
     """What the source loses before a frame is handed over, or does not tell of it, in words. Set by `open`."""
+
+    most_pixels: int = MOST_PIXELS
+    """A picture that is larger is not wanted, and not decoded where its file says so. Set by who makes the camera."""
 
     name: str
 

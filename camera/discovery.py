@@ -32,11 +32,6 @@ class Device:
         return f"{what} ({', '.join(names) or f'index {self.index}'})"
 
 
-def is_chosen(settings: CameraSettings) -> bool:
-    """True where the settings say which device is meant."""
-    return any(key is not None for key in (settings.serial, settings.address, settings.user_name, settings.index))
-
-
 def choose(settings: CameraSettings, devices: Sequence[Device]) -> Device:
     """The one device that fits serial, address, user_name and index, as far as they are given.
 

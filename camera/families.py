@@ -8,8 +8,6 @@ from flawline.camera.noise import Picture
 from flawline.camera.scene import Draft
 
 METAL = ("brushed", "ground", "cast", "paint", "brushed", "paint")
-SMOOTH = ("plastic", "paint", "brushed")
-ANY = ("plastic", "paint", "brushed", "cast", "ground", "wood", "leather", "foam", "paper", "stone", "weave")
 
 
 @dataclass(frozen=True)

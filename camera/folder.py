@@ -1,5 +1,6 @@
 """A camera that replays picture files: recursive, sorted, once or in a loop."""
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -10,9 +11,12 @@ import numpy as np
 from flawline.camera.camera import Camera, EndOfFrames
 from flawline.camera.frame import Frame, Pixels
 from flawline.camera.pace import Pace
+from flawline.camera.picture_size import MOST_PIXELS, picture_size
 from flawline.config.errors import CameraError, ConfigError, ImageError
 from flawline.config.settings_camera import CameraSettings
 
+_MOST_BYTES_PER_PIXEL = 20  # in a file: three numbers of 16 bit, written out
+_HEAD = 1 << 20  # bytes; beside the pixels
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
 
 
@@ -27,20 +31,33 @@ def list_pictures(folder: Path) -> list[Path]:
     )
 
 
-def read_picture(path: Path) -> tuple[Pixels, str]:
+def read_picture(path: Path, most_pixels: int = MOST_PIXELS) -> tuple[Pixels, str]:
     """The picture's pixels, (H, W) or (H, W, 3), 8 or 16 bit, and their pixel format.
 
-    An alpha channel is dropped. Raises ImageError, naming the file, where it is missing, empty, truncated
-    or in a form that is not known.
+    An alpha channel is dropped. Raises ImageError, naming the file, where it is missing, empty, truncated, in a form
+    that is not known, or larger than `most_pixels`, which is found before it is decoded.
     """
+    most_bytes = most_pixels * _MOST_BYTES_PER_PIXEL + _HEAD
     try:
-        data = path.read_bytes()
+        with path.open("rb") as stream:
+            too_long = os.fstat(stream.fileno()).st_size > most_bytes
+            data = b"" if too_long else stream.read()
     except OSError as error:
         raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if too_long:
+        raise ImageError(f"{path}: has more bytes than a picture of {most_pixels / 1e6:g} megapixels")
     if not data:
         raise ImageError(f"{path}: is empty")
     if truncated(data):
         raise ImageError(f"{path}: is truncated")
+    size = picture_size(data)
+    if size is None:
+        raise ImageError(f"{path}: is not a picture that can be decoded")
+    if size[0] * size[1] > most_pixels:
+        raise ImageError(
+            f"{path}: has {size[0] * size[1] / 1e6:.1f} megapixels, {most_pixels / 1e6:g} are the most "
+            "(worker.max_frame_mpx on a line)"
+        )
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
@@ -114,7 +131,7 @@ class FolderCamera(Camera):
         frame_id = self._next
         self._next += 1
         try:
-            pixels, pixel_format = read_picture(path)
+            pixels, pixel_format = read_picture(path, self.most_pixels)
         except ImageError as error:
             return Frame(frame_id, time.time_ns(), None, fault=str(error), source=str(path))
         return Frame(frame_id, time.time_ns(), pixels, pixel_format, source=str(path))

@@ -17,7 +17,7 @@ from flawline.camera.live_reader import LiveReader
 from flawline.camera.pace import Pace
 from flawline.camera.stream_format import note_of_tag
 from flawline.config.errors import CameraError, ConfigError
-from flawline.config.logging import hide_passwords
+from flawline.config.passwords import bare_address
 from flawline.config.settings_camera import CameraSettings
 
 log = structlog.get_logger()
@@ -64,11 +64,12 @@ class OpencvCamera(Camera):
         self._is_file = settings.path is not None
         self.patient = self._is_file  # a stream does not wait
         self._source = str(settings.path or settings.url or f"/dev/video{settings.index}")
+        self._shown = bare_address(self._source)  # a password may stand anywhere in it
         self._is_device = self._source.startswith("/dev/")
         if self._is_file and not settings.path.is_file():  # type: ignore[union-attr]
             raise ConfigError(f"camera {self.name!r}: path {settings.path} is not a file")
         if settings.features and not self._is_device:
-            raise ConfigError(f"camera {self.name!r}: features are for V4L2 devices; {self._source} takes none")
+            raise ConfigError(f"camera {self.name!r}: features are for V4L2 devices; {self._shown} takes none")
         self._by_command = settings.trigger == "software"
         self._triggers: queue.SimpleQueue[int] = queue.SimpleQueue()  # monotonic ns of each
         self._triggered: int | None = None  # the one that waits for its frame
@@ -94,7 +95,7 @@ class OpencvCamera(Camera):
             self._capture = cv2.VideoCapture(self._source, cv2.CAP_FFMPEG, timeouts)
         if not self._capture.isOpened():
             self.close()
-            raise CameraError(f"camera {self.name!r}: {hide_passwords(self._source)} cannot be opened")
+            raise CameraError(f"camera {self.name!r}: {self._shown} cannot be opened")
         v4l2.configure(self.name, self._source, self._capture, settings.features)
         self.note = note_of_tag(int(self._capture.get(_PIXELS_OF_DEVICE if self._is_device else _PIXELS_OF_STREAM)))
         if self._is_file:
@@ -107,7 +108,7 @@ class OpencvCamera(Camera):
             self._reader = LiveReader(self.name, self._capture.read)
         self._counts["opened"] += 1
         if self._counts["opened"] == 1:  # not at every try to have a lost one back
-            log.info("camera_open", camera=self.name, device=hide_passwords(self._source), trigger=settings.trigger)
+            log.info("camera_open", camera=self.name, device=self._shown, trigger=settings.trigger)
 
     def grab(self, timeout_s: float) -> Frame | None:
         """The next frame: of a file at the set rate, of a stream as it comes."""
@@ -145,8 +146,7 @@ class OpencvCamera(Camera):
             if item is None:
                 if self._reader.silent_s > self._settings.stall_s:
                     raise CameraError(
-                        f"camera {self.name!r}: {hide_passwords(self._source)} has sent no frame "
-                        f"for {self._settings.stall_s:g} s"
+                        f"camera {self.name!r}: {self._shown} has sent no frame for {self._settings.stall_s:g} s"
                     )
                 return None
             pixels, arrived, number = item
@@ -178,7 +178,7 @@ class OpencvCamera(Camera):
             return Frame(self._frame_id, time.time_ns(), None, fault=fault, fault_reason="overrun", lost=True)
         (pixels, arrived), self._held = self._held, None
         if pixels is None:
-            raise CameraError(f"camera {self.name!r}: {hide_passwords(self._source)} has ended or was cut off")
+            raise CameraError(f"camera {self.name!r}: {self._shown} has ended or was cut off")
         return self._frame(pixels, arrived)
 
     def _is_asked_for(self, arrived: int) -> bool:
@@ -219,7 +219,7 @@ class OpencvCamera(Camera):
         return {
             "up": self._capture is not None,
             "backend": "opencv",
-            "address": hide_passwords(self._source),
+            "address": self._shown,
             "height": self._size[0],
             "width": self._size[1],
             "clock": "host",

@@ -20,8 +20,8 @@ EXTRAS = {"genicam": "genicam", "pylon": "pylon", "gentl": "gentl"}
 """The pip extra that brings a backend's library, where it is not always there."""
 
 _EVERY = {"name", "backend", "recipe", "trigger", "trigger_timeout_ms", "guard"}
-_DEVICE = _EVERY | {"fps", "serial", "address", "user_name", "index", "features", "stall_s"}
-_USED: dict[str, set[str]] = {
+_DEVICE = _EVERY | {"fps", "serial", "address", "user_name", "index", "features", "stall_s", "transfer_ms"}
+USED: dict[str, set[str]] = {
     "simulated": _EVERY | {"fps", "simulated"},
     "folder": _EVERY | {"fps", "path", "loop"},
     "genicam": _DEVICE,
@@ -40,7 +40,7 @@ def make_camera(settings: CameraSettings) -> Camera:
 
     Raises ConfigError where a key is wrong, missing, or set although the backend does not use it; LibraryMissing.
     """
-    used = _USED[settings.backend]
+    used = USED[settings.backend]
     for key in sorted(settings.model_fields_set - used):
         default = CameraSettings.model_fields[key].get_default(call_default_factory=True)
         if getattr(settings, key) != default:  # the effective configuration names every key

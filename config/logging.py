@@ -9,34 +9,33 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import structlog
 
+from flawline.config.passwords import hide_passwords
 from flawline.config.settings import LogSettings
 
 _SECRET_NAME = re.compile(r"token|secret|password|passphrase|private_?key|credential", re.IGNORECASE)
-_LOGIN_IN_URL = re.compile(r"(?<=://)([^/\s:]*):[^/\s]*(?=@)")  # rtsp://user:p@ssword@camera: up to the last @
-_SECRET_IN_QUERY = re.compile(  # http://camera/?user=a&pwd=secret, also api_key=, access_token=
-    r"([?&][\w.-]*(?:pwd|pass|password|passwd|passphrase|token|secret|key)=)[^&\"\s]+", re.IGNORECASE
-)
 _PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}  # syslog(3)
 Event = MutableMapping[str, Any]
 
 
 def _mask_secrets(_: Any, __: str, event: Event) -> Event:
     for key, value in event.items():
-        if _SECRET_NAME.search(key):
-            event[key] = "***"
-        elif isinstance(value, str) and "://" in value:
-            event[key] = hide_passwords(value)
+        event[key] = _without_secrets(key, value)
     return event
 
 
-def hide_passwords(text: str) -> str:
-    """The text without passwords in its URLs."""
-    return _SECRET_IN_QUERY.sub(r"\1***", _LOGIN_IN_URL.sub(r"\1:***", text))
+def _without_secrets(key: str, value: Any) -> Any:
+    if _SECRET_NAME.search(key):
+        return "***"
+    if isinstance(value, str):
+        return hide_passwords(value)
+    if isinstance(value, Mapping):
+        return {inner: _without_secrets(str(inner), item) for inner, item in value.items()}
+    return [_without_secrets("", item) for item in value] if isinstance(value, list | tuple) else value
 
 
 RECORDS = frozenset({"truth"})
@@ -90,10 +89,18 @@ def to_journald() -> bool:
 def set_up_logging(settings: LogSettings, **bound: str) -> None:
     """Configure structlog for this process; `bound` (station, process) stands in every line."""
     console = settings.format == "console" or (settings.format == "auto" and sys.stderr.isatty())
+    colours = sys.stderr.isatty()
     render: list[Any] = (
-        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)]
+        [
+            _mask_secrets,
+            structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=structlog.dev.plain_traceback),
+        ]
         if console
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+        else [  # the traceback before the passwords are taken out
+            structlog.processors.format_exc_info,
+            _mask_secrets,
+            structlog.processors.JSONRenderer(default=str),
+        ]
     )
     structlog.configure(
         processors=[
@@ -101,7 +108,6 @@ def set_up_logging(settings: LogSettings, **bound: str) -> None:
             structlog.processors.add_log_level,
             RateLimit(),
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            _mask_secrets,
             *render,
             *([_add_priority] if to_journald() else []),
         ],

@@ -168,5 +168,5 @@ def stored_sha256(file: Path, *, follow: bool = True) -> str:
         return str(head["__metadata__"]["sha256"])
     except OSError as error:
         raise ConfigError(f"{file}: the memory cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:  # brackets within brackets
         raise ConfigError(f"{file}: is not a readable memory") from error

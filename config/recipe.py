@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 Box = tuple[int, int, int, int]  # x, y, w, h in pixels of the captured frame
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
+Precision = Literal["fp32", "fp16", "bf16"]
+PRECISION_OF: dict[str, Precision] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+"""The encoders' arithmetic by the name that verdicts and results have for it."""
 MOST_SENTENCES = 64
 """States of one kind: the text tower reads each of them in each of the bundle's templates, while no frame is judged."""
 _LONGEST_SENTENCE = 200  # characters; a tower reads 32 to 77 tokens
@@ -121,6 +124,7 @@ class Calibration(Strict):
     min_defect_area_px: int | None = Field(
         None, ge=1, description="the recipe's then: with a smaller one, scores of good parts are higher"
     )
+    precision: Precision | None = Field(None, description="arithmetic of the encoders, where it was known")
 
 
 _SCALE = {
@@ -190,6 +194,10 @@ class Recipe(Strict):
     )
     calibration: Calibration | None = Field(None, description="where the threshold came from")
 
+    def sha256(self) -> str:
+        """Hash of all keys, as verdicts name it."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
     def scale_sha256(self) -> str:
         """Hash of the keys that scores depend on; bundle and memory have their own."""
         table = self.model_dump(mode="json", include=_SCALE)
@@ -207,14 +215,21 @@ class Recipe(Strict):
                 differing.append(key)
         return sorted(differing)
 
-    def calibration_warning(self, bundle: str, bundle_sha256: str | None, memory_sha256: str | None) -> str | None:
-        """What to warn of where this bundle and memory judge; None where there is no calibration, or it still holds."""
+    def calibration_warning(
+        self, bundle: str, bundle_sha256: str | None, memory_sha256: str | None, precision: Precision | None
+    ) -> str | None:
+        """What to warn of where this bundle and memory judge; None where there is no calibration, or it still holds.
+
+        A `precision` that is not known, now or then, warns of nothing.
+        """
         made = self.calibration
         if made is None:
             return None
         if made.bundle_sha256 != bundle_sha256:
             now = f"{bundle} ({(bundle_sha256 or 'no hash')[:12]})"
             why = f"with bundle {made.bundle} ({made.bundle_sha256[:12]}), now {now} judges"
+        elif None not in (made.precision, precision) and made.precision != precision:
+            why = f"at {made.precision}, now the models judge at {precision}"
         elif made.recipe_sha256 is None:  # by a flawline that did not note more
             return None
         elif made.memory_sha256 != memory_sha256:

@@ -47,11 +47,11 @@ def update_recipe(file: Path, recipe: str, values: Mapping[str, Any]) -> None:
     _replace(file, text)
 
 
-def give(path: Path, uid: int, gid: int) -> None:
-    """To this owner and group, as far as we may; -1: as it is."""
+def give(file: Path | int, uid: int, gid: int) -> None:
+    """A path's or descriptor's file to this owner and group, as far as we may; -1: as it is."""
     for ids in ((-1, gid), (uid, -1)):
         with contextlib.suppress(OSError):
-            os.chown(path, *ids)
+            os.chown(file, *ids)
 
 
 def _replace(file: Path, text: str) -> None:

@@ -65,6 +65,14 @@ def load_settings(
         raise ConfigError(explain(error, Settings, where, list(tree.get("cameras", {})))) from error
 
 
+def chosen_recipe(settings: Settings, name: str, file: Path | None) -> Recipe:
+    """The recipe that an option `--recipe` names. Raises ConfigError naming those that there are, and their `file`."""
+    if name not in settings.recipes:
+        known = ", ".join(sorted(settings.recipes))
+        raise ConfigError(f"--recipe {name}: not in {file or 'the defaults'} (there are: {known})")
+    return settings.recipes[name]
+
+
 def read_file(file: Path, text: str | None = None) -> dict[str, Any]:
     """The file's tree, cameras by name, relative paths made absolute. Raises ConfigError naming the file."""
     try:

@@ -5,25 +5,29 @@ with their masks. What is drawn depends on the seed, the epoch and the step alon
 interrupted ends with the same weights as one that was not.
 """
 
+import contextlib
 import hashlib
+import io
 import json
 import math
+import os
 import pickle
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional
 
 from flawline.config.errors import ConfigError
 from flawline.config.recipe import Recipe
 from flawline.models.bundle import Bundle
+from flawline.models.checkpoints import metadata
 from flawline.models.clip import DenseClip
 from flawline.models.datasets import Category, Kind, object_words
 from flawline.models.feature_cache import FeatureCache
@@ -213,8 +217,45 @@ class AdapterTrainer:
         return True
 
     def write(self, safetensors: Path, april_gan: Path) -> None:
-        """The layers as fc.N.weight and fc.N.bias, in a bundle's format and in APRIL-GAN's checkpoint."""
+        """The layers as fc.N.weight and fc.N.bias, in a bundle's format and in APRIL-GAN's checkpoint.
+
+        Each is replaced as a whole, and none before both could be written. Raises ConfigError naming the file.
+        """
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.adapter.state_dict().items()}
         about = {"format": "pt", "plan": json.dumps(asdict(self.plan)), "activation": self.clip.activation}
-        save_file(state, safetensors, metadata=about)
-        torch.save({"trainable_linearlayer": state, "activation": self.clip.activation}, april_gan)
+        theirs = io.BytesIO()
+        torch.save({"trainable_linearlayer": state, "activation": self.clip.activation}, theirs)
+        _replace({safetensors: save(state, metadata=about), april_gan: theirs.getvalue()})
+
+
+def refuse_to_overwrite(out: Path, files: Sequence[Path]) -> None:
+    """Raises ConfigError where one of the `files` that --out stands for is there and no earlier run wrote it.
+
+    APRIL-GAN publishes layers under names such as visa_pretrained.pth. What `AdapterTrainer.write` wrote names its
+    activation.
+    """
+    for file in files:
+        if file.exists() and "activation" not in metadata(file):
+            raise ConfigError(
+                f"--out {out}: {file} is there already, and train-adapter did not write it; give another name: "
+                f"{' and '.join(one.name for one in files)} would be replaced"
+            )
+
+
+def _replace(contents: Mapping[Path, bytes]) -> None:
+    partials = {path: path.with_name(f"{path.name}.partial") for path in contents}
+    path = None
+    try:
+        for path, content in contents.items():
+            with partials[path].open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+        for path, partial in partials.items():
+            partial.replace(path)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        for partial in partials.values():
+            with contextlib.suppress(OSError):  # the error that is on its way says more
+                partial.unlink(missing_ok=True)

@@ -20,6 +20,7 @@ from flawline.config.errors import BundleError
 from flawline.config.recipe import MOST_SENTENCES, with_one_place
 
 MANIFEST = "bundle.toml"
+SHIPPED = Path(__file__).parent / "bundles"
 SCHEMA = "flawline.bundle/1"
 
 Triple = tuple[float, float, float]
@@ -112,10 +113,11 @@ class PromptWords(Table):
 
 
 class Thresholds(Table):
-    """What a recipe falls back to."""
+    """What a recipe falls back to. Where a bundle states none, 0.5 holds, which nobody chose."""
 
     region: float = Field(0.5, ge=0.0, le=1.0, description="S_a = CLIP map >= this")
     decision: float = Field(0.5, ge=0.0, le=1.0, description="a pixel of the final map >= this is defective")
+    chosen_on: str | None = Field(None, description="which pictures both were chosen on")
 
 
 class BundleFile(Table):
@@ -150,6 +152,11 @@ class Manifest(Table):
         None, description='what `model.precision = "auto"` takes on CUDA; left out: bf16, where the device has it'
     )
     files: tuple[BundleFile, ...] = ()
+
+    @property
+    def states_thresholds(self) -> bool:
+        """Whether somebody chose them."""
+        return {"region", "decision"} <= self.thresholds.model_fields_set
 
     @model_validator(mode="after")
     def _every_used_file_has_a_checksum(self) -> Self:
@@ -231,6 +238,18 @@ def read_bundle(folder: Path) -> Bundle:
     return Bundle(folder, manifest, hashlib.sha256(content).hexdigest())
 
 
+def write_manifest(folder: Path, text: str) -> None:
+    """Put this bundle.toml into the folder, as a whole or not at all. Raises BundleError naming the file."""
+    path = folder / MANIFEST
+    part = path.with_suffix(".toml.part")
+    try:
+        Manifest.model_validate(tomllib.loads(text))
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
 def user_folder() -> Path:
     """Where fetched bundles are kept."""
     return platformdirs.user_data_path("flawline") / "bundles"
@@ -239,7 +258,7 @@ def user_folder() -> Path:
 def bundle_folders() -> list[Path]:
     """The folders whose subfolders are bundles, in the order of search."""
     extra = [Path(part) for part in os.environ.get("FLAWLINE_BUNDLES", "").split(os.pathsep) if part]
-    return [*extra, user_folder(), Path(__file__).parent / "bundles"]
+    return [*extra, user_folder(), SHIPPED]
 
 
 def installed() -> Iterator[Path]:

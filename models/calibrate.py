@@ -20,15 +20,13 @@ LEAST_THRESHOLD = 1e-6  # a score of zero means no defect at any threshold
 
 @dataclass(frozen=True)
 class CalibratedThreshold:
-    """`threshold` rejects `rejected` of the `count` good parts it was taken from; with probability
-    `confidence` it rejects at most the share `false_reject_bound` of all."""
+    """`threshold` rejects `rejected` of the `count` good parts it was taken from; with the probability that was asked
+    for it rejects at most the share `false_reject_bound` of all."""
 
     threshold: float
     count: int
     rejected: int
     false_reject_bound: float
-    target_fpr: float
-    confidence: float
 
 
 def binomial_cdf(successes: int, trials: int, rate: float) -> float:
@@ -94,22 +92,23 @@ def allowed_rejects(count: int, target_fpr: float, confidence: float) -> int:
     return rejected
 
 
-def calibrate(scores: Sequence[float], target_fpr: float, confidence: float) -> CalibratedThreshold:
+def calibrate(
+    scores: Sequence[float], target_fpr: float, confidence: float, option: str = "--good"
+) -> CalibratedThreshold:
     """The lowest threshold whose false reject rate is at most `target_fpr` with probability `confidence`.
 
-    Raises ConfigError, saying how many parts are needed, where there are too few of them.
+    Raises ConfigError, naming the option that gave the parts, where there are too few of them (and how many are
+    needed) or where they score as high as anything can.
     """
     count = len(scores)
-    require_enough(count, target_fpr, confidence)
+    require_enough(count, target_fpr, confidence, option)
     rejected = allowed_rejects(count, target_fpr, confidence)
     highest_passed = np.sort(np.asarray(scores, np.float32))[count - 1 - rejected]
     threshold = max(float(np.nextafter(highest_passed, np.float32(np.inf))), LEAST_THRESHOLD)
     if threshold > 1.0:
         raise ConfigError(
-            "--good: good parts reach a score of 1.0, so no threshold can pass them; "
+            f"{option}: good parts reach a score of 1.0, so no threshold can pass them; "
             "look at them with `flawline inspect`, and give the recipe other words, a region or a memory"
         )
     actual = int((np.asarray(scores, np.float32) >= threshold).sum())
-    return CalibratedThreshold(
-        threshold, count, actual, clopper_pearson_upper(rejected, count, confidence), target_fpr, confidence
-    )
+    return CalibratedThreshold(threshold, count, actual, clopper_pearson_upper(rejected, count, confidence))

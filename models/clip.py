@@ -26,16 +26,14 @@ SENTENCES_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class DenseFeatures:
-    """What the image tower says of a batch: one grid of features per tap, finest first, and the whole image.
+    """What the image tower says of a batch: one grid of features per tap, finest first.
 
     `taps`: per tap (B, C_i, h_i, w_i), raw block outputs without the final norm, class token dropped.
-    `pooled`: (B, D) in the joint space, not normalised; None where it wasn't asked for.
     `levels`: what a memory of good parts compares: the taps, or what the tower names for it (`memory_levels`).
     """
 
     taps: list[Tensor]
     levels: list[Tensor]
-    pooled: Tensor | None = None
 
 
 class DenseClip(nn.Module):
@@ -89,19 +87,19 @@ class DenseClip(nn.Module):
         """(B, 3, S, S) RGB in [0, 255] -> the tower's input, in its precision."""
         return ((squashed.float() / 255.0 - self.pixel_mean) / self.pixel_std).to(self.dtype)
 
-    def dense(self, normalised: Tensor, *, pooled: bool = False) -> DenseFeatures:
-        """(B, 3, S, S) normalised -> features at the taps, and of the whole image if `pooled`."""
+    def dense(self, normalised: Tensor) -> DenseFeatures:
+        """(B, 3, S, S) normalised -> features at the taps."""
         output = self.model.visual.forward_intermediates(
             normalised,
             indices=[*self.indices, *self._memory_indices],
             normalize_intermediates=False,
             output_fmt="NCHW",
-            stop_early=not pooled,
-            intermediates_only=not pooled,
+            stop_early=True,
+            intermediates_only=True,
         )
         features = list(output["image_intermediates"])
         taps = features[: len(self.indices)]
-        return DenseFeatures(taps, features[len(taps) :] or taps, output.get("image_features"))
+        return DenseFeatures(taps, features[len(taps) :] or taps)
 
     def tap_channels(self) -> list[int]:
         """C_i of every tap; for towers of other libraries found by one forward of a grey image."""

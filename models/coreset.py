@@ -8,11 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flawline.models.good_parts import FEW_GOOD_PARTS
 from flawline.models.memory import nearest
 
 BUDGET = 1500  # rows of the bank
 CANDIDATES = 40_000  # descriptors that the bank is chosen from
-FEW = 5
 LEAST_LAYOUT = 0.02  # parts that are all but equal may still differ so much
 OUTLIER = 4.0
 """A good part is left out if its largest distance to the other good parts is this many robust standard deviations
@@ -86,7 +86,7 @@ def core_of(rows: Sequence[Tensor], budget: int) -> tuple[Tensor, Tensor, Tensor
 
 def outliers(largest: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which of the good parts' largest distances stand out, by the rule at `OUTLIER`; none of fewer than five."""
-    if len(largest) < FEW:
+    if len(largest) < FEW_GOOD_PARTS:
         return np.zeros(len(largest), bool)
     middle = float(np.median(largest))
     deviation = max(1.4826 * float(np.median(np.abs(largest - middle))), 0.05 * middle)
@@ -115,7 +115,7 @@ def farthest_layout(layouts: Tensor) -> float:
     """(N, T, L) -> the largest distance of a picture's layout to the nearest other one's; of fewer than five, the
     bundle's own where that is more."""
     count = len(layouts)
-    largest = OWN_SCALE.layout if count < FEW else LEAST_LAYOUT
+    largest = OWN_SCALE.layout if count < FEW_GOOD_PARTS else LEAST_LAYOUT
     if count < 2:
         return largest
     for number in range(count):

@@ -35,11 +35,10 @@ def counted_pixels(recipe: Recipe, height: int, width: int) -> int:
     return int(np.count_nonzero(counted))
 
 
-def blank_ignored(recipe: Recipe, anomaly_map: Any, top: int = 0, left: int = 0) -> None:
-    """Set the boxes to ignore to zero, in place; the first pixel of the map, an array or a tensor (H, W), is
-    (left, top) of the frame."""
+def blank_ignored(recipe: Recipe, anomaly_map: Any) -> None:
+    """Set the boxes to ignore to zero, in place, in the frame's map, an array or a tensor (H, W)."""
     for x, y, w, h in recipe.ignore:
-        anomaly_map[max(y - top, 0) : max(y - top + h, 0), max(x - left, 0) : max(x - left + w, 0)] = 0.0
+        anomaly_map[y : y + h, x : x + w] = 0.0
 
 
 def decide(anomaly_map: Map, recipe: Recipe, threshold: float) -> tuple[Mask, list[Defect], float]:

@@ -70,9 +70,14 @@ class Plan:
             self.size,
             self.seed,
             [(row.key, row.recipe(self.recipes[category.name]).model_dump(mode="json")) for row in self.rows],
-            [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files],
+            stamps(files),
         ]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+
+
+def stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """Name, size and time of files: whether they are those of before."""
+    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 @contextmanager
@@ -83,6 +88,11 @@ def writing(out: Path) -> Iterator[None]:
     except OSError as error:
         where = error.filename or out
         raise FlawlineError(f"--out {out}: {where}: cannot be written: {error.strerror or error}") from error
+
+
+def work_folder(out: Path) -> Path:
+    """Where a run keeps what the next one goes on from."""
+    return out / ".work"
 
 
 class Evaluation:
@@ -97,7 +107,7 @@ class Evaluation:
         self._plan = plan
         self._judge_for = judge_for
         self._progress = progress
-        self._work = plan.out / ".work"
+        self._work = work_folder(plan.out)
 
     def run(self, *, keep_maps: bool = False) -> dict[str, dict[str, Any]]:
         """Reports by class and row key. Raises ImageError, FlawlineError."""

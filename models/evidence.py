@@ -29,8 +29,9 @@ class Prepared:
     text: Tensor  # (D, 2)
     region_threshold: float
     threshold: float
+    memory_start: float  # where a map with a memory in it has its start: the lesser of S_a's and the bundle's decision
     memory: Memory | None = None  # of good parts
-    warning: str | None = None  # the threshold is another bundle's, words are cut off
+    warning: str | None = None  # of the recipe: those of docs/verdicts.md that hold for every picture
 
 
 @dataclass
@@ -47,8 +48,8 @@ class Encoded:
     clock: StageClock
     taps: list[Tensor] | None = None
     levels: list[Tensor] | None = None  # what a memory compares
-    maps: dict[tuple[str, Words, tuple[str, float] | None], Tensor] = field(default_factory=dict)
-    """By localiser, words, and a memory's hash and share."""
+    maps: dict[tuple[str, Words, tuple[str, float, float] | None], Tensor] = field(default_factory=dict)
+    """By localiser, words, and a memory's hash, share and start."""
     remembered: dict[str, Remembered] = field(default_factory=dict)  # by the memory's hash
     embeddings: dict[int, Tensor] = field(default_factory=dict)  # tile number -> (C, h, w)
 

@@ -1,8 +1,10 @@
 """Features of the frozen image tower, kept on disk under the picture's and the tower's identity."""
 
+import contextlib
 import hashlib
 import json
 import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flawline.config.errors import ImageError
+from flawline.config.errors import ConfigError, ImageError
 from flawline.models.clip import DenseClip
 from flawline.models.frames import squash, upload
 from flawline.models.ground_truth import read_rgb
@@ -35,16 +37,23 @@ class FeatureCache:
 
     def __init__(self, clip: DenseClip, identity: str, folder: Path | None, limit_bytes: int | None = None) -> None:
         """`identity`: hash of the tower's weights. `folder` None: nothing is kept. `limit_bytes`: default half
-        of the free disk."""
+        of the free disk. Raises ConfigError where the folder cannot be made."""
         self._clip = clip
         own = clip.settings.model_dump(mode="json")  # the same weights in another architecture, under another mean
-        self._identity = [identity, own, clip.activation, clip.input_size, list(clip.indices), str(clip.dtype)]
+        arithmetic = [str(clip.dtype), clip.pixel_mean.device.type]
+        self._identity = [identity, own, clip.activation, clip.input_size, list(clip.indices), *arithmetic]
         self._folder = folder
-        self._left = 0
+        self.left_bytes = 0  # that may still be written
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            free = int(shutil.disk_usage(folder).free * SHARE_OF_DISK)
-            self._left = free if limit_bytes is None else min(limit_bytes, free)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                free = int(shutil.disk_usage(folder).free * SHARE_OF_DISK)
+            except OSError as error:
+                raise ConfigError(
+                    f"--cache {folder}: CLIP's features cannot be kept there: {error.strerror or error}; give another "
+                    "folder, or --no-cache"
+                ) from error
+            self.left_bytes = free if limit_bytes is None else min(limit_bytes, free)
 
     @torch.no_grad()
     def encode(self, picture: NDArray[np.uint8]) -> list[Tensor]:
@@ -64,10 +73,28 @@ class FeatureCache:
             pass
         taps = self.encode(read_rgb(path))
         size = sum(tap.numel() * tap.element_size() for tap in taps)
-        if size <= self._left:
+        if size <= self.left_bytes:
             self._store(file, taps)
-            self._left -= size
+            self.left_bytes -= size
         return taps
+
+    def needed_bytes(self, paths: Sequence[Path]) -> int:
+        """What the features of these pictures would take on the disk beside what is there. Raises ImageError.
+
+        All pictures take the same; the first of them that is missing is encoded for it.
+        """
+        missing = [path for path in paths if (file := self._file(path)) is not None and not file.exists()]
+        if not missing:
+            return 0
+        return len(missing) * sum(tap.numel() * tap.element_size() for tap in self.encode(read_rgb(missing[0])))
+
+    def forget(self, paths: Iterable[Path]) -> None:
+        """Remove what is kept of these pictures. A run beside this one that shares it computes anew."""
+        for path in paths:
+            with contextlib.suppress(ImageError, OSError):  # the picture is gone, the disk may not be written any more
+                if (file := self._file(path)) is not None:
+                    file.unlink(missing_ok=True)
+                    file.with_suffix(".partial").unlink(missing_ok=True)
 
     def _file(self, path: Path) -> Path | None:
         if self._folder is None:
@@ -86,5 +113,5 @@ class FeatureCache:
             partial.replace(file)
         except (OSError, SafetensorError) as error:
             partial.unlink(missing_ok=True)
-            self._left = 0
+            self.left_bytes = 0
             log.warning("feature_cache_unwritable", folder=str(self._folder), error=str(error))

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import aiohttp
+import tomlkit
 
 from flawline import __version__
 from flawline.config.errors import BundleError
-from flawline.models.bundle import MANIFEST, Bundle, file_sha256, installed, read_bundle
+from flawline.models.bundle import MANIFEST, Bundle, Manifest, file_sha256, installed, read_bundle, write_manifest
 from flawline.models.fetch import Patience, Progress, copy_file, download, require_space, take_from
 from flawline.models.known_bundles import Activation, AdapterFile, KnownBundle, PublishedFile, manifest_of
 
@@ -50,6 +51,7 @@ def fetch_bundle(plan: FetchPlan, progress: Progress) -> Bundle:
         before = read_bundle(folder) if (folder / MANIFEST).is_file() else None
         if plan.adapter is not None:
             require_fitting(plan.adapter, plan.known)
+        require_same_activation(plan, before)
         missing = [file for file in plan.known.files if not _is_here(file, folder, progress)]
         here = sum(_size(folder / f"{file.name}.part") for file in missing)
         require_space(folder, sum(file.size for file in missing) - here)
@@ -64,7 +66,8 @@ def fetch_bundle(plan: FetchPlan, progress: Progress) -> Bundle:
             activation = activation_of(plan.adapter)
         if activation is None and before is not None and plan.adapter is None:
             activation = before.manifest.clip.activation
-        _write(folder / MANIFEST, manifest_of(plan.known, adapter, activation))
+        wanted = manifest_of(plan.known, adapter, activation)
+        write_manifest(folder, wanted if before is None else _with_own_keys(before, wanted))
     return read_bundle(folder)
 
 
@@ -86,6 +89,16 @@ def activation_of(adapter: Path) -> Activation | None:
 
     said = metadata(adapter).get("activation")
     return said if said in ("gelu", "quickgelu") else None  # type: ignore[return-value]
+
+
+def require_same_activation(plan: FetchPlan, before: Bundle | None) -> None:
+    """Raises BundleError where the layers, given or kept, say that they were trained under another than is wanted."""
+    layers = plan.adapter
+    if layers is None and before is not None and before.manifest.adapter is not None:
+        layers = before.folder / before.manifest.adapter.checkpoint
+    said = activation_of(layers) if layers is not None and plan.activation is not None else None
+    if said not in (None, plan.activation):
+        raise BundleError(f"--activation {plan.activation}: {layers} was trained under {said}: give that, or nothing")
 
 
 async def _download(plan: FetchPlan, files: list[PublishedFile], progress: Progress) -> None:
@@ -127,7 +140,8 @@ def _add_adapter(plan: FetchPlan, before: Bundle | None) -> AdapterFile | None:
     if plan.adapter is not None:
         target = plan.folder / f"adapter{plan.adapter.suffix}"
         copy_file(plan.adapter, target)
-        return AdapterFile(target.name, file_sha256(target), str(plan.adapter.resolve()))
+        # The name alone: the manifest's hash is the bundle's, and the same files make the same one on any machine.
+        return AdapterFile(target.name, file_sha256(target), plan.adapter.name)
     settings = before.manifest.adapter if before is not None else None
     if before is None or settings is None:
         return None
@@ -135,13 +149,29 @@ def _add_adapter(plan: FetchPlan, before: Bundle | None) -> AdapterFile | None:
     return AdapterFile(entry.name, entry.sha256, entry.source or "")
 
 
-def _write(path: Path, text: str) -> None:
-    part = path.with_suffix(".toml.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be written: {error.strerror or error}") from error
+def _with_own_keys(before: Bundle, wanted: str) -> str:
+    """The bundle.toml that is there, with its own keys (thresholds, words, precision) kept, as `wanted` says of files.
+
+    Thresholds that were chosen with other layers go: they are of another scale.
+    """
+    text = (before.folder / MANIFEST).read_text(encoding="utf-8")
+    document, new = tomlkit.parse(text), tomlkit.parse(wanted)
+    now = Manifest.model_validate(new.unwrap())
+    if _judging(before.manifest) != _judging(now):
+        document.pop("thresholds", None)
+    document["files"] = new["files"]
+    for table in ("clip", "sam", "adapter"):
+        for key, value in new.get(table, {}).items():
+            document.setdefault(table, tomlkit.table())[key] = value
+    same = Manifest.model_validate(document.unwrap()) == before.manifest
+    return text if same else tomlkit.dumps(document)
+
+
+def _judging(manifest: Manifest) -> tuple[object, ...]:
+    """What decides of which scale the scores are."""
+    adapter = manifest.adapter
+    layers = None if adapter is None else next(f.sha256 for f in manifest.files if f.name == adapter.checkpoint)
+    return manifest.clip.activation, layers
 
 
 @contextmanager

@@ -85,17 +85,22 @@ class Inspector:
             memory = fitting_memory(recipe, towers.bundle, words, localiser, towers.device)
             text = text_features(towers.clip, words, identity)
             threshold_warning = recipe.calibration_warning(
-                towers.bundle.name, towers.bundle.sha256, None if memory is None else memory.sha256
+                towers.bundle.name, towers.bundle.sha256, None if memory is None else memory.sha256, towers.precision
             )
+            cut = manifest.thresholds.region if wanted is None else wanted
+            unchosen = None
+            if recipe.threshold is None and not manifest.states_thresholds:
+                unchosen = f"nobody chose a threshold: bundle {manifest.name!r} states none, so 0.5 serves; calibrate"
             self._prepared[recipe] = Prepared(
                 recipe,
                 localiser,
                 words,
                 text.pair,
-                manifest.thresholds.region if wanted is None else wanted,
+                cut,
                 manifest.thresholds.decision if recipe.threshold is None else recipe.threshold,
+                min(cut, manifest.thresholds.decision),
                 memory,
-                "; ".join(filter(None, (text.warning(towers.clip, words), threshold_warning))) or None,
+                "; ".join(filter(None, (text.warning(towers.clip, words), unchosen, threshold_warning))) or None,
             )
         return self._prepared[recipe]
 
@@ -146,13 +151,11 @@ class Inspector:
         """(B, S, S) P(abnormal) in CLIP's frame, by words and, where there is one, memory; ignored boxes are zero."""
         maps, memory = self._zero_shot(encoded, prepared), prepared.memory
         if memory is not None:
-            share = prepared.recipe.memory_share
-            key = (prepared.localiser, prepared.words, (memory.sha256, share))
+            share, start = prepared.recipe.memory_share, prepared.memory_start
+            key = (prepared.localiser, prepared.words, (memory.sha256, share, start))
             if key not in encoded.maps:
-                thresholds = self.towers.bundle.manifest.thresholds
                 distances = self._remember(encoded, memory).distances
-                threshold = min(thresholds.region, thresholds.decision)
-                encoded.maps[key] = memory.fuse(maps, distances, threshold, share)
+                encoded.maps[key] = memory.fuse(maps, distances, start, share)
             maps = encoded.maps[key]
         return self.without_ignored(encoded, maps, prepared.recipe)
 

@@ -16,14 +16,15 @@ from flawline.config.recipe import Recipe
 from flawline.models.coreset import BUDGET, Scores, farthest_layout, leave_one_out, outliers
 from flawline.models.decide import counted_region
 from flawline.models.descriptors import descriptors, layout, projection
+from flawline.models.evidence import Encoded
 from flawline.models.frames import as_rgb
+from flawline.models.good_parts import MOST_GOOD_PARTS
 from flawline.models.inspector import Inspector
 from flawline.models.memory import About, Memory, logit, placed
 from flawline.models.memory_file import make_memory, words_sha256
 from flawline.models.registration import Registration
 from flawline.models.tiles import Tile
 
-MOST_PICTURES = 500
 PLACE = 3.0
 """Weight of a place in the frame, where parts always lie alike: a tenth of the frame away is as a cosine of 0.955."""
 FIXTURED = 1.08
@@ -122,8 +123,12 @@ class Learner:
     @torch.inference_mode()
     def describe_as_given(self, picture: NDArray[np.uint8], name: str) -> Described:
         """The same of the picture alone, as it is."""
+        return self.describe_encoded(self._inspector.encode([picture], self._recipe), picture, name)
+
+    @torch.inference_mode()
+    def describe_encoded(self, encoded: Encoded, picture: NDArray[np.uint8], name: str) -> Described:
+        """The same of a picture that is encoded already."""
         inspector = self._inspector
-        encoded = inspector.encode([picture], self._recipe)
         levels = inspector.levels(encoded)
         if self._projection is None:
             wanted = projection(sum(level.shape[1] for level in levels))
@@ -156,8 +161,8 @@ class Learner:
         if any(known.digest == part.digest for known in self._pictures):
             self._duplicates.append(part.name)
             return False
-        if len(self._pictures) >= MOST_PICTURES:
-            raise ConfigError(f"{part.name}: a memory takes at most {MOST_PICTURES} good parts")
+        if len(self._pictures) >= MOST_GOOD_PARTS:
+            raise ConfigError(f"{part.name}: a memory takes at most {MOST_GOOD_PARTS} good parts")
         self._pictures.append(part)
         return True
 

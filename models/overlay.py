@@ -9,7 +9,7 @@ from flawline.models.results import InspectionResult
 
 Picture = NDArray[np.uint8]  # (H, W, 3) RGB
 
-RED, GREEN, GREY = (230, 40, 40), (40, 170, 70), (120, 120, 120)
+RED, GREEN = (230, 40, 40), (40, 170, 70)
 HEAT_SHARE = 0.6  # of the heat's colour where the map is 1
 
 

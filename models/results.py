@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+STAGES = ("clip", "encode", "prompt", "cascade")
+"""What an inspection does one after the other; their times add up to its `total`, but for what lies between them."""
+
 
 class Defect(dict[str, Any]):
     """One connected region of the mask, in pixels of the captured frame: the map that goes on the wire.
@@ -66,10 +69,10 @@ class InspectionResult:
     score: float
     threshold: float
     defects: list[Defect]
-    stage_ms: dict[str, float] = field(default_factory=dict)  # clip, encode, prompt, cascade, total
+    stage_ms: dict[str, float] = field(default_factory=dict)  # of STAGES, and their `total`
     degraded: bool = False  # decided by the CLIP map alone because SAM was left out for lack of time
     refined: bool = False  # SAM ran
-    warning: str | None = None  # the threshold is another bundle's, or the frame is unlike all that the memory holds
+    warning: str | None = None  # of the recipe or of this picture: docs/verdicts.md has the list
 
     @property
     def passed(self) -> bool:

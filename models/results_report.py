@@ -160,9 +160,10 @@ def markdown(content: Mapping[str, Any]) -> str:
     size = "captured frames" if settings["size"] is None else f"{settings['size']} x {settings['size']} px"
     parts = [
         f"# {settings['dataset']}: {settings['root']}",
-        f"Bundle `{settings['bundle']}` ({settings['bundle_sha256'][:12]}), {settings['device']}, "
-        f"{settings['precision']}; CLIP's map by {_LOCALISERS[settings['localiser']]}, S_a from "
-        f"{settings['region_threshold']:g} on; metrics at {size}; all values in percent.",
+        f"Bundle `{settings['bundle']}` ({settings['bundle_sha256'][:12]}), {settings['activation']}, "
+        f"{settings['device']}, {settings['precision']}; CLIP's map by {_LOCALISERS[settings['localiser']]}"
+        f"{_layers(settings)}, S_a {_region(settings)}; metrics at {size}; all values in percent.",
+        _recipe(settings),
     ]
     if settings["limit"] is not None:
         parts.append(
@@ -181,6 +182,29 @@ def markdown(content: Mapping[str, Any]) -> str:
             *(f"* {problem}" for problem in settings["problems"]),
         ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _layers(settings: Mapping[str, Any]) -> str:
+    return f" of {settings['adapter']}" if settings["adapter"] else ""
+
+
+def _region(settings: Mapping[str, Any]) -> str:
+    """How S_a was cut."""
+    prompt = settings["recipe"]["prompt"]
+    if prompt["region"] == "otsu":
+        return "by Otsu's method"
+    if prompt["region"] == "top_percent":
+        return f"the highest {prompt['region_percent']:g} % of the pixels"
+    told = "" if settings["region_threshold_stated"] else " (stated by neither bundle nor recipe)"
+    return f"from {settings['region_threshold']:g} on{told}"
+
+
+def _recipe(settings: Mapping[str, Any]) -> str:
+    """Words and fusion."""
+    recipe, objects = settings["recipe"], set(settings["objects"].values())
+    named = f"`{objects.pop()}` in every prompt" if len(objects) == 1 else "the class's name in the prompts"
+    fusion = recipe["fusion"]
+    return f"The object's name: {named}; maps joined by `{fusion['preset']}`, a = {fusion['a']:g}."
 
 
 def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

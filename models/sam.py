@@ -5,9 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from flawline.config.errors import BundleError
@@ -104,12 +103,6 @@ def own_state(sam: Any, settings: SamSettings) -> StateDict:
     return {name: tensor.contiguous() for name, tensor in state.items() if not name.startswith(shared)}
 
 
-def padded_input(sam: Any, fitted: Tensor) -> Tensor:
-    """(1, 3, h, w) RGB in [0, 255], long side P -> (1, 3, P, P) normalised, then zeros right and below."""
-    padded: Tensor = sam.preprocess(fitted.float()).to(next(sam.image_encoder.parameters()).dtype)
-    return padded
-
-
 def _image_encoder(settings: SamSettings, trunk: nn.Module | None) -> nn.Module:
     if settings.architecture == "lite0":
         if settings.trunk_from_clip and trunk is None:
@@ -149,10 +142,3 @@ def _resize_positions(state: StateDict, own: StateDict) -> None:
         elif ".rel_pos_" in name:  # (2n - 1, C), as segment_anything itself would at run time
             line = source.float().t().unsqueeze(0)
             state[name] = functional.interpolate(line, target.shape[0], mode="linear")[0].t()
-
-
-def dense_position_encoding(sam: Any) -> Tensor:
-    """(1, dim, h, w) float32: where each cell of the embedding lies; the same for every frame."""
-    with torch.no_grad():
-        encoding: Tensor = sam.prompt_encoder.get_dense_pe()
-    return encoding

@@ -5,6 +5,8 @@ draw, that many pictures of `train/good` are learnt as `flawline learn` does it,
 The maps are CLIP's, before SAM; the image score is the map's maximum. Intervals are over pictures and draws.
 """
 
+import hashlib
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from flawline.config.errors import ConfigError
 from flawline.config.recipe import Recipe
 from flawline.models.bootstrap import Tallies, Tally, bin_edges, image_tallies, interval, resampled
 from flawline.models.datasets import Category
-from flawline.models.evaluate import Progress
+from flawline.models.evaluate import Progress, stamps
 from flawline.models.ground_truth import read_rgb, truth
 from flawline.models.inspector import Inspector
 from flawline.models.memory import Memory
@@ -43,7 +45,7 @@ class Known:
     learner: Learner
     good: list[Described]
     cells: list[Tensor]  # of every test picture, (D, h, w) float16 on the CPU
-    words: list[Tensor]  # (S, S) float16 on the CPU, the map by words
+    words: list[Tensor]  # (S, S) on the CPU, the map by words
     tiles: list[Tile]
     defective: Mask  # (n,)
     with_pixels: list[int]  # numbers of the test pictures that `masks` belongs to
@@ -81,7 +83,10 @@ class ShotStudy:
         draws: int,
         seed: int,
         progress: Progress,
+        work: Path,
+        identity: str,
     ) -> None:
+        """`work`: the folder that keeps finished classes; `identity`: of the models and their arithmetic."""
         for recipe in recipes.values():
             if recipe.roi is not None or recipe.ignore or recipe.tiling.enabled or recipe.memory is not None:
                 raise ConfigError("--shots: judges whole frames: use a recipe without roi, ignore, tiling and memory")
@@ -91,11 +96,16 @@ class ShotStudy:
         self._draws = draws
         self._seed = seed
         self._progress = progress
+        self._work = work
+        self._identity = identity
 
     def run(self, categories: Sequence[Category]) -> dict[str, Any]:
         """The entry `shots` of results.json."""
         able = [category for category in categories if category.train_good]
-        self._progress.start(sum(len(one.test) + len(one.train_good) for one in able), 0)
+        done = {one.name: self._finished(one) for one in able}
+        pictures = {one.name: len(one.test) + len(one.train_good) for one in able}
+        already = sum(count for name, count in pictures.items() if done[name] is not None)
+        self._progress.start(sum(pictures.values()), already)
         for category in categories:
             if category not in able:
                 self._progress.say(f"{category.name}: has no good pictures to learn from (train/good)")
@@ -103,13 +113,40 @@ class ShotStudy:
             "shots": list(self._shots),
             "draws": self._draws,
             "edge": EDGE,
-            "sets": {category.name: self._study(category, self._recipes[category.name]) for category in able},
+            "sets": {one.name: done[one.name] or self._studied(one) for one in able},
             "without_good": [category.name for category in categories if category not in able],
         }
 
+    def _studied(self, category: Category) -> dict[str, Any]:
+        entry = self._study(category, self._recipes[category.name])
+        self._work.mkdir(parents=True, exist_ok=True)
+        content = json.dumps({"signature": self._signature(category), "entry": entry})
+        self._file(category).write_text(content, encoding="utf-8")
+        return entry
+
+    def _file(self, category: Category) -> Path:
+        return self._work / f"{category.name}.shots.json"
+
+    def _finished(self, category: Category) -> dict[str, Any] | None:
+        """What an interrupted run has found of this class."""
+        try:
+            stored = json.loads(self._file(category).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        same = stored.get("signature") == self._signature(category)
+        entry: dict[str, Any] | None = stored["entry"] if same else None
+        return entry
+
+    def _signature(self, category: Category) -> str:
+        """Changes with everything that the numbers of a class depend on."""
+        files = [sample.image for sample in category.test] + [s.mask for s in category.test if s.mask is not None]
+        recipe = self._recipes[category.name].model_dump(mode="json")
+        known = [self._identity, recipe, self._shots, self._draws, self._seed, stamps([*files, *category.train_good])]
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+
     def _study(self, category: Category, recipe: Recipe) -> dict[str, Any]:
         known = self._encode(category, recipe)
-        words = measure(known, [one[None].float() for one in known.words])
+        words = measure(known, [one[None] for one in known.words])
         available, lines = len(known.good), []
         wanted = sorted({min(number, available) for number in self._shots})
         if wanted and max(self._shots) > available:
@@ -122,7 +159,7 @@ class ShotStudy:
                 measured = {"words": words}
                 if number:
                     memory = self._learnt(known, number, seed)
-                    measured |= self._with_memory(known, memory, recipe.memory_share)
+                    measured |= self._with_memory(known, memory, recipe)
                 runs.append((seed, measured, memory if number else None))
             lines.append(_line(number, runs))
             self._progress.say(f"{category.name}: {number} good parts")
@@ -139,9 +176,10 @@ class ShotStudy:
         cells, words, masks = [], [], {}
         for number, sample in enumerate(category.test):
             picture = _square(sample.image, edge)
-            described = learner.describe_as_given(picture, sample.image.name)
+            encoded = inspector.encode([picture], recipe)
+            described = learner.describe_encoded(encoded, picture, sample.image.name)
             cells.append(described.cells[0])
-            words.append(inspector.zero_shot(inspector.encode([picture], recipe), recipe)[0].half().cpu())
+            words.append(inspector.zero_shot(encoded, recipe)[0].cpu())
             mask = truth(sample, (EDGE, EDGE), (EDGE, EDGE))
             if mask is not None and category.with_masks:
                 masks[number] = mask
@@ -156,13 +194,12 @@ class ShotStudy:
         return learner.learn().memory
 
     @torch.inference_mode()
-    def _with_memory(self, known: Known, memory: Memory, share: float) -> dict[str, Measured]:
-        device, thresholds = memory.bank.device, self._inspector.towers.bundle.manifest.thresholds
+    def _with_memory(self, known: Known, memory: Memory, recipe: Recipe) -> dict[str, Measured]:
+        device, start, share = memory.bank.device, self._inspector.prepare(recipe).memory_start, recipe.memory_share
         alone, both = [], []
         for cells, words in zip(known.cells, known.words, strict=True):
             distances = memory.distances(cells[None].to(device).float(), known.tiles)
-            threshold = min(thresholds.region, thresholds.decision)
-            both.append(memory.fuse(words[None].to(device).float(), distances, threshold, share).cpu())
+            both.append(memory.fuse(words[None].to(device), distances, start, share).cpu())
             alone.append(distances.cpu())
         return {"memory": measure(known, alone), "both": measure(known, both)}
 

@@ -4,6 +4,8 @@ import time
 
 import torch
 
+from flawline.models.results import STAGES
+
 
 class StageClock:
     """Laps in milliseconds. On CUDA they are events in the stream, read only when `stages` is called."""
@@ -25,11 +27,11 @@ class StageClock:
         self._marks.append((stage, self._now()))
 
     def stages(self) -> dict[str, float]:
-        """Milliseconds of `clip`, `encode`, `prompt`, `cascade` (0.0 where skipped) and `total` until now."""
+        """Milliseconds of every stage (0.0 where it was skipped) and `total` until now."""
         end = self._now()
         if self._cuda:
             torch.cuda.synchronize(self._device)
-        times = dict.fromkeys(("clip", "encode", "prompt", "cascade"), 0.0)
+        times = dict.fromkeys(STAGES, 0.0)
         for (_, before), (stage, after) in zip(self._marks, self._marks[1:], strict=False):
             times[stage] += _between(before, after)
         times["total"] = _between(self._marks[0][1], end)

@@ -1,7 +1,7 @@
 """Which of the faster ways are taken: each can be switched off alone, to measure it or to do without it."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Literal, Self, get_args
 
@@ -45,9 +45,9 @@ class Switches:
         return cls(**chosen)  # type: ignore[arg-type]  # checked above
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str] | None = None) -> Self:
+    def from_environment(cls) -> Self:
         """What `FLAWLINE_SWITCHES` says; the defaults where it is not set. Raises ConfigError naming it."""
-        text = (os.environ if environ is None else environ).get(VARIABLE, "")
+        text = os.environ.get(VARIABLE, "")
         return cls.parse(filter(None, (part.strip() for part in text.split(","))), VARIABLE)
 
     def as_dict(self) -> dict[str, str]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flawline.config.errors import BundleError, ConfigError
-from flawline.config.recipe import CascadeSettings, PromptSettings, Recipe
+from flawline.config.recipe import PRECISION_OF, CascadeSettings, Precision, PromptSettings, Recipe
 from flawline.config.settings import DEVICES
 from flawline.models.bundle import MANIFEST, Bundle, open_bundle
 from flawline.models.checkpoints import Undrawn, load_weights, metadata, read_state_dict
@@ -28,6 +28,8 @@ from flawline.models.switches import Switches
 
 SETTLED = PromptSettings().model_dump(include={"region", "region_threshold", "region_percent", "features"})
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+APRIL_GAN = {f"fc.{tap}.weight": (768, 1024) for tap in range(4)}
+"""Shapes of the layers that APRIL-GAN publishes: trained under gelu, and their files do not say so."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class Towers:
     refiner: MaskRefiner
     switches: Switches
     graphs: Graphs  # of `dense`, `embed`, `prompts` and `refine`, which read nothing on the host
+
+    @property
+    def precision(self) -> Precision:
+        """`dtype` as settings name it."""
+        return PRECISION_OF[str(self.dtype).removeprefix("torch.")]
 
     def dense(self, clip_input: Tensor) -> DenseFeatures:
         """(B, 3, S, S) normalised -> the image tower's features at its taps and at a memory's levels."""
@@ -240,16 +247,31 @@ def load_adapter(bundle: Bundle, clip: DenseClip) -> AdapterLocaliser:
     assert settings is not None
     path: Path = bundle.path(settings.checkpoint)
     adapter = AdapterLocaliser(clip.tap_channels(), clip.embed_dim, settings.temperature, settings.centred)
-    require_activation(path, clip)
+    require_activation(path, clip, stated=bundle.manifest.clip.activation is not None)
     load_weights(adapter, {name: tensor.float() for name, tensor in read_state_dict(path).items()}, path)
     return adapter.eval().requires_grad_(False)
 
 
-def require_activation(path: Path, clip: DenseClip) -> None:
-    """Layers belong to the kind of GELU that they were trained under; ours say which. Raises BundleError."""
+def require_activation(path: Path, clip: DenseClip, *, stated: bool = False) -> None:
+    """Layers belong to the kind of GELU that they were trained under; ours say which. Raises BundleError.
+
+    Where a file says nothing and may be APRIL-GAN's, quickgelu must be `stated` for these very layers: by a bundle.toml
+    that names both. Else hours of measuring would end in maps that are merely worse.
+    """
     trained = metadata(path).get("activation")
     if trained not in (None, clip.activation):
         raise BundleError(
             f"{path}: these layers were trained under {trained}, and this bundle's CLIP runs under {clip.activation}: "
             f'set clip.activation = "{trained}"'
         )
+    if trained is None and clip.activation == "quickgelu" and not stated and _is_april_gans(path):
+        raise BundleError(
+            f"{path}: these layers do not say under which GELU they were trained, and APRIL-GAN's, which have these "
+            "shapes, were not under this CLIP's quickgelu: fetch the bundle with --activation gelu, or with the layers "
+            "(--adapter FILE; where they were trained under quickgelu, with --activation quickgelu too)"
+        )
+
+
+def _is_april_gans(path: Path) -> bool:
+    shapes = {name: tuple(tensor.shape) for name, tensor in read_state_dict(path).items() if name.endswith("weight")}
+    return shapes == APRIL_GAN

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -16,7 +17,7 @@ from torch.nn import functional
 from flawline.models.bundle import SamSettings
 from flawline.models.sam import build_sam, own_state
 
-CLIP_CONFIG = {
+CLIP_CONFIG: dict[str, Any] = {
     "embed_dim": 32,
     "vision_cfg": {"image_size": 64, "layers": 4, "width": 64, "patch_size": 8, "head_width": 16},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
@@ -38,14 +39,20 @@ def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
 
 
 def write_tiny_bundle(
-    folder: Path, *, adapter: bool = True, region: float = 0.5, activation: str | None = None
+    folder: Path,
+    *,
+    adapter: bool = True,
+    region: float = 0.5,
+    activation: str | None = None,
+    config: dict[str, Any] = CLIP_CONFIG,
 ) -> Path:
     """The bundle `tiny` in `folder`: ViT CLIP of four blocks at 64 px, lite0 SAM at 128 px."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "clip.json").write_text(json.dumps(CLIP_CONFIG))
+    (folder / "clip.json").write_text(json.dumps(config))
+    width, channels = config["embed_dim"], config["vision_cfg"]["width"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        clip = open_clip.CLIP(**CLIP_CONFIG)
+        clip = open_clip.CLIP(**config)
         save_file(
             {name: tensor.contiguous() for name, tensor in clip.state_dict().items()}, folder / "clip.safetensors"
         )
@@ -54,7 +61,7 @@ def write_tiny_bundle(
         layers = {
             f"fc.{n}.{kind}": torch.randn(shape)
             for n in range(4)
-            for kind, shape in (("weight", (32, 64)), ("bias", (32,)))
+            for kind, shape in (("weight", (width, channels)), ("bias", (width,)))
         }
         save_file(layers, folder / "adapter.safetensors")
     names = ["clip.json", "clip.safetensors", "sam.safetensors"] + ["adapter.safetensors"] * adapter

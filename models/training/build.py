@@ -27,6 +27,7 @@ from flawline.models.localise import AdapterLocaliser
 from flawline.models.pyramid import WIDTH
 from flawline.models.sam import TRUNK, build_sam, own_state
 from flawline.models.text import mean_direction
+from flawline.models.thresholds import best_decision
 from flawline.models.towers import load_adapter
 from flawline.models.training.align import align_positions
 from flawline.models.training.bundle_folder import SAM_SETTINGS, write_bundle
@@ -335,16 +336,12 @@ def decision_threshold(plan: DemoPlan, bundle: Path, work: Path, say: Say, proce
         result = inspector.inspect(np.asarray(image))
         maps.append(result.anomaly_map[::2, ::2])
         scores.append(result.score)
-    bad = (unseen.kinds > 0).reshape(len(unseen), -1).any(axis=1)
-    values = np.array(scores)
-    # Not below the region threshold: what CLIP's map is not cut at, SAM is never asked about.
+    bad = np.asarray((unseen.kinds > 0).reshape(len(unseen), -1).any(axis=1))
     region = inspector.towers.bundle.manifest.thresholds.region
-    candidates = np.unique(values[values >= region]) if bool((values >= region).any()) else np.unique(values)
-    balance = [((values >= t) == bad)[bad].mean() + ((values >= t) == bad)[~bad].mean() for t in candidates]
-    best = float(candidates[int(np.argmax(balance))])
+    best, accuracy = best_decision(np.array(scores), bad, region)
     measured = figures(np.stack(maps), unseen.kinds[:, ::2, ::2] > 0)
     say("product, unseen families: " + " ".join(f"{name} {value:.3f}" for name, value in measured.items()))
-    say(f"decision threshold {best:.3f}: balanced accuracy {max(balance) / 2:.3f}")
+    say(f"decision threshold {best:.3f}: balanced accuracy {accuracy:.3f}")
     return round(best, 3)
 
 

@@ -72,7 +72,8 @@ def test_a_folder_is_judged_file_by_file_and_mirrored(flawline: Run, bundle: str
         assert {"result", "score", "threshold", "defects", "stage_ms", "provenance"} <= record.keys()
         assert record["threshold"] == 0.2
         assert record["provenance"]["bundle"] == "tiny"
-        assert record["provenance"].keys() == {"agent", "bundle", "bundle_sha256", "recipe_sha256", "memory_sha256"}
+        judged_by = {"agent", "bundle", "bundle_sha256", "precision", "recipe_sha256", "memory_sha256"}
+        assert record["provenance"].keys() == judged_by
         if name != "b/cut.png":
             assert record["result"] == ("fail" if record["defects"] else "pass")
             assert bool(record["defects"]) == (record["score"] >= 0.2)

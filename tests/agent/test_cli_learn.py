@@ -76,6 +76,13 @@ def test_versions_are_kept_and_taken_back(line: Path) -> None:
         learn(line, "--rollback")
 
 
+def test_a_memory_is_learnt_at_the_precision_that_is_asked_for(line: Path) -> None:
+    good = ["--good", str(line.parent / "good"), "--json"]
+    full, half, again = (learn(line, *good, *more) for more in ([], ["--precision", "bf16"], ["--precision", "fp32"]))
+    assert json.loads(full)["memory_sha256"] == json.loads(again)["memory_sha256"]
+    assert json.loads(full)["memory_sha256"] != json.loads(half)["memory_sha256"]
+
+
 def test_out_overwrites_nothing(line: Path) -> None:
     good, out = line.parent / "good", line.parent / "plates.safetensors"
     learn(line, "--good", str(good), "--out", str(out))

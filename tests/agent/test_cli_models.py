@@ -59,9 +59,9 @@ def flawline(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     return run
 
 
-def april_gan(path: Path, width: int = 1024) -> Path:
+def april_gan(path: Path, width: int = 1024, seed: int = 1) -> Path:
     """Linear layers in APRIL-GAN's published format."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     layers = {f"fc.{n}.weight": torch.randn(768, width, generator=generator) for n in range(4)}
     layers |= {f"fc.{n}.bias": torch.randn(768, generator=generator) for n in range(4)}
     torch.save({"trainable_linearlayer": layers}, path)
@@ -119,9 +119,54 @@ def test_layers_are_added_and_kept_and_bring_their_activation(tmp_path: Path) ->
     own = fetch_bundle(replace(plan, adapter=layers, activation="quickgelu"), quiet).manifest
     assert own.clip.activation == "quickgelu"
 
+    elsewhere = tmp_path / "another place" / layers.name
+    elsewhere.parent.mkdir()
+    elsewhere.write_bytes(layers.read_bytes())
+    again = fetch_bundle(replace(plan, adapter=elsewhere), quiet)
+    assert again.sha256 == added.sha256  # a memory learnt with one is taken by the other
+
     with pytest.raises(BundleError, match=r"narrow\.pth: fc\.0\.weight has shape \(768, 512\)"):
         fetch_bundle(replace(plan, adapter=april_gan(tmp_path / "narrow.pth", 512)), quiet)
-    assert read_bundle(plan.folder).manifest == own
+    assert read_bundle(plan.folder).manifest == again.manifest
+
+
+def test_layers_that_name_another_activation_are_refused_before_anything_is_fetched(tmp_path: Path) -> None:
+    layers = tmp_path / "mine.pth"
+    told = torch.load(april_gan(layers), weights_only=True) | {"activation": "quickgelu"}
+    torch.save(told, layers)
+    plan = FetchPlan(known(), tmp_path / "bundles", adapter=layers, activation="gelu", source=tmp_path)
+    refused = r"--activation gelu: .*mine\.pth was trained under quickgelu"
+    with pytest.raises(BundleError, match=refused):  # not that the folder lacks the files
+        fetch_bundle(plan, quiet)
+    (tmp_path / "clip.pt").write_bytes(CLIP)
+    (tmp_path / "vit-h.pth").write_bytes(SAM_H)
+    assert fetch_bundle(replace(plan, activation=None), quiet).manifest.clip.activation == "quickgelu"
+    with pytest.raises(BundleError, match=r"--activation gelu: .*adapter\.pth was trained under quickgelu"):
+        fetch_bundle(replace(plan, adapter=None), quiet)  # those that are there already
+
+
+def test_what_was_added_to_bundle_toml_survives_another_fetch(tmp_path: Path) -> None:
+    usb = tmp_path / "usb"
+    usb.mkdir()
+    (usb / "clip.pt").write_bytes(CLIP)
+    (usb / "vit-h.pth").write_bytes(SAM_H)
+    plan = FetchPlan(known(), tmp_path / "bundles", source=usb, adapter=april_gan(tmp_path / "first.pth"))
+    file = fetch_bundle(plan, quiet).folder / "bundle.toml"
+    own = (
+        '# tuned\nprecision = "fp16"\n[thresholds]\nregion = 0.31\ndecision = 0.62\n[prompts]\ntemplates = ["a {}."]\n'
+    )
+    comment, _, tables = own.partition("[")
+    file.write_text(comment + file.read_text() + "\n[" + tables)
+    text = file.read_text()
+    again = fetch_bundle(replace(plan, adapter=None), quiet)
+    assert file.read_text() == text
+    assert again.manifest.thresholds.region == 0.31
+
+    other = fetch_bundle(replace(plan, adapter=april_gan(tmp_path / "second.pth", seed=2)), quiet)
+    assert other.manifest.precision == "fp16"
+    assert other.manifest.prompts.templates == ("a {}.",)
+    assert not other.manifest.states_thresholds  # those were of the first layers' scale
+    other.verify()
 
 
 def test_two_fetches_of_one_bundle_do_not_meet(tmp_path: Path) -> None:

@@ -170,8 +170,11 @@ async def test_a_trigger_that_was_answered_in_the_queue_makes_no_exposure(tmp_pa
     await way.close()
 
 
-class Line45(Camera):
-    """Exposed by its own line at the given times; its clock says 45 ms more, as the transfer takes.
+TRANSFER_MS = 400
+
+
+class LineWithTransfer(Camera):
+    """Exposed by its own line at the given times; its clock says TRANSFER_MS more, as the transfer takes.
 
     The host's UTC is wrong by `wrong_ms` and set right, so that `t_grab` is.
     """
@@ -191,25 +194,27 @@ class Line45(Camera):
         pass
 
     def grab(self, timeout_s: float) -> Frame | None:
-        if not self._left or self.at(self._left[0][1] + 45) > timeout_s:
+        if not self._left or self.at(self._left[0][1] + TRANSFER_MS) > timeout_s:
             time.sleep(timeout_s)
             return None
         number, exposed = self._left.popleft()
-        time.sleep(self.at(exposed + 45))
-        stamped = self._start + (exposed + 45) * MS
+        time.sleep(self.at(exposed + TRANSFER_MS))
+        stamped = self._start + (exposed + TRANSFER_MS) * MS
         return Frame(number, time.time_ns() + self._wrong_ns, PICTURE, clocked=True, mono_grab=stamped)
 
     def close(self) -> None:
         pass
 
 
-@pytest.mark.parametrize(("transfer_ms", "wrong_ms"), [(0.0, 0), (45.0, 0), (45.0, -600), (45.0, 600)])
+@pytest.mark.parametrize(
+    ("transfer_ms", "wrong_ms"), [(0, 0), (TRANSFER_MS, 0), (TRANSFER_MS, -600), (TRANSFER_MS, 600)]
+)
 async def test_a_part_that_is_announced_during_a_transfer_is_the_next_frames(
-    tmp_path: Path, transfer_ms: float, wrong_ms: int
+    tmp_path: Path, transfer_ms: int, wrong_ms: int
 ) -> None:
     """Whatever the host's clock is set to meanwhile."""
     way = Way(tmp_path)
-    camera = Line45([200, 600, 1000], wrong_ms)
+    camera = LineWithTransfer([400, 1200, 2000], wrong_ms)
     settings = CameraSettings(name="top", trigger="hardware", transfer_ms=transfer_ms, guard={"enabled": False})
     recipes = RecipeBook(Settings(cameras=[settings], recipes={"default": Recipe(deadline_ms=1)}), way.journal)
     intake = Intake([(camera, settings)], way.ring, recipes, way.pipeline, way.outbox, 20, None)
@@ -217,7 +222,8 @@ async def test_a_part_that_is_announced_during_a_transfer_is_the_next_frames(
     grabbing = asyncio.create_task(intake.run_camera(line))
     await intake.until_open(30)
     intake.running = True
-    for name, at_ms in (("P0", 0), ("P1", 210), ("P2", 610)):  # each 10 ms after the exposure of the one before
+    # Each in the middle of the transfer of the one before: 200 ms of a busy machine are left on either side.
+    for name, at_ms in (("P0", 200), ("P1", 600), ("P2", 1400)):
         await asyncio.sleep(camera.at(at_ms))
         await intake.announce("top", None, name)
     await until(lambda: {header["frame_id"] for header in way.seen} >= {0, 1, 2})

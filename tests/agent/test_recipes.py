@@ -55,6 +55,22 @@ def test_a_lost_memory_is_said_and_what_judges_instead(tmp_path: Path) -> None:
     journal.close()
 
 
+def test_a_memory_whose_head_is_nested_without_end_is_a_damaged_one(tmp_path: Path) -> None:
+    memory = tmp_path / "default.0001.aaaaaaaaaaaa.safetensors"
+    save_file({"cells": np.zeros(1, np.float32)}, memory, {"sha256": "a" * 64})
+    journal = Journal(tmp_path)
+    before = RecipeBook(settings(), journal)
+    learnt = before.version_of("default", Recipe(memory=str(memory)))
+    before.activate(["top"], learnt)
+    before.keep([learnt], ["top"])
+    memory.write_bytes((1 << 20).to_bytes(8, "little") + b"[" * (1 << 20))
+    with capture_logs() as said:
+        assert RecipeBook(settings(), journal).of("top").key == "default@1"
+    (error,) = [entry for entry in said if entry["log_level"] == "error"]
+    assert error["error"] == f"{memory}: is not a readable memory"
+    journal.close()
+
+
 def test_what_was_activated_out_of_the_file_follows_the_file_over_a_restart(tmp_path: Path) -> None:
     """Also where what was activated can be used no more."""
     memory = tmp_path / "bolt.0001.aaaaaaaaaaaa.safetensors"
@@ -187,4 +203,19 @@ def test_a_list_of_recipes_is_no_larger_than_a_reply_may_be(tmp_path: Path, monk
     assert keys[0] == "default@1"
     assert keys[1:] == [f"nut@{number}" for number in range(60 - len(keys) + 2, 61)]
     assert listed["left_out"] == 61 - len(keys) > 0
+    journal.close()
+
+
+def test_a_calibration_at_another_precision_is_said_once(tmp_path: Path) -> None:
+    made = {"date": "2026-01-02", "count": 299, "rejected": 0, "method": "order statistic", "target_fpr": 0.01}
+    made |= {"confidence": 0.95, "false_reject_bound": 0.01, "threshold": 0.5, "bundle": "demo"}
+    made |= {"bundle_sha256": "a" * 64, "precision": "fp32"}
+    journal = Journal(tmp_path)
+    book = RecipeBook(settings(default=Recipe.model_validate({"threshold": 0.5, "calibration": made})), journal)
+    with capture_logs() as said:
+        for precision in ("float32", None, "bfloat16", "bfloat16"):  # as a worker says it; a replaced one says it again
+            book.judged_by("demo", "a" * 64, precision)
+    (warning,) = said
+    assert warning["event"] == "calibration_does_not_hold"
+    assert "calibrated at fp32, now the models judge at bf16" in warning["reason"]
     journal.close()

@@ -19,13 +19,13 @@ import numpy as np
 
 from flawline.camera.synthetic import choose_product, draw_part
 from flawline.models.inspector import Inspector
+from flawline.models.results import STAGES
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "system"))
 from station import Station
 
 SIZE = (960, 1280)
 PICTURES = 20
-STAGES = ("clip", "encode", "prompt", "cascade")
 
 
 def draw_pictures(folder: Path, share: float) -> None:

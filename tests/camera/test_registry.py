@@ -1,15 +1,19 @@
 """Keys that a backend does not use, libraries that are missing, and buffers with padded lines."""
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+from needs import need
 
 from flawline.camera.buffers import as_picture
-from flawline.camera.registry import make_camera
+from flawline.camera.registry import BACKENDS, USED, make_camera
 from flawline.config.errors import ConfigError, ImageError
 from flawline.config.settings_camera import CameraSettings
+
+LIBRARIES = {"genicam": "viva_genicam", "pylon": "pypylon", "gentl": "harvesters"}
 
 
 @pytest.mark.parametrize(
@@ -28,6 +32,19 @@ def test_a_key_that_the_backend_does_not_use_is_refused(backend: str, keys: dict
     settings = CameraSettings.model_validate({"name": "top", "backend": backend, **keys})
     with pytest.raises(ConfigError, match=f"camera 'top': backend '{backend}' does not use '{refused}'"):
         make_camera(settings)
+
+
+def test_every_setting_of_a_camera_is_used_by_some_backend() -> None:
+    assert set(BACKENDS) == set(USED)
+    assert set().union(*USED.values()) == set(CameraSettings.model_fields)
+
+
+@pytest.mark.parametrize("backend", ["genicam", "pylon", "gentl"])
+def test_a_device_may_say_how_long_its_transfer_takes(backend: str) -> None:
+    need(find_spec(LIBRARIES[backend]), LIBRARIES[backend])
+    keys = {"cti": "/x.cti"} if backend == "gentl" else {}
+    settings = {"name": "top", "backend": backend, "trigger": "hardware", "transfer_ms": 8.0, **keys}
+    assert make_camera(CameraSettings.model_validate(settings)).name == "top"
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from flawline.config.errors import ConfigError
+from flawline.config.recipe import Recipe
 from flawline.config.recipe_file import update_recipe
-from flawline.config.sources import load_settings
+from flawline.config.sources import chosen_recipe, load_settings
 
 TOP = '[[cameras]]\nname = "top"\nbackend = "folder"\npath = "pictures"\nfps = 5.0\n'
 
@@ -163,3 +164,12 @@ def test_a_recipe_that_would_not_load_leaves_the_file_as_it_is(tmp_path: Path) -
         update_recipe(file, "default", {"threshold": 2.0})
     assert file.read_text() == "# mine\n"
     assert [path.name for path in tmp_path.iterdir()] == ["flawline.toml"]
+
+
+def test_a_recipe_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
+    file = write(tmp_path, "[recipes.nut]\n[recipes.default]\n")
+    assert chosen_recipe(load_settings(file, environ={}), "nut", file) == Recipe()
+    with pytest.raises(ConfigError, match=rf"^--recipe bolt: not in {file} \(there are: default, nut\)$"):
+        chosen_recipe(load_settings(file, environ={}), "bolt", file)
+    with pytest.raises(ConfigError, match=r"^--recipe bolt: not in the defaults \(there are: default\)$"):
+        chosen_recipe(load_settings(environ={}), "bolt", None)

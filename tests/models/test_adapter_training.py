@@ -16,6 +16,7 @@ from flawline.models.adapter_training import AdapterTrainer, TrainingPlan
 from flawline.models.bundle import read_bundle
 from flawline.models.checkpoints import metadata, read_state_dict
 from flawline.models.datasets import read_dataset
+from flawline.models.feature_cache import FeatureCache
 from flawline.models.ground_truth import read_mask, read_rgb
 from flawline.models.mosaic import draw_four, mosaic
 from flawline.models.training.losses import dice_loss, focal_loss, published_loss
@@ -118,6 +119,16 @@ def test_cached_features_belong_to_one_way_of_computing_them(tmp_path: Path) -> 
     assert len(set((tmp_path / "cache").glob("*.safetensors"))) == 2 * len(kept)
 
 
+def test_cached_features_belong_to_the_kind_of_device_that_made_them(tmp_path: Path) -> None:
+    trained = trainer(tmp_path)
+    sample = trained.samples[0][1].image
+    trained.features(sample)
+    identity = read_bundle(tmp_path / "bundle").checksum("clip.safetensors")
+    other = FeatureCache(trained.clip.to("meta"), identity, tmp_path / "cache")  # a device that every machine has
+    with pytest.raises(NotImplementedError, match="meta tensor"):  # what is computed there holds nothing to store
+        other(sample)
+
+
 def test_training_lowers_the_loss(tmp_path: Path) -> None:
     losses: list[float] = []
     trainer(tmp_path, epochs=30, mosaic=0.0).train(lambda progress: losses.append(progress.loss), lambda: None)
@@ -133,6 +144,23 @@ def test_both_files_hold_the_layers_under_the_published_names(tmp_path: Path) ->
     assert set(torch.load(theirs, weights_only=True)) == {"trainable_linearlayer", "activation"}
     assert metadata(ours)["activation"] == metadata(theirs)["activation"] == trained.clip.activation
     assert same(read_state_dict(ours), read_state_dict(theirs))
+
+
+def test_layers_are_replaced_together_or_not_at_all(tmp_path: Path) -> None:
+    trained = trainer(tmp_path, epochs=1)
+    made = tmp_path / "made"
+    made.mkdir()
+    files = made / "layers.safetensors", made / "layers.pth"
+    trained.write(*files)
+    before = [file.read_bytes() for file in files]
+    run(trained)
+    (made / "layers.pth.partial").symlink_to("/dev/full")
+    with pytest.raises(ConfigError, match=r"layers\.pth: cannot be written: No space"):
+        trained.write(*files)
+    assert [file.read_bytes() for file in files] == before
+    trained.write(*files)
+    assert all(now.read_bytes() != then for now, then in zip(files, before, strict=True))
+    assert set(made.iterdir()) == set(files)
 
 
 def test_the_paper_is_the_default() -> None:

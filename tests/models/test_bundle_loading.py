@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import tomli_w
 import torch
@@ -14,6 +15,7 @@ from tiny_bundle import picture, write_tiny_bundle
 
 from flawline.config.errors import BundleError, ConfigError, FlawlineError
 from flawline.config.recipe import Recipe
+from flawline.models.bundle import read_bundle
 from flawline.models.inspector import Inspector
 
 
@@ -89,3 +91,17 @@ def test_a_bundle_without_layers_is_served_by_windows(tmp_path: Path, monkeypatc
     assert 0.0 <= result.score <= 1.0
     with pytest.raises(BundleError, match="no adapter"):
         bare.inspect(picture(64, 64), Recipe(localiser="adapter"))
+
+
+def test_the_bundle_that_the_documents_describe_opens(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "bundles.md").read_text()
+    shown = page.split("```toml\n")[1].split("```")[0]
+    for comment in ("# taps", "# [adapter]", "# checkpoint"):  # what is shown as a choice fits too
+        assert comment in shown
+        shown = shown.replace(comment, comment.removeprefix("# "))
+    file = '\n[[files]]\nname = "mine.safetensors"\nsha256 = "' + "0" * 64 + '"\nlicence = "MIT"\n'
+    (tmp_path / "bundle.toml").write_text(shown + file)
+    manifest = read_bundle(tmp_path).manifest
+    assert manifest.adapter is not None
+    assert manifest.clip.taps == (3, 6, 9, 12)
+    assert open_clip.get_model_config(str(manifest.clip.architecture))["vision_cfg"]["layers"] == 12

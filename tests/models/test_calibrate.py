@@ -45,8 +45,10 @@ def test_the_threshold_passes_the_part_it_rests_on_even_among_ties() -> None:
 def test_too_few_parts_are_refused_with_the_number_needed() -> None:
     with pytest.raises(ConfigError, match=r"58 parts.*59 are needed"):
         calibrate([0.1] * 58, 0.05, 0.95)
-    with pytest.raises(ConfigError, match=r"score of 1\.0"):
+    with pytest.raises(ConfigError, match=r"--good: .*score of 1\.0"):
         calibrate([1.0] * 100, 0.05, 0.95)
+    with pytest.raises(ConfigError, match=r"--last: .*score of 1\.0"):
+        calibrate([1.0] * 100, 0.05, 0.95, "--last")
 
 
 def test_the_recipe_is_written_back_with_its_comments(tmp_path: Path) -> None:

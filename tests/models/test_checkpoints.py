@@ -126,9 +126,8 @@ def test_openais_clip_loads_from_the_archive_and_from_the_hub(tmp_path: Path, su
     clip = dense_clip(tmp_path, 32, activation)
     clip.load(file)
     theirs = reference_clip(values, activation)
-    features = clip.dense(image(32), pooled=True)
-    assert clip.tap_channels() == [tap.shape[1] for tap in features.taps]
-    torch.testing.assert_close(features.pooled, theirs.encode_image(image(32)), rtol=1e-4, atol=1e-5)
+    assert clip.tap_channels() == [tap.shape[1] for tap in clip.dense(image(32)).taps]
+    torch.testing.assert_close(clip.model.encode_image(image(32)), theirs.encode_image(image(32)), rtol=1e-4, atol=1e-5)
     tokens = open_clip.get_tokenizer("ViT-L-14-336")(SENTENCES)
     torch.testing.assert_close(clip.encode_text(SENTENCES), theirs.encode_text(tokens), rtol=1e-4, atol=1e-5)
 

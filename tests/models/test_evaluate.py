@@ -128,6 +128,27 @@ def test_ablations_may_be_named_one_after_the_other(place: Path, tmp_path: Path)
     assert {"cross_20", "ellipse_30", "level_1", "level_3"} <= set(results["rows"])
 
 
+def test_a_recipe_that_only_cuts_s_a_elsewhere_keeps_the_names_of_the_classes(place: Path, tmp_path: Path) -> None:
+    """The paper's tables ask with each class's own name, whatever else a file says."""
+    file = tmp_path / "cut.toml"
+    file.write_text("[recipes.default.prompt]\nregion_threshold = 0.3\n")
+    plate = ("--category", "plate", "--config", str(file))
+    assert command(place, tmp_path / "file", *plate).exit_code == 0
+    of_file = content(tmp_path / "file")["settings"]
+    assert command(place, tmp_path / "option", "--category", "metal_nut", "--region-threshold", "0.3").exit_code == 0
+    of_option = content(tmp_path / "option")["settings"]
+    for settings in (of_file, of_option):
+        assert settings["region_threshold"] == 0.3
+        assert settings["objects"] in ({"plate": "plate"}, {"metal_nut": "metal nut"})
+    file.write_text('[recipes.default]\nobject = "disc"\n')
+    assert command(place, tmp_path / "named", *plate).exit_code == 0
+    assert content(tmp_path / "named")["settings"]["objects"] == {"plate": "disc"}
+    assert "`disc` in every prompt" in (tmp_path / "named" / "results.md").read_text()
+    file.write_text('[recipes.default.prompt]\nregion = "otsu"\n')
+    assert command(place, tmp_path / "otsu", *plate).exit_code == 0
+    assert "S_a by Otsu's method" in (tmp_path / "otsu" / "results.md").read_text()
+
+
 def test_printed_numbers_stand_beside_ours_on_the_papers_data_sets(place: Path, tmp_path: Path) -> None:
     arguments = ["--dataset", "mvtec", "--root", str(place / "data"), "--bundle", str(place / "bundle")]
     arguments += ["--size", "64", "--out", str(tmp_path / "out"), "--category", "plate", "--methods"]

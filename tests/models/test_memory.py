@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from tiny_bundle import write_tiny_bundle
 
 from flawline.config.errors import ConfigError, ImageError
-from flawline.config.recipe import Recipe
+from flawline.config.recipe import PromptSettings, Recipe
 from flawline.models.coreset import OWN_SCALE, coreset, outliers
 from flawline.models.descriptors import MOST_CHANNELS, projection
 from flawline.models.inspector import Inspector
-from flawline.models.memory import LEAST_SPREAD, nearest
+from flawline.models.memory import LEAST_SPREAD, logit, nearest
 from flawline.models.memory_file import read_memory, write_memory
 from flawline.models.memory_learn import Learner, Learnt, turn
 from flawline.models.memory_teach import teach
@@ -222,6 +222,19 @@ def test_the_words_have_what_the_recipe_leaves_them(inspector: Inspector, tmp_pa
         assert torch.allclose(other[0], maps[1.0], atol=1e-6)
     farther = memory.fuse(inspector.zero_shot(encoded, recipe), 3.0 * distances, limits.region, 0.0)
     assert torch.allclose(farther[0], maps[0.0], atol=1e-6)
+
+
+def test_where_a_recipe_cuts_s_a_a_memory_has_its_start(inspector: Inspector, tmp_path: Path) -> None:
+    """What the memory finds striking is as far above the recipe's own cut as it is above the bundle's."""
+    write_memory(tmp_path / "m", learnt(inspector, [good_part(number) for number in range(4)]).memory)
+    encoded = inspector.encode([bad_part(40)])
+    own = inspector.evidence(encoded, Recipe(memory=str(tmp_path / "m"))).maps[0]
+    thresholds = inspector.towers.bundle.manifest.thresholds
+    start = min(thresholds.region, thresholds.decision)
+    low = Recipe(memory=str(tmp_path / "m"), prompt=PromptSettings(region_threshold=0.2))
+    moved = inspector.evidence(encoded, low)
+    assert torch.allclose(moved.maps[0], torch.sigmoid(own.logit() - logit(start) + logit(0.2)), atol=1e-4)
+    assert torch.equal(moved.regions[0], own >= start)
 
 
 def test_words_add_to_what_the_memory_finds_and_never_take_away(inspector: Inspector) -> None:

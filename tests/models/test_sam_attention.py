@@ -146,16 +146,21 @@ def test_other_encoders_and_plain_are_left_alone() -> None:
     assert {block.how for block in plain.blocks} == {"mask"}  # on the CPU
 
 
-def test_switches_are_read_from_the_environment_and_checked() -> None:
-    read = Switches.from_environment
-    assert read({}) == Switches()
-    assert read({"FLAWLINE_SWITCHES": " attention=plain,"}) == Switches("plain")
+def test_switches_are_read_from_the_environment_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(said: str) -> Switches:
+        monkeypatch.setenv("FLAWLINE_SWITCHES", said)
+        return Switches.from_environment()
+
+    assert read("") == Switches()
+    assert read(" attention=plain,") == Switches("plain")
+    monkeypatch.delenv("FLAWLINE_SWITCHES")
+    assert Switches.from_environment() == Switches()
     with pytest.raises(
         ConfigError, match=r"FLAWLINE_SWITCHES: 'speed' is no switch; there are attention, heap, batchnorm, graphs"
     ):
-        read({"FLAWLINE_SWITCHES": "speed=9"})
+        read("speed=9")
     with pytest.raises(ConfigError, match=r"attention is one of auto, plain, mask, extended, not 'fast'"):
-        read({"FLAWLINE_SWITCHES": "attention=fast"})
+        read("attention=fast")
 
 
 @needs_cuda

@@ -16,10 +16,11 @@ from tiny_bundle import write_parts, write_tiny_bundle
 from flawline.agent.cli_workbench import evaluate
 from flawline.config.errors import ConfigError
 from flawline.config.recipe import Recipe
+from flawline.models.evaluate import Evaluation
 from flawline.models.ground_truth import read_mask, read_rgb
 from flawline.models.inspector import Inspector
 from flawline.models.memory_learn import Learner
-from flawline.models.shots import EDGE
+from flawline.models.shots import EDGE, ShotStudy
 
 torch.set_num_threads(1)
 
@@ -127,3 +128,23 @@ def test_a_recipe_that_does_not_judge_whole_frames_is_refused(place: Path, tmp_p
     with pytest.raises(ConfigError, match="--shots: judges whole frames"):
         command(place, tmp_path / "out", "--shots", "1", "--config", str(line))
     assert command(place, tmp_path / "out", "--shots", "1,many").exit_code == 2
+
+
+def test_an_interrupted_study_goes_on_with_the_classes_that_are_left(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    asked = ("--shots", "0,2", "--seeds", "1", "--category", "plate")
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluation, "run", interrupted)  # after the study, which stands first
+        assert command(place, tmp_path / "out", *asked).exit_code != 0
+    whole = content(tmp_path / "other") if command(place, tmp_path / "other", *asked).exit_code == 0 else {}
+    with monkeypatch.context() as patch:
+        patch.setattr(ShotStudy, "_study", interrupted)
+        assert command(place, tmp_path / "out", *asked).exit_code == 0
+        going_on = content(tmp_path / "out")["shots"]["sets"]["plate"]["lines"]
+        assert going_on == whole["shots"]["sets"]["plate"]["lines"]
+        assert not (tmp_path / "out" / ".work").exists()
+        assert command(place, tmp_path / "out", *asked).exit_code != 0  # finished: nothing to go on from

@@ -94,58 +94,76 @@ def on_cuda(name: str, dtype: torch.dtype, attention: Any, patch: pytest.MonkeyP
         yield assemble(bundle, clip, sam, adapter.eval(), CUDA, dtype, switches)
 
 
-def inspected(towers: Towers, recipe: Recipe) -> dict[str, Watch]:
-    """Every step of a suspicious frame, each watched by itself."""
-    clip, watches = towers.clip, {}
-    geometry = FrameGeometry(HEIGHT, WIDTH, clip.input_size, towers.bundle.manifest.sam.input_size)
+class Frame:
+    """A suspicious frame on its way; every step is watched by itself."""
 
-    def step(name: str, work: Callable[[], Any]) -> Any:
-        watches[name] = Watch()
-        with watches[name]:
+    def __init__(self, towers: Towers) -> None:
+        self._towers = towers
+        self.watches: dict[str, Watch] = {}
+
+    def _step(self, name: str, work: Callable[[], Any]) -> Any:
+        self.watches[name] = Watch()
+        with self.watches[name]:
             return work()
 
-    picture = torch.empty(1, 3, HEIGHT, WIDTH, dtype=torch.uint8, device=CUDA)
-    text = torch.empty(clip.embed_dim, 2, device=CUDA)
-    given = step("squash", lambda: clip.normalise(squash(picture, clip.input_size)))
-    dense = step("clip", lambda: towers.dense(given))
-    maps = step("map", lambda: towers.map(dense.taps, given, text, "adapter"))
-    regions = step("region", lambda: region(maps, recipe.prompt, 0.5))
-    fitted = step("fit", lambda: fit(picture, geometry))
-    embedding = step("encode", lambda: towers.embed(fitted))
-    prompts = step("prompt", lambda: towers.prompts(maps, regions, embedding, geometry, recipe.prompt, None))
-    cascade = step("cascade", lambda: towers.refine(embedding, prompts, geometry, recipe.cascade))
-    evidence = Evidence(maps, regions, Refined([0], prompts, cascade))
-    final = step("fuse", lambda: final_maps(geometry, recipe, evidence))
-    assert (final.shape, final.device, final.dtype) == ((1, HEIGHT, WIDTH), CUDA, torch.float32)
-    return watches
+    def encode(self) -> "Frame":
+        """Through the towers."""
+        towers, clip = self._towers, self._towers.clip
+        self._geometry = FrameGeometry(HEIGHT, WIDTH, clip.input_size, towers.bundle.manifest.sam.input_size)
+        picture = torch.empty(1, 3, HEIGHT, WIDTH, dtype=torch.uint8, device=CUDA)
+        text = torch.empty(clip.embed_dim, 2, device=CUDA)
+        given = self._step("squash", lambda: clip.normalise(squash(picture, clip.input_size)))
+        dense = self._step("clip", lambda: towers.dense(given))
+        self._maps = self._step("map", lambda: towers.map(dense.taps, given, text, "adapter"))
+        fitted = self._step("fit", lambda: fit(picture, self._geometry))
+        self._embedding = self._step("encode", lambda: towers.embed(fitted))
+        return self
+
+    def judge(self, recipe: Recipe) -> "Frame":
+        """What the recipe has a say in, once the frame is encoded."""
+        towers, maps, embedding, geometry = self._towers, self._maps, self._embedding, self._geometry
+        regions = self._step("region", lambda: region(maps, recipe.prompt, 0.5))
+        prompts = self._step("prompt", lambda: towers.prompts(maps, regions, embedding, geometry, recipe.prompt, None))
+        cascade = self._step("cascade", lambda: towers.refine(embedding, prompts, geometry, recipe.cascade))
+        evidence = Evidence(maps, regions, Refined([0], prompts, cascade))
+        final = self._step("fuse", lambda: final_maps(geometry, recipe, evidence))
+        assert (final.shape, final.device, final.dtype) == ((1, HEIGHT, WIDTH), CUDA, torch.float32)
+        return self
+
+    @property
+    def waits(self) -> dict[str, list[str]]:
+        """By step, where something waited."""
+        return {name: watch.waits for name, watch in self.watches.items() if watch.waits}
 
 
 @pytest.mark.parametrize(
     ("bundle", "dtype"),
-    [("demo", torch.bfloat16), ("demo", torch.float32), ("vit_b", torch.bfloat16), ("vit_t", torch.float16)],
+    [
+        *(("demo", torch.bfloat16), ("demo", torch.float32)),
+        *(("vit_b", torch.bfloat16), ("vit_b", torch.float32), ("vit_t", torch.float16)),
+    ],
 )
 def test_a_suspicious_frame_waits_for_nothing_but_the_gate(
     bundle: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with on_cuda(bundle, dtype, "auto", monkeypatch) as towers:
-        inspected(towers, Recipe())  # what is computed once for a geometry is kept
-        watches = inspected(towers, Recipe())
-    assert {name: watch.waits for name, watch in watches.items() if watch.waits} == {}
-    assert all(watch.operations for watch in watches.values())
+        Frame(towers).encode().judge(Recipe())  # what is computed once for a geometry is kept
+        frame = Frame(towers).encode().judge(Recipe())
+    assert frame.waits == {}
+    assert all(watch.operations for watch in frame.watches.values())
 
 
-@pytest.mark.parametrize(
-    "prompt",
-    [{"similarity": "max"}, {"similarity": "weighted"}, {"spacing_metric": "rank_stride"}, {"preset": "literal"}]
-    + [{"region": way} for way in ("otsu", "top_percent")],
-    ids=str,
-)
-def test_nor_does_it_by_any_way_of_prompting(prompt: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = Recipe.model_validate({"prompt": prompt})
+def test_nor_does_it_by_any_way_of_prompting(monkeypatch: pytest.MonkeyPatch) -> None:
+    ways: list[dict[str, Any]] = [{"similarity": "max"}, {"similarity": "weighted"}, {"preset": "literal"}]
+    ways += [{"region": how, "spacing_metric": "rank_stride"} for how in ("absolute", "otsu", "top_percent")]
+    ways += [{"region": how} for how in ("otsu", "top_percent")]
     with on_cuda("demo", torch.float32, "auto", monkeypatch) as towers:
-        inspected(towers, recipe)
-        watches = inspected(towers, recipe)
-    assert {name: watch.waits for name, watch in watches.items() if watch.waits} == {}
+        frame = Frame(towers).encode()
+        frame.watches.clear()  # the same whatever the recipe
+        for prompt in ways:
+            recipe = Recipe.model_validate({"prompt": prompt})
+            frame.judge(recipe)
+            assert (frame.judge(recipe).waits, prompt) == ({}, prompt)
 
 
 def test_a_memorys_places_are_sent_to_the_device_once() -> None:
@@ -162,5 +180,4 @@ def test_a_memorys_places_are_sent_to_the_device_once() -> None:
 def test_the_watch_sees_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """segment_anything's own attention indexes by tensors that it makes on the host."""
     with on_cuda("vit_b", torch.float32, "plain", monkeypatch) as towers:
-        watches = inspected(towers, Recipe())
-    assert watches["encode"].waits
+        assert Frame(towers).encode().waits["encode"]

@@ -16,7 +16,7 @@ from flawline.models.bundle import ClipSettings, SamSettings
 from flawline.models.checkpoints import read_state_dict
 from flawline.models.clip import DenseClip
 from flawline.models.frames import FrameGeometry, fit, squash, upload
-from flawline.models.sam import build_sam, load_sam, padded_input
+from flawline.models.sam import build_sam, load_sam
 from flawline.models.towers import choose_device, choose_precision
 
 CPU = torch.device("cpu")
@@ -51,14 +51,12 @@ def test_dense_tokens_are_those_of_open_clips_blocks(tmp_path: Path, activation:
         block.register_forward_hook(lambda _m, _i, out, number=number: seen.__setitem__(number, out))
     image = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        pooled = dense.model.encode_image(image)
+        dense.model.encode_image(image)
         expected = {number: tokens.clone() for number, tokens in seen.items()}
-        features = dense.dense(image, pooled=True)
+        features = dense.dense(image)
     for tap, index in zip(features.taps, (0, 1, 3), strict=True):
         tokens = expected[index][:, 1:]
         torch.testing.assert_close(tap.flatten(2).transpose(1, 2), tokens, rtol=1e-4, atol=1e-5)
-    assert features.pooled is not None
-    torch.testing.assert_close(features.pooled, pooled, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(60, 90), (700, 300), (33, 33)])
@@ -95,7 +93,7 @@ def test_a_published_sam_checkpoint_gives_segment_anythings_embedding(tmp_path: 
     fitted = torch.as_tensor(resized).permute(2, 0, 1)[None].float()
     with torch.no_grad():
         expected = theirs.image_encoder(theirs.preprocess(fitted))
-        torch.testing.assert_close(ours.image_encoder(padded_input(ours, fitted)), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ours.image_encoder(ours.preprocess(fitted)), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_damaged_weight_file_is_named(tmp_path: Path) -> None:
@@ -152,9 +150,7 @@ def test_towers_of_every_kind_are_tapped_at_the_quarters_of_their_depth(
     settings = ClipSettings.model_validate({"architecture": architecture, "checkpoint": "clip.pt", "input_size": size})
     with torch.device("meta"):
         dense = DenseClip(settings, tmp_path)
-        features = dense.dense(torch.empty(2, 3, size, size), pooled=True)
+        features = dense.dense(torch.empty(2, 3, size, size))
     assert dense.indices == taps
     shapes = [tuple(tap.shape) for tap in features.taps]
     assert shapes == [(2, width, grid, grid) for width, grid in zip(channels, grids, strict=True)]
-    assert features.pooled is not None
-    assert features.pooled.shape == (2, dense.embed_dim)

@@ -34,7 +34,10 @@ class OutOfMemoryError(RuntimeError):
 
 
 class ScriptedEngine:
-    """A recipe whose object is `refuse me` is refused; over one that is `hang` the engine hangs."""
+    """A recipe whose object is `refuse me` is refused; over one that is `hang` the engine hangs.
+
+    It says its precision where the configuration does; older engines say none.
+    """
 
     def __init__(self) -> None:
         self._failed_once: set[int] = set()
@@ -42,7 +45,10 @@ class ScriptedEngine:
     def load(
         self, bundle: str, device: str, precision: str, threads: int | None, recipes: dict[str, Recipe]
     ) -> dict[str, Any]:
-        return {"bundle": "scripted", "bundle_sha256": "0" * 64, "thresholds": dict.fromkeys(recipes, 0.5)}
+        about = {"bundle": "scripted", "bundle_sha256": "0" * 64, "thresholds": dict.fromkeys(recipes, 0.5)}
+        return (
+            about if precision == "auto" else about | {"precision": {"fp32": "float32", "bf16": "bfloat16"}[precision]}
+        )
 
     def add_recipe(self, key: str, recipe: Recipe) -> float:
         if recipe.object == "refuse me":

@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 from station import Make
 
-from flawline.agent.backup import back_up, restore
+from flawline.agent.backup import back_up
 from flawline.agent.journal import Journal
+from flawline.agent.restore import restore
 from flawline.agent.security import make_keys
 from flawline.config.errors import ConfigError
 from flawline.config.sources import load_settings

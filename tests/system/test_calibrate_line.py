@@ -125,6 +125,28 @@ def test_cameras_on_two_versions_of_a_recipe(make_station: Make) -> None:
     station.stop()
 
 
+def test_scores_at_another_precision_do_not_count(make_station: Make) -> None:
+    station = make_station({"top": [("good", 0)]}, "[model]\nthreads = 1\n")
+    text = station.config.read_text()
+    said = []
+    for number, model in enumerate(("threads = 1", 'precision = "bf16"', 'precision = "fp32"')):
+        station.config.write_text(text.replace("threads = 1", model))
+        station.start()
+        station.trigger("top", f"A{number}", f"B{number}")
+        station.until("verdict", 2 * number + 2)
+        said.append(json.loads(calibrate(station, "--last", "9", file=False).stdout))
+        if number == 2:
+            assert calibrate(station, "--last", "9").returncode == 0
+        station.stop()
+    precisions = [verdict["provenance"]["precision"] for verdict in station.of("verdict")]
+    assert precisions == [None, None, "bfloat16", "bfloat16", "float32", "float32"]
+    # verdicts that do not say it, as an older flawline's, count as those that do
+    assert [(one["count"], one.get("precision")) for one in said] == [(2, None), (4, "bf16"), (2, "fp32")]
+    calibration = load_settings(station.config, environ={}).recipes["default"].calibration
+    assert calibration is not None
+    assert calibration.precision == "fp32"
+
+
 def test_parts_without_a_score_are_taken_as_rejects(make_station: Make) -> None:
     """What takes long is what is suspicious: to leave it out would promise too much."""
     orders = [*[("good", 0)] * 16, ("degraded", 1500), ("bad", 1300), ("hang", 0)]

@@ -1,4 +1,4 @@
-"""A threshold that was calibrated with another bundle: said in verdicts, results, the log and by the doctor."""
+"""A threshold that was calibrated with other models or arithmetic: verdicts, results, the log and the doctor say it."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ from station import CLI, free_port
 
 from flawline.agent.cli_inspect import inspect
 from flawline.camera.simulated import SimulatedCamera
-from flawline.config.recipe import Recipe
+from flawline.config.recipe import Precision, Recipe
 from flawline.config.settings_camera import CameraSettings
 from flawline.models.bundle import open_bundle
 from flawline.models.overlay import encode
@@ -22,14 +22,19 @@ EVENT = "calibration_does_not_hold"
 
 @pytest.fixture
 def line(tmp_path: Path) -> Path:
-    """Two cameras of the simulated line: the recipe of one was calibrated with the demo bundle, the other's not."""
+    """Two cameras of the simulated line: the recipe of one was calibrated with the demo bundle, the other's not.
+
+    No camera has the recipe `half`, which was calibrated with demo at bf16; `fits` was at the fp32 of a CPU.
+    """
+    own = open_bundle("demo").sha256
     text = ""
-    for name, sha256 in (("fits", open_bundle("demo").sha256), ("stale", OTHER)):
-        text += f'[[cameras]]\nname = "{name}"\nfps = 1.0\nrecipe = "{name}"\n'
+    for name, sha256, precision in (("fits", own, "fp32"), ("stale", OTHER, "fp32"), ("half", own, "bf16")):
+        if name != "half":
+            text += f'[[cameras]]\nname = "{name}"\nfps = 1.0\nrecipe = "{name}"\n'
         text += f"[recipes.{name}]\nthreshold = 0.5\n[recipes.{name}.calibration]\n"
         text += 'date = "2026-01-02T03:04:05+00:00"\ncount = 299\nrejected = 0\nmethod = "order statistic"\n'
         text += "target_fpr = 0.01\nconfidence = 0.95\nfalse_reject_bound = 0.01\nthreshold = 0.5\n"
-        text += f'bundle = "demo"\nbundle_sha256 = "{sha256}"\n'
+        text += f'bundle = "demo"\nbundle_sha256 = "{sha256}"\nprecision = "{precision}"\n'
     text += f'[publish]\nendpoint = "tcp://127.0.0.1:{free_port()}"\n'
     text += f'[control]\nendpoint = "tcp://127.0.0.1:{free_port()}"\n'
     text += f'[preview]\nport = {free_port()}\n[journal]\npath = "state"\nmin_free_mb = 1\narchive_mb = 1\n'
@@ -65,14 +70,17 @@ def test_one_shot_results_carry_it(line: Path) -> None:
     picture = line.parent / "part.png"
     picture.write_bytes(encode(SimulatedCamera(CameraSettings(name="top")).part(0).image))
     said: dict[str, Any] = {}
-    for recipe in ("fits", "stale"):
+    for recipe in ("fits", "stale", "half"):
         arguments = [str(picture), "--config", str(line), "--recipe", recipe, "--json"]
         done = CliRunner().invoke(inspect, arguments, catch_exceptions=False)
         assert done.exit_code == 0
-        said[recipe] = json.loads(done.stdout)["warning"]
-        assert ("warning: " in done.stderr) == (recipe == "stale")
+        record = json.loads(done.stdout)
+        said[recipe] = record["warning"]
+        assert record["provenance"]["precision"] == "float32"
+        assert ("warning: " in done.stderr) == (recipe != "fits")
     assert said["fits"] is None
     assert OTHER[:12] in said["stale"]
+    assert "calibrated at bf16, now the models judge at fp32" in said["half"]
 
 
 def test_the_doctor_says_it_with_its_remedy(line: Path) -> None:
@@ -80,9 +88,10 @@ def test_the_doctor_says_it_with_its_remedy(line: Path) -> None:
         [*CLI, "doctor", "--config", str(line), "--json"], capture_output=True, text=True, timeout=280
     )
     found = [finding for finding in json.loads(done.stdout)["findings"] if finding["check"] == "calibration"]
-    assert [finding["verdict"] for finding in found] == ["ok", "warning"]
+    assert [finding["verdict"] for finding in found] == ["ok", "warning", "warning"]
     assert "recipe stale" in found[1]["found"]
     assert "flawline calibrate --recipe stale" in found[1]["remedy"]
+    assert "recipe half: the threshold was calibrated at bf16" in found[2]["found"]
 
 
 def test_it_holds_for_the_scale_that_it_was_made_on() -> None:
@@ -92,8 +101,8 @@ def test_it_holds_for_the_scale_that_it_was_made_on() -> None:
     noted = made | {"recipe_sha256": recipe.scale_sha256(), "memory_sha256": "a" * 64}
     recipe = Recipe.model_validate(recipe.model_dump() | {"calibration": noted})
 
-    def said(memory: str | None = "a" * 64, **keys: Any) -> str | None:
-        return recipe.model_copy(update=keys).calibration_warning("demo", OTHER, memory)
+    def said(memory: str | None = "a" * 64, precision: Precision | None = "fp32", **keys: Any) -> str | None:
+        return recipe.model_copy(update=keys).calibration_warning("demo", OTHER, memory, precision)
 
     assert said() is None
     assert said(threshold=0.6, deadline_ms=100, min_defect_area_px=50) is None
@@ -106,5 +115,9 @@ def test_it_holds_for_the_scale_that_it_was_made_on() -> None:
     assert said() is None
     assert said(min_defect_area_px=21) is None, "scores only fall"
     assert "calibrated with min_defect_area_px = 20, the recipe has 19" in (said(min_defect_area_px=19) or "")
+    recipe = Recipe.model_validate(recipe.model_dump() | {"calibration": noted | {"precision": "fp32"}})
+    assert said() is None
+    assert said(precision=None) is None, "nobody knows"
+    assert "calibrated at fp32, now the models judge at bf16" in (said(precision="bf16") or "")
     older = Recipe.model_validate(recipe.model_dump() | {"calibration": made})
-    assert older.calibration_warning("demo", OTHER, "b" * 64) is None, "nothing was noted then"
+    assert older.calibration_warning("demo", OTHER, "b" * 64, "bf16") is None, "nothing was noted then"

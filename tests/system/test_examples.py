@@ -1,5 +1,6 @@
 """The examples are run as a user would: the C subscriber is compiled, the PLC gateway is read by a Modbus client."""
 
+import runpy
 import shutil
 import socket
 import struct
@@ -8,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import zmq
@@ -16,9 +18,14 @@ from station import CLI, Make, free_port
 
 from flawline.agent.control import ask
 from flawline.agent.security import make_keys
+from flawline.agent.verdict import Reason
 from flawline.agent.wire import pack
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def test_the_gateway_has_a_number_for_every_reason() -> None:
+    assert set(runpy.run_path(str(EXAMPLES / "plc_gateway.py"))["REASONS"]) == set(get_args(Reason))
 
 
 def test_the_c_subscriber_is_gapless_over_a_restart_and_notices_a_new_count(make_station: Make, tmp_path: Path) -> None:
