@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import cv2
 import structlog
@@ -63,6 +64,7 @@ class Agent:
         read_again: Callable[[], Settings],
         manager: ServiceManager,
         stack: contextlib.ExitStack,
+        folder: Path | None,
     ) -> None:
         self.settings = settings
         self.boot_id = secrets.token_hex(8)
@@ -113,7 +115,10 @@ class Agent:
             maps=settings.preview.enabled,  # no one else looks at them
         )
         self.pipeline.worker = self.worker
-        self.commands = Commands(self.intake, self.recipes, self.outbox, self.journal, self.worker, self.status)
+        memories = [settings.journal.path / FOLDER, *([] if folder is None else [folder / FOLDER])]
+        self.commands = Commands(
+            self.intake, self.recipes, self.outbox, self.journal, self.worker, self.status, memories
+        )
         stack.callback(self.commands.close)
         learning = Learning(self.recipes, self.worker, self.commands.change, settings.journal.path / FOLDER)
         self.commands.add(learning.table)
@@ -265,9 +270,12 @@ class Agent:
 
 
 async def run_agent(
-    settings: Settings, frames_limit: int | None = None, read_again: Callable[[], Settings] | None = None
+    settings: Settings,
+    frames_limit: int | None = None,
+    read_again: Callable[[], Settings] | None = None,
+    folder: Path | None = None,
 ) -> None:
-    """Run the agent to its end; `read_again` reads the settings anew at SIGHUP.
+    """Run the agent to its end; `read_again` reads the settings anew at SIGHUP, `folder` is that of their file.
 
     Raises FlawlineError where it cannot start.
     """
@@ -279,7 +287,7 @@ async def run_agent(
         manager = ServiceManager()
         stack.callback(manager.close)
         if await until_there(settings, manager):
-            agent = Agent(settings, frames_limit, read_again or (lambda: settings), manager, stack)
+            agent = Agent(settings, frames_limit, read_again or (lambda: settings), manager, stack, folder)
             await agent.run()
 
 

@@ -65,7 +65,8 @@ def run(file: Path | None, overrides: tuple[str, ...], frames: int | None, check
         click.echo(hide_passwords(tomli_w.dumps(_without_none(settings.model_dump(mode="json")))), nl=False)
         return
     set_up_logging(settings.log, station=settings.station)
-    asyncio.run(run_agent(settings, frames, lambda: load_settings(file, overrides)))
+    folder = None if file is None else file.resolve().parent
+    asyncio.run(run_agent(settings, frames, lambda: load_settings(file, overrides), folder))
     _leave_hanging_drivers()
 
 

@@ -1,8 +1,9 @@
 """The commands of the control socket: what each one takes, does and answers."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from flawline.agent.intake import Intake
@@ -13,6 +14,8 @@ from flawline.agent.verdict import ActiveRecipe
 from flawline.agent.wire import Header
 from flawline.agent.worker_client import WorkerClient
 from flawline.config.errors import ConfigError
+from flawline.config.memory_versions import learnt_sha256
+from flawline.config.recipe import Recipe
 
 MAX_REPLAY = 500
 """Verdicts in one reply to `replay`; the client goes on with `next_seq`."""
@@ -32,7 +35,9 @@ class Commands:
         journal: Journal,
         worker: WorkerClient,
         status: Callable[[], Header],
+        memory_folders: Sequence[Path],
     ) -> None:
+        self._memory_folders = memory_folders
         self._intake = intake
         self._recipes = recipes
         self._outbox = outbox
@@ -81,7 +86,7 @@ class Commands:
         return {"paused": self._intake.paused}
 
     async def _recipe_list(self, _: Header) -> Header:
-        return {"recipes": self._recipes.list(), "active": self._recipes.status()}
+        return {**self._recipes.list(), "active": self._recipes.status()}
 
     async def _recipe_activate(self, request: Header) -> Header:
         """`camera` (left out: all), `recipe` (its name), and either `version` or `table`, a new version's content."""
@@ -95,7 +100,7 @@ class Commands:
             if table is None:
                 recipe = self._recipes.find(name, version)
             else:
-                recipe = self._recipes.version_of(name, self._recipes.read(name, table))
+                recipe = await self._version_of(name, self._recipes.read(name, table))
             threshold = await self._switch(cameras, recipe)
         return {"cameras": cameras, "recipe": {"id": recipe.id, "version": recipe.version}, "threshold": threshold}
 
@@ -105,8 +110,17 @@ class Commands:
             recipe = self._recipes.of(cameras[0])
             if recipe.id != name:
                 raise ConfigError(f"recipe: camera {cameras[0]!r} is judged by {recipe.id!r} now, not {name!r}")
-            changed = self._recipes.version_of(name, recipe.recipe.model_copy(update=keys))
+            changed = await self._version_of(name, recipe.recipe.model_copy(update=keys))
             return changed, await self._switch(cameras, changed)
+
+    async def _version_of(self, name: str, content: Recipe) -> ActiveRecipe:
+        """Files are read beside the event loop, and none but memories that were learnt here."""
+        sha256 = None
+        if content.memory is not None:
+            sha256 = self._recipes.memory_known(content.memory)
+            if sha256 is None:
+                sha256 = await asyncio.to_thread(learnt_sha256, content.memory, self._memory_folders)
+        return self._recipes.version_of(name, content, sha256)
 
     async def _switch(self, cameras: list[str], recipe: ActiveRecipe) -> float:
         """The worker first, so that it knows the recipe when the first frame names it."""
@@ -147,7 +161,7 @@ class Commands:
         return {**page._asdict(), "last_seq": last}
 
     async def _feedback(self, request: Header) -> Header:
-        label, who = (text(request, key, 2000) for key in ("label", "who"))
+        label, who = text(request, "label", 64), text(request, "who", 200)
         if not label.strip() or not who.strip():
             raise ValueError("label and who must not be empty: nobody overrules a verdict with nothing")
         note = optional_text(request, "note", 2000) or ""

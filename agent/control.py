@@ -18,6 +18,16 @@ log = structlog.get_logger()
 _AT_ONCE = 64
 """Requests in work; further ones wait in ZeroMQ's queues, and then at the clients."""
 _PARTS = 3  # of a request: who asks, an empty frame, the map
+_CHANGING: dict[str, tuple[str, ...]] = {
+    "pause": (),
+    "resume": (),
+    "recipe.activate": ("camera",),
+    "feedback": ("seq", "label"),
+    "learn.start": ("camera", "count"),
+    "learn.commit": (),
+    "learn.discard": (),
+}
+"""Commands that change how the line judges, and what stands in the log of their requests: keys that they check."""
 LARGEST_REPLY = 1 << 26
 """Bytes that a client takes: 64 MiB, far above a page of verdicts and the largest mask."""
 
@@ -47,33 +57,35 @@ class Control:
                 await self._places.acquire()
                 group.create_task(self._answer(commands, await self._receive()))
 
-    async def _receive(self) -> list[bytes]:
+    async def _receive(self) -> list[zmq.Frame]:
         """One request's parts, one more than it may have at most: whatever follows is thrown away as it is read."""
-        parts = [await self._socket.recv()]
+        parts = [await self._socket.recv(copy=False)]
         while self._socket.getsockopt(zmq.RCVMORE):
-            part = await self._socket.recv()
+            part = await self._socket.recv(copy=False)
             if len(parts) <= _PARTS:
                 parts.append(part)
         return parts
 
-    async def _answer(self, commands: Commands, parts: list[bytes]) -> None:
+    async def _answer(self, commands: Commands, parts: list[zmq.Frame]) -> None:
         try:
-            reply = await self._reply(commands, parts[2:] if len(parts) > 1 and parts[1] == b"" else [])
+            body = parts[2:] if len(parts) > 1 and not len(parts[1]) else []
+            reply = await self._reply(commands, body)
             try:
                 data = pack(reply)
             except (ValueError, TypeError, OverflowError):
                 data = pack({"id": None, "ok": False, "error": "the id cannot be given back"})
-            await self._socket.send_multipart([parts[0], b"", data])
+            await self._socket.send_multipart([parts[0].bytes, b"", data])
         finally:
             self._places.release()
 
-    async def _reply(self, commands: Commands, body: list[bytes]) -> Header:
+    async def _reply(self, commands: Commands, body: list[zmq.Frame]) -> Header:
         request: Header = {}
         try:
             if len(body) != 1:
                 raise ValueError("write [empty frame, msgpack map]")
-            request = unpack(body[0], self._limit)
+            request = unpack(body[0].bytes, self._limit)
             answer = await commands.do(request)
+            _note(request, answer, body[0])
         except (ValueError, FlawlineError) as error:
             return {"id": request.get("id"), "ok": False, "error": str(error)}
         except Exception as error:  # a command must not end the agent
@@ -85,6 +97,30 @@ class Control:
         """Send what is queued, for half a second at most."""
         self._socket.close()
         self._endpoint.remove_file()
+
+
+def _note(request: Header, answer: Header, frame: zmq.Frame) -> None:
+    """What changes how the line judges stands in the log, with who asked for it."""
+    cmd = request["cmd"]
+    if cmd not in _CHANGING:
+        return
+    recipe = answer.get("recipe")
+    fields = {
+        **{key: request.get(key) for key in _CHANGING[cmd]},
+        "cameras": answer.get("cameras"),
+        "recipe": f"{recipe['id']}@{recipe['version']}" if isinstance(recipe, dict) else recipe,
+        "who": _property(frame, "User-Id"),  # the client's key file, where there is CURVE
+        "address": _property(frame, "Peer-Address"),
+    }
+    log.info(f"command_{cmd.replace('.', '_')}", **{key: value for key, value in fields.items() if value is not None})
+
+
+def _property(frame: zmq.Frame, name: str) -> str | None:
+    """Of the connection that it came over."""
+    try:
+        return str(frame.get(name)) or None
+    except (zmq.ZMQError, KeyError, UnicodeDecodeError):
+        return None
 
 
 def ask(endpoint: str, request: Header, timeout_s: float = 5.0, keys: tuple[Path, Path] | None = None) -> Header:

@@ -5,12 +5,14 @@ import hmac
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
+import structlog
 from aiohttp import web
 
 from flawline.agent.endpoint import is_loopback
 from flawline.config.errors import ConfigError
 from flawline.config.settings_preview import PreviewSettings
 
+log = structlog.get_logger()
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _COOKIE_S = 30 * 86400
 _OPEN = {"/healthz", "/readyz"}  # asked by supervisors that hold no token; they tell states, not pictures
@@ -26,6 +28,11 @@ _HEADERS = {
     "Cache-Control": "no-store",
     "Server": "flawline",
 }
+
+
+def _bytes(text: str) -> bytes:
+    """Of a text that came in a header: what was no UTF-8 stands in it as lone surrogates."""
+    return text.encode(errors="surrogatepass")
 
 
 def refuse_open(settings: PreviewSettings) -> None:
@@ -65,14 +72,14 @@ class Guard:
         if self._token is None:
             return True
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self._token):
+        if scheme.lower() == "bearer" and hmac.compare_digest(_bytes(given.strip()), self._token):
             return True
         return self._shows_cookie(request)
 
     def _shows_cookie(self, request: web.Request) -> bool:
         if self._token is None:
             return False
-        return hmac.compare_digest(request.cookies.get(self._cookie_name, "").encode(), self._cookie.encode())
+        return hmac.compare_digest(_bytes(request.cookies.get(self._cookie_name, "")), self._cookie.encode())
 
     def _give_cookie(self, response: web.StreamResponse) -> None:
         # Lax: a link from a dashboard shows the page at once. Nothing here can be changed, and no other site's page
@@ -117,6 +124,13 @@ class Guard:
                     text=f"{error.reason}\n",
                     headers={k: v for k, v in error.headers.items() if k == "Allow"},
                 )
+            except ConnectionError:  # the reader has gone
+                raise
+            except Exception as error:  # a request must not fill the log
+                log.exception("page_request_failed", path=repr(request.path)[:100], reason=type(error).__name__)
+                if request.writer.output_size:
+                    raise ConnectionResetError("the answer cannot be finished") from error
+                response = web.Response(status=500, text="internal: see the agent's log\n")
         else:
             text = "a token is needed: open /?token=..., or send `Authorization: Bearer ...`\n"
             response = web.Response(status=401, text=text, headers={"WWW-Authenticate": "Bearer"})
@@ -135,7 +149,7 @@ class Guard:
 
     def _sign_in(self, given: str) -> web.Response:
         assert self._token is not None
-        if not hmac.compare_digest(given.encode(), self._token):
+        if not hmac.compare_digest(_bytes(given), self._token):
             return web.Response(status=401, text="this is not the token\n")
         answer = web.Response(status=303, headers={"Location": "/"})
         self._give_cookie(answer)

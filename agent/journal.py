@@ -39,9 +39,16 @@ _KEPT_UNWRITTEN = 20_000  # verdicts kept in memory while the journal cannot be 
 _BALLAST = 1 << 20  # bytes
 _PAGE_BYTES = 1 << 20  # of verdicts in one page of a replay: some 10 ms to pack
 _USUAL_BYTES = 1000  # a verdict that is not journalled yet
+_REMARKS = 20  # of operators on one verdict
+_REMARKS_BYTES = 64e6  # of all verdicts together, beside what `keep_mb` is for
 _STRIDE = 5000  # numbers
 _FASTEST = 100  # times as fast as time passes does forgetting by age go on, at most
 _STEP = 200  # rows in one step of catching up or forgetting, about a millisecond
+
+
+_REMARK = "(length(CAST(label AS BLOB)) + length(CAST(who AS BLOB)) + length(CAST(note AS BLOB)))"
+# What the database takes for one, about: long ones have pages of their own.
+_REMARK_ROOM = f"(CASE WHEN {_REMARK} > 2000 THEN ({_REMARK} + 4095) / 4096 * 4096 ELSE {_REMARK} * 4 / 3 + 100 END)"
 
 
 class Page(NamedTuple):
@@ -76,6 +83,7 @@ class Journal:
         self._horizon: tuple[int, float] | None = None  # what is older may be forgotten (UTC ns), as of when
         self._damaged = False  # noticed while running: the next start looks into it
         self._database, self._reader, self._keeper = self._open(durability)
+        self._remarks_bytes = self._room_of_remarks()
         self.lay_ballast()
 
     def _lock_folder(self) -> int:
@@ -307,7 +315,8 @@ class Journal:
     def replay(self, from_seq: int, to_seq: int | None, limit: int) -> Page:
         """Verdicts from a number on, `limit` at most, and what belongs to them. Raises JournalError.
 
-        A page is also full at `_PAGE_BYTES`: one packed on the event loop holds up whatever else is published.
+        A page is also full at `_PAGE_BYTES`, with what belongs to its verdicts: one packed on the event loop holds up
+        whatever else is published. Of more remarks on one verdict than are taken now it has the newest.
         """
         last = self.last_seq if to_seq is None else to_seq
         span = "WHERE seq BETWEEN ? AND ? ORDER BY seq LIMIT ?"
@@ -317,48 +326,74 @@ class Journal:
                 rows = self._reader.execute(
                     f"SELECT seq, header FROM verdicts {span}", (from_seq, last, limit + 1)
                 ).fetchall()
-                late = self._reader.execute(f"SELECT header FROM late {span}", (from_seq, last, limit)).fetchall()
-                said = self._reader.execute(
-                    "SELECT seq, label, who, note, t FROM feedback WHERE seq BETWEEN ? AND ? ORDER BY id",
-                    (from_seq, rows[-1][0] if rows else from_seq),
-                ).fetchall()
+                late = _one_page(
+                    self._reader.execute(
+                        f"SELECT seq, length(header), header FROM late {span}", (from_seq, last, limit)
+                    )
+                )
+                said = _one_page(
+                    self._reader.execute(
+                        f"SELECT seq, {_REMARK}, id, label, who, note, t FROM feedback WHERE id IN"
+                        " (SELECT id FROM (SELECT id, row_number() OVER (PARTITION BY seq ORDER BY id DESC) AS age"
+                        " FROM feedback WHERE seq BETWEEN ? AND ?) WHERE age <= ?) ORDER BY seq, id",
+                        (from_seq, rows[-1][0] if rows else from_seq, _REMARKS),
+                    )
+                )
             except sqlite3.Error as error:
                 raise self._refused(error, "cannot be read") from error
         found: dict[int, Header] = {header["seq"]: header for header in kept}
         found |= {seq: unpack(header) for seq, header in rows}
-        sizes = {seq: len(header) for seq, header in rows}
-        full = _first_beyond((sizes.get(seq, _USUAL_BYTES) for seq in sorted(found)), _PAGE_BYTES)
+        sizes = dict.fromkeys(found, _USUAL_BYTES) | {seq: len(header) for seq, header in rows}
+        for seq, size, *_ in (*late, *said):
+            sizes[seq] = sizes.get(seq, 0) + size
+        full = _first_beyond((sizes[seq] for seq in sorted(found)), _PAGE_BYTES)
         limit = min(limit, max(full, 1))
         headers = [found[seq] for seq in sorted(found)]
         complete, headers = len(headers) <= limit, headers[:limit]
         next_seq = headers[-1]["seq"] + 1 if headers else from_seq
-        results = [header for header in (unpack(row[0]) for row in late) if header["seq"] < next_seq]
-        words = [dict(zip(("seq", "label", "who", "note", "t"), row, strict=True)) for row in said if row[0] < next_seq]
+        results = [unpack(header) for seq, _, header in late if seq < next_seq]
+        words = [
+            dict(zip(("seq", "label", "who", "note", "t"), (seq, *row), strict=True))
+            for seq, _, _, *row in sorted(said, key=lambda row: row[2])
+            if seq < next_seq
+        ]
         return Page(headers, results, next_seq, complete, words)
 
     def feedback(self, seq: int, label: str, who: str, note: str) -> None:
-        """Keep an operator's word on a verdict. Raises JournalError where there is no such verdict."""
+        """Keep an operator's word on a verdict. Raises JournalError where there is no such verdict, or no room."""
         try:
             if self._database.execute("SELECT 1 FROM verdicts WHERE seq = ?", (seq,)).fetchone() is None:
                 raise JournalError(f"there is no verdict {seq} in the journal")
+            known = self._database.execute("SELECT count(*) FROM feedback WHERE seq = ?", (seq,)).fetchone()[0]
+            if known >= _REMARKS:
+                raise JournalError(f"verdict {seq} has {known} remarks already; {_REMARKS} are kept of one verdict")
+            if self._remarks_bytes >= _REMARKS_BYTES:
+                raise JournalError(
+                    f"the journal holds {_REMARKS_BYTES / 1e6:g} MB of feedback already, and takes no more until the "
+                    "verdicts that it belongs to are forgotten"
+                )
             self._database.execute(
                 "INSERT INTO feedback (seq, label, who, note, t) VALUES (?, ?, ?, ?, ?)",
                 (seq, label, who, note, time.time_ns()),
             )
+            (room,) = self._database.execute(
+                f"SELECT {_REMARK_ROOM} FROM feedback WHERE id = last_insert_rowid()"
+            ).fetchone()
+            self._remarks_bytes += room
         except sqlite3.Error as error:
             raise self._refused(error, "cannot be written") from error
 
     def drop_old(self, keep_days: float, keep_verdicts: int, keep_mb: float) -> int:
         """Forget verdicts beyond the limits, a step of the oldest ones, the newest always kept; returns how many.
 
-        `keep_mb` limits what the database holds, in 1e6 bytes. The room of what is forgotten is used again, so that its
-        file stops growing there; a file that was larger before does not shrink.
+        `keep_mb` limits what the database holds beside feedback, in 1e6 bytes. The room of what is forgotten is used
+        again, so that its file stops growing there; a file that was larger before does not shrink.
         """
         try:
             oldest = self._oldest_kept(keep_days)
             if self._gaps is None:
                 self._gaps = self._find_gaps()
-            too_large = self._held_bytes() > keep_mb * 1e6
+            too_large = self._held_bytes() - self._remarks_bytes > keep_mb * 1e6
             rows = self._database.execute(
                 "SELECT seq, t_publish FROM verdicts WHERE seq < (SELECT max(seq) FROM verdicts) ORDER BY seq LIMIT ?",
                 (_STEP,),
@@ -366,9 +401,12 @@ class Journal:
             gone = [(seq,) for seq, t in rows if too_large or t < oldest or self._newer(seq) >= keep_verdicts]
             if gone:
                 self._begin()
+                remarks = f"SELECT coalesce(sum({_REMARK_ROOM}), 0) FROM feedback WHERE seq = ?"
+                room = sum(self._database.execute(remarks, number).fetchone()[0] for number in gone)
                 for table in ("verdicts", "late", "feedback"):
                     self._database.executemany(f"DELETE FROM {table} WHERE seq = ?", gone)
                 self._database.execute("COMMIT")
+                self._remarks_bytes -= room
         except sqlite3.Error as error:
             self._roll_back()
             raise self._refused(error, "cannot be written") from error
@@ -417,6 +455,13 @@ class Journal:
         )
         return (pages - free) * size
 
+    def _room_of_remarks(self) -> int:
+        try:
+            return int(self._database.execute(f"SELECT coalesce(sum({_REMARK_ROOM}), 0) FROM feedback").fetchone()[0])
+        except sqlite3.Error as error:  # a line starts all the same; the next start looks into it
+            self._damaged |= is_damage(error)
+            return 0
+
     def checkpoint(self) -> None:
         """Carry the write-ahead log over into the database. Waits for the disk: commits go on meanwhile."""
         try:
@@ -453,6 +498,18 @@ class Journal:
         self._spill.close()
         self._mark.close()
         os.close(self._lock)
+
+
+def _one_page(rows: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Of rows (number, bytes, ...) by rising number, those that a page may hold: all of a number or none."""
+    taken: list[tuple[Any, ...]] = []
+    size = 0
+    for row in rows:
+        if size > _PAGE_BYTES and row[0] != taken[-1][0]:
+            break
+        taken.append(row)
+        size += row[1]
+    return taken
 
 
 def _first_beyond(sizes: Iterable[int], most: int) -> int:

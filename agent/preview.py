@@ -17,6 +17,7 @@ from aiohttp import web
 
 from flawline.agent import ice, shot
 from flawline.agent.addresses import page_misses
+from flawline.agent.allowance import Allowance
 from flawline.agent.board import Board
 from flawline.agent.document import compose
 from flawline.agent.encode import Stream
@@ -24,6 +25,7 @@ from flawline.agent.fail import Fail
 from flawline.agent.guard import Guard
 from flawline.agent.metrics import Metrics
 from flawline.agent.observer import JudgedFrame
+from flawline.agent.page_connections import PageConnections, server_log
 from flawline.agent.shot import Shot
 from flawline.agent.whep import OfferRefused, Session, Sessions
 from flawline.agent.wire import Header
@@ -35,30 +37,13 @@ _EVENT_S = 0.1  # live values at most so often
 _STATUS_S = 0.5  # and at least so often: a page that hears nothing for two seconds says so
 _DRAIN_S = 0.01  # a slow reader is looked at so often
 _WRITE_S = 5.0  # a page or player that takes no data for so long is let go
+_OFFER_S = 5.0  # an offer is there as a whole by then
 _UNWATCHED_PER_S = 1.0  # who comes to an idle line sees the last part, not an old one
 _BURST = 3.0  # pictures copied at once above the rate, so that the last of a few parts in a row is shown
 _COPIES = 2  # slots of a camera that the preview may hold at once; a failed part may take one more
 _PACKS = 4  # failed parts that may wait to be packed
 _SEND_BUFFER = 32 * 1024  # bytes, which Linux doubles: what lies in it is as old as the reader is slow
 _BOUNDARY = "flawline-frame"
-
-
-class _Allowance:
-    """So many a second, and a few at once."""
-
-    def __init__(self, most: float) -> None:
-        self._most = self._left = most
-        self._at = time.monotonic()
-
-    def take(self, rate: float) -> bool:
-        """Whether one more is allowed at this rate, 1/s."""
-        now = time.monotonic()
-        self._left = min(self._most, self._left + (now - self._at) * rate)
-        self._at = now
-        if self._left < 1.0:
-            return False
-        self._left -= 1.0
-        return True
 
 
 class Preview:
@@ -87,13 +72,15 @@ class Preview:
         self._packing = 0
         self._plain = {name: Stream(name, settings, self._threads, metrics.encoded, burn=False) for name in cameras}
         self._burnt = {name: Stream(name, settings, self._threads, metrics.encoded, burn=True) for name in cameras}
-        self.sessions = Sessions(settings.codec)
-        self._copies = {name: _Allowance(_BURST) for name in cameras}
+        self.sessions = Sessions(settings.codec, settings.max_viewers)
+        self._copies = {name: Allowance(_BURST) for name in cameras}
         self._seats = settings.max_viewers
         self._pages = settings.max_pages
         metrics.viewers.set_function(lambda: settings.max_viewers - self._seats)
         self._closing = asyncio.Event()
+        self._connections = PageConnections(settings.max_pages + settings.max_viewers)
         self._runner: web.AppRunner | None = None
+        self._listener: asyncio.Server | None = None
 
     # -- the line's side --------------------------------------------------------------------------------------
 
@@ -155,7 +142,9 @@ class Preview:
         """Bind. Raises ConfigError naming preview.host and preview.port; FlawlineError where the host was there and
         has gone again."""
         ice.use_settings(self._settings)
-        app = web.Application(middlewares=[self._guard.middleware], client_max_size=64 * 1024)
+        app = web.Application(
+            middlewares=[self._connections.middleware, self._guard.middleware], client_max_size=64 * 1024
+        )
         app.add_routes(
             [
                 web.get("/{camera}/mjpeg", self._mjpeg, allow_head=False),
@@ -164,19 +153,25 @@ class Preview:
                 web.get("/readyz", self._readyz),
                 web.get("/metrics", self._serve_metrics),
                 web.get("/events", self._events, allow_head=False),
-                web.get(r"/fails/{seq:\d+}", self._fail),
-                web.get(r"/fails/{seq:\d+}/{file}", self._fail_file),
+                web.get(r"/fails/{seq:[0-9]{1,19}}", self._fail),
+                web.get(r"/fails/{seq:[0-9]{1,19}}/{file}", self._fail_file),
                 web.post("/{camera}/whep", self._whep),
                 web.options("/{camera}/whep", self._whep_options),
                 web.delete("/{camera}/whep/{session}", self._whep_delete),
                 web.options("/{camera}/whep/{session}", self._whep_options),
             ]
         )
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0, handler_cancellation=True)
+        self._runner = web.AppRunner(
+            app, access_log=None, logger=server_log(), shutdown_timeout=1.0, handler_cancellation=True
+        )
         await self._runner.setup()
+        server = self._runner.server
+        assert server is not None
         host, port = self._settings.host, self._settings.port
         try:
-            await web.TCPSite(self._runner, host, port).start()
+            self._listener = await asyncio.get_running_loop().create_server(
+                partial(self._connections.protocol, server), host, port
+            )
         except OSError as error:
             await self.close()
             kind = ConfigError if await page_misses(host) is None else FlawlineError
@@ -200,6 +195,8 @@ class Preview:
     async def close(self) -> None:
         """End every connection and free the port."""
         self._closing.set()
+        if self._listener is not None:
+            self._listener.close()
         await self.sessions.close()
         if self._runner is not None:
             await self._runner.cleanup()
@@ -296,14 +293,22 @@ class Preview:
         stream, camera = self._stream(request), request.match_info["camera"]
         if request.content_type != "application/sdp":
             return web.Response(status=415, text="send an SDP offer as application/sdp\n")
+        try:  # before it gets a seat: an offer that never comes whole keeps nobody from watching
+            async with asyncio.timeout(_OFFER_S):
+                offer = (await request.read()).decode()
+        except TimeoutError:
+            return web.Response(status=408, text=f"the offer did not come within {_OFFER_S:g} s\n")
+        except UnicodeDecodeError:
+            return web.Response(status=400, text="the offer is not UTF-8\n")
         if self._seats <= 0:
             return self._full("preview.max_viewers")
         self._seats -= 1
         try:
-            session, answer = await self.sessions.begin(camera, stream, await request.text())
+            session, answer = await self.sessions.begin(camera, stream, offer)
         except OfferRefused as error:
             self._seats += 1
-            return web.Response(status=error.status, text=f"{error}\n")
+            again = {"Retry-After": "2"} if error.status == 429 else {}
+            return web.Response(status=error.status, text=f"{error}\n", headers=again)
         except BaseException:
             self._seats += 1
             raise

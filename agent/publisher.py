@@ -23,7 +23,8 @@ class Publisher:
         self._socket = context.socket(zmq.PUB)
         self._socket.setsockopt(zmq.SNDHWM, settings.high_water_mark)
         self._socket.setsockopt(zmq.LINGER, 2000)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, 4096)  # subscriptions are all that may come in
+        # Subscriptions, and a handshake's commands, are all that may come in; the longest topic has 140 bytes.
+        self._socket.setsockopt(zmq.MAXMSGSIZE, 1024)
         self._socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
         self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * _HEARTBEAT_MS)
         if curve is not None:

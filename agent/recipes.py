@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,15 +23,23 @@ from flawline.config.sources import explain
 
 log = structlog.get_logger()
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_MOST_KEPT = 64  # contents, the last used ones, beside those that are configured, active or owed a verdict
+_FLOOR = ""  # the name of a row of the journal's recipes that holds a number and no content
+_LIST_BYTES = 4e6  # of contents in one reply to `recipe.list`
+_IN_USE = (  # of the journal's recipes
+    "SELECT id, version FROM active UNION SELECT recipe, recipe_version FROM triggers"
+    " UNION SELECT substr(base, 1, instr(base, '@') - 1), CAST(substr(base, instr(base, '@') + 1) AS INTEGER)"
+    " FROM active"
+)
 
 
 class RecipeBook:
-    """Every version of every recipe that this station has seen, and the active one of each camera.
+    """The recipes that this station has seen lately, in every version, and the active one of each camera.
 
-    A content keeps its version over restarts: the configuration's recipe gets a new one only where it has changed.
-    An activation holds over a restart until the configuration says something new for that camera. Where it is what the
-    configuration says for a recipe's own name, the camera follows the configuration when that changes; a content of its
-    own stays.
+    A version that is forgotten (see `_MOST_KEPT`) leaves its number taken. A content keeps its version over restarts:
+    the configuration's recipe gets a new one only where it has changed. An activation holds over a restart until the
+    configuration says something new for that camera. Where it is what the configuration says for a recipe's own name,
+    the camera follows the configuration when that changes; a content of its own stays.
     Called on the event loop, but for `keep`, which writes to the journal and belongs to its thread.
     """
 
@@ -40,19 +49,10 @@ class RecipeBook:
         self._models: tuple[str, str | None, Precision | None] | None = None
         self._warned: set[tuple[str, str | None, Precision | None]] = set()  # (key, the bundle's hash, the precision)
         self._newest: dict[str, int] = {}
-        unusable: dict[str, str] = {}
-        for name, version, sha256, text in journal.query(
-            "SELECT id, version, sha256, content FROM recipes ORDER BY id, version"
-        ):
-            self._newest[name] = version
-            try:
-                recipe = Recipe.model_validate_json(text)
-                known = ActiveRecipe(name, version, recipe, sha256, recipe.threshold, _memory_sha256(recipe))
-            except (ValidationError, ConfigError) as error:  # of an older flawline, or its memory is gone
-                unusable[f"{name}@{version}"] = str(error)  # the number stays taken
-                continue
-            self._versions[known.key] = known
+        self._floor = 0  # no name begins below this: forgotten versions of names had numbers up to it
+        self._forgotten: deque[tuple[str, int]] = deque()  # and still in the journal
         self._journal = journal
+        unusable = self._read(settings)
         configured = self.configured(settings)
         for active in configured.values():
             self._register(active)
@@ -87,20 +87,77 @@ class RecipeBook:
             for camera, (key, follows) in noted.items()
             if (self._active[camera].key, camera in self._follows) != (key, follows)
         ]
+        self._forget()
         self.keep(configured.values(), changed)
 
-    def version_of(self, name: str, recipe: Recipe) -> ActiveRecipe:
-        """The version with this content: one that is known, or the next number, which only `activate` takes."""
+    def _read(self, settings: Settings) -> dict[str, str]:
+        """What the journal has, one content after the other; of old ones only what may be needed. Returns by their
+        keys what is wrong with those that cannot be used."""
+        unusable: dict[str, str] = {}
+        journalled = self._journal.query("SELECT id, version FROM recipes ORDER BY t DESC, version DESC")
+        in_use = {(str(name), int(version)) for name, version in self._journal.query(_IN_USE)}
+        found = []
+        for name, version in journalled:
+            self._newest[name] = max(self._newest.get(name, 0), version)
+        self._floor = self._newest.pop(_FLOOR, 0)
+        for age, (name, version) in enumerate(journalled):
+            if name == _FLOOR:
+                continue
+            ((sha256, text),) = self._journal.query(
+                "SELECT sha256, content FROM recipes WHERE id = ? AND version = ?", (name, version)
+            )
+            try:
+                recipe = Recipe.model_validate_json(text)
+                if age >= _MOST_KEPT and (name, version) not in in_use and settings.recipes.get(name) != recipe:
+                    self._let_go(name, version)
+                    continue
+                found.append(ActiveRecipe(name, version, recipe, sha256, recipe.threshold, _memory_sha256(recipe)))
+            except (ValidationError, ConfigError) as error:  # of an older flawline, or its memory is gone
+                if age < _MOST_KEPT or (name, version) in in_use:
+                    unusable[f"{name}@{version}"] = str(error)  # the number stays taken
+                else:
+                    self._let_go(name, version)
+        self._versions = {known.key: known for known in reversed(found)}
+        return unusable
+
+    def _forget(self) -> None:
+        """Let go of the contents that were not used for longest. The number of none is given again."""
+        needed = self._configured | set(self._base.values()) | {active.key for active in self._active.values()}
+        spare = [known for key, known in self._versions.items() if key not in needed]
+        for known in spare[: max(0, len(spare) - _MOST_KEPT)]:
+            del self._versions[known.key]
+            self._let_go(known.id, known.version)
+        self._warned = {warned for warned in self._warned if warned[0] in self._versions}
+
+    def _let_go(self, name: str, version: int) -> None:
+        self._forgotten.append((name, version))
+        if version == self._newest[name]:
+            self._floor = max(self._floor, version)
+
+    def version_of(self, name: str, recipe: Recipe, memory_sha256: str | None = None) -> ActiveRecipe:
+        """The version with this content: one that is known, or the next number, which only `activate` takes.
+
+        Without `memory_sha256` the head of the recipe's memory is read here.
+        """
         sha256 = recipe.sha256()
-        newest = self._newest.get(name, 0)
-        for version in range(newest, 0, -1):
-            known = self._versions.get(f"{name}@{version}")
+        for known in self._of_name(name):
             # Not by its hash alone: a key that a newer flawline knows, left out, is no other content.
-            if known is not None and (known.sha256 == sha256 or known.recipe == recipe):
+            if known.sha256 == sha256 or known.recipe == recipe:
                 return known
-        return ActiveRecipe(name, newest + 1, recipe, sha256, recipe.threshold, _memory_sha256(recipe))
+        version = max(self._newest.get(name, 0), self._floor) + 1
+        memory_sha256 = memory_sha256 or _memory_sha256(recipe)
+        return ActiveRecipe(name, version, recipe, sha256, recipe.threshold, memory_sha256)
+
+    def memory_known(self, memory: str) -> str | None:
+        """The hash of a memory that a version names; None where none does."""
+        return next((one.memory_sha256 for one in self._versions.values() if one.recipe.memory == memory), None)
+
+    def _of_name(self, name: str) -> Iterable[ActiveRecipe]:
+        """The newest version first."""
+        return sorted((one for one in self._versions.values() if one.id == name), key=lambda one: -one.version)
 
     def _register(self, recipe: ActiveRecipe) -> None:
+        self._versions.pop(recipe.key, None)  # the last used one stands last
         self._versions[recipe.key] = recipe
         self._newest[recipe.id] = max(self._newest.get(recipe.id, 0), recipe.version)
 
@@ -109,7 +166,7 @@ class RecipeBook:
 
     def find(self, name: str, version: int | None = None) -> ActiveRecipe:
         """A version, the newest where none is named. Raises ConfigError with the names that there are."""
-        found = self._versions.get(f"{name}@{self._newest.get(name, 0) if version is None else version}")
+        found = next((one for one in self._of_name(name) if version in (None, one.version)), None)
         if found is None:
             there = ", ".join(sorted(self._versions))
             raise ConfigError(f"recipe: there is no {name!r}{f' version {version}' if version else ''} ({there})")
@@ -140,6 +197,7 @@ class RecipeBook:
             self._follows.discard(camera)
         self._note_who_follows()
         self._warn()
+        self._forget()
 
     def configured(self, settings: Settings) -> dict[str, ActiveRecipe]:
         """The versions of a configuration's recipes, by name. Nothing changes until they are taken up."""
@@ -169,6 +227,7 @@ class RecipeBook:
                 self._active[camera] = configured.get(active.id, active)
         self._note_who_follows()
         self._warn()
+        self._forget()
         return [
             camera
             for camera, active in self._active.items()
@@ -189,8 +248,23 @@ class RecipeBook:
                     "INSERT OR REPLACE INTO active (camera, id, version, base, follows) VALUES (?, ?, ?, ?, ?)",
                     (camera, active.id, active.version, self._base[camera], camera in self._follows),
                 )
+            self._keep_no_more()
         except JournalError as error:
             log.error("recipe_not_kept", error=str(error))
+
+    def _keep_no_more(self) -> None:
+        floor = self._floor
+        if self._forgotten and floor:
+            self._journal.query("INSERT OR IGNORE INTO recipes VALUES (?, ?, '', '', 0)", (_FLOOR, floor))
+            self._journal.query("DELETE FROM recipes WHERE id = ? AND version < ?", (_FLOOR, floor))
+        while self._forgotten:
+            name, version = self._forgotten[0]
+            if f"{name}@{version}" not in self._versions:
+                self._journal.query(
+                    f"DELETE FROM recipes WHERE id = ? AND version = ? AND (id, version) NOT IN ({_IN_USE})",
+                    (name, version),
+                )
+            self._forgotten.popleft()
 
     def for_worker(self) -> dict[str, dict[str, Any]]:
         """What a worker must know from its start: what is configured, and what is active.
@@ -223,19 +297,28 @@ class RecipeBook:
                 self._versions[key] = replace(self._versions[key], threshold=threshold)
         self._active = {camera: self._versions[active.key] for camera, active in self._active.items()}
 
-    def list(self) -> list[Header]:
-        """For `recipe.list`: every version, and which cameras it judges."""
-        return [
-            {
+    def list(self) -> Header:
+        """For `recipe.list`: every version, and which cameras it judges. Of more than a reply may hold those in use,
+        and the last used ones."""
+        in_use = self._configured | {active.key for active in self._active.values()}
+        listed, size = [], 0
+        ages = {key: age for age, key in enumerate(reversed(self._versions))}
+        for known in sorted(self._versions.values(), key=lambda known: (known.key not in in_use, ages[known.key])):
+            text = known.recipe.model_dump_json()
+            size += len(text)
+            if size > _LIST_BYTES:
+                break
+            entry = {
                 "id": known.id,
                 "version": known.version,
                 "sha256": known.sha256,
                 "threshold": known.threshold,
                 "cameras": [camera for camera, active in self._active.items() if active.key == known.key],
-                "recipe": json.loads(known.recipe.model_dump_json()),
+                "recipe": json.loads(text),
             }
-            for known in self._versions.values()
-        ]
+            listed.append(entry)
+        listed.sort(key=lambda entry: (entry["id"], entry["version"]))
+        return {"recipes": listed, "left_out": len(self._versions) - len(listed)}
 
     def status(self) -> Header:
         """For the status message: what judges each camera."""

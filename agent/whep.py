@@ -24,6 +24,7 @@ from aiortc import (
 )
 from aiortc.mediastreams import MediaStreamError
 
+from flawline.agent.allowance import Allowance
 from flawline.agent.encode import Stream
 from flawline.config.errors import FlawlineError
 
@@ -32,6 +33,9 @@ _CONNECT_S = 15.0  # a viewer that is not connected by then is let go
 _SILENCE_S = 12.0  # a viewer whose receiver reports stay away for so long has vanished
 _QUEUE = 12  # packets that may wait for one viewer's sender
 _DRAWING_BYTES = 256 * 1024  # drawings that may wait for one viewer's data channel
+_OFFER_BYTES = 16 * 1024  # of an offer without its candidates; a browser's has some 7000
+_OFFER_MEDIA = 4  # of an offer: video, audio, data, and one more. aiortc's work, on the event loop, grows with them
+_OFFERS_PER_S = 2.0  # each costs the event loop some 30 ms, refused or not
 
 
 class OfferRefused(FlawlineError):
@@ -141,8 +145,11 @@ class Session:
 class Sessions:
     """All viewers by WHEP, and their end."""
 
-    def __init__(self, codec: str) -> None:
+    def __init__(self, codec: str, at_once: int) -> None:
+        """`at_once`: viewers that may come together, as after a restart."""
         self._codec = codec
+        self._offers = Allowance(at_once)
+        self._answering = asyncio.Lock()  # one offer at a time: between two of them verdicts leave
         self._sessions: dict[str, Session] = {}
 
     def __len__(self) -> int:
@@ -150,6 +157,17 @@ class Sessions:
 
     async def begin(self, camera: str, stream: Stream, offer: str) -> tuple[Session, str]:
         """A session and the answer to its offer. Raises OfferRefused."""
+        offer = _without_candidates(offer)
+        if len(offer) > _OFFER_BYTES:
+            raise OfferRefused(f"the offer is longer than {_OFFER_BYTES} characters", 413)
+        if sum(line.startswith("m=") for line in offer.splitlines()) > _OFFER_MEDIA:
+            raise OfferRefused(f"the offer has more than {_OFFER_MEDIA} media sections", 400)
+        if not self._offers.take(_OFFERS_PER_S):
+            raise OfferRefused("too many offers; try again", 429)
+        async with self._answering:
+            return await self._answer(camera, stream, offer)
+
+    async def _answer(self, camera: str, stream: Stream, offer: str) -> tuple[Session, str]:
         peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         track = PacketTrack()
         session = Session(camera, stream, peer, track)
@@ -158,7 +176,7 @@ class Sessions:
             sender.setCodecPreferences(_codecs(self._codec))
             sender.sender._send_keyframe = stream.want_key  # what aiortc calls on a receiver's PLI or FIR
             async with asyncio.timeout(_CONNECT_S):
-                await peer.setRemoteDescription(RTCSessionDescription(_without_candidates(offer), "offer"))
+                await peer.setRemoteDescription(RTCSessionDescription(offer, "offer"))
                 if "a=setup:passive" not in offer:
                     _serve_dtls(peer, sender.sender)
                 await peer.setLocalDescription(await peer.createAnswer())
@@ -239,6 +257,6 @@ def _without_candidates(offer: str) -> str:
     They are not needed: the player sends its checks to ours, and is answered where they come from. They do harm
     where they are mDNS names, as browsers write them, which nobody resolves on many plant networks.
     """
-    lines = offer.replace("\r\n", "\n").split("\n")
-    kept = [line for line in lines if not line.startswith(("a=candidate:", "a=end-of-candidates"))]
-    return "\r\n".join(kept)
+    lines = offer.splitlines()  # as aiortc does
+    kept = [f"{line}\r\n" for line in lines if not line.startswith(("a=candidate:", "a=end-of-candidates"))]
+    return "".join(kept)

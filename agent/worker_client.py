@@ -84,7 +84,10 @@ class WorkerClient:
 
     async def start(self) -> None:
         """Start the process and wait until its models are warm. Raises BundleError, WorkerError."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:  # too many open files: it may go well another time, as below
+            raise WorkerError(f"the worker cannot be started: {error}", "worker_lost") from error
         ours.setblocking(False)
         try:
             self._process = await asyncio.create_subprocess_exec(

@@ -44,7 +44,7 @@ RECORDS = frozenset({"truth"})
 
 class RateLimit:
     """Lets a few lines of one kind through a window, then counts; the next line of that kind says how many were kept
-    back. A kind is an event with its level, camera and reason. `RECORDS` pass as they are."""
+    back. A kind is an event with its level, camera, reason and recipe. `RECORDS` pass as they are."""
 
     def __init__(
         self, most: int = 10, window_s: float = 60.0, now: Callable[[], float] = time.monotonic, kinds: int = 1000
@@ -56,7 +56,7 @@ class RateLimit:
         """structlog's processor. Raises DropEvent."""
         if event.get("event") in RECORDS:
             return event
-        kind = (event.get("event"), method, str(event.get("camera")), str(event.get("reason")))
+        kind = (event.get("event"), method, *(str(event.get(key)) for key in ("camera", "reason", "recipe")))
         now = self._now()
         if kind not in self._seen and len(self._seen) >= self._kinds:
             self._seen.clear()

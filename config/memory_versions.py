@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from flawline.config.errors import ConfigError
@@ -136,13 +138,31 @@ def _write(file: Path, recipe: str, memory: Path | None) -> None:
     update_recipe(file, recipe, {"memory": text})
 
 
-def stored_sha256(file: Path) -> str:
+def learnt_sha256(memory: str, folders: Iterable[Path]) -> str:
+    """`stored_sha256` of what a stranger names. Raises ConfigError, for whatever does not lie in one of the folders
+    that `flawline learn` and `learn.commit` write to the same one: whether it is there is not said."""
+    found = os.path.realpath(memory) if os.path.isabs(memory) else ""
+    if not any(os.path.dirname(found) == os.path.realpath(folder) for folder in folders):
+        there = ", ".join(str(folder) for folder in folders)
+        raise ConfigError(
+            f"memory: {memory[:200]!r} is no memory of this station; name one by its whole path, of {there}"
+        )
+    return stored_sha256(Path(memory), follow=False)
+
+
+def stored_sha256(file: Path, *, follow: bool = True) -> str:
     """The hash of its content that a memory's file names; the worker checks that it is true.
 
-    Reads the head of a safetensors file: its length in 8 bytes, then JSON. Raises ConfigError naming the file.
+    Reads the head of a safetensors file: its length in 8 bytes, then JSON. Raises ConfigError naming the file, also
+    for what is no file (to open a pipe would wait for ever) and, unless it shall `follow`, for a link.
     """
     try:
-        with file.open("rb") as stream:
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
+        opened = os.open(file, flags)
+        if not stat.S_ISREG(os.fstat(opened).st_mode):
+            os.close(opened)
+            raise ConfigError(f"{file}: is not a readable memory: it is no regular file")
+        with os.fdopen(opened, "rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             head = json.loads(stream.read(min(length, 1 << 20)))
         return str(head["__metadata__"]["sha256"])

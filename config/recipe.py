@@ -11,6 +11,11 @@ Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 Precision = Literal["fp32", "fp16", "bf16"]
 PRECISION_OF: dict[str, Precision] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 """The encoders' arithmetic by the name that verdicts and results have for it."""
+MOST_SENTENCES = 64
+"""States of one kind: the text tower reads each of them in each of the bundle's templates, while no frame is judged."""
+_LONGEST_SENTENCE = 200  # characters; a tower reads 32 to 77 tokens
+_MOST_BOXES = 256
+_LONGEST_PATH = 4096  # bytes that Linux takes
 
 
 class Strict(BaseModel):
@@ -148,14 +153,18 @@ class Recipe(Strict):
     )
     mm_per_px: float | None = Field(None, gt=0.0, description="scale; with it defects carry area_mm2")
     roi: Box | None = Field(None, description="region of interest; outside it nothing counts")
-    ignore: tuple[Box, ...] = Field((), description="boxes inside which nothing counts")
+    ignore: tuple[Box, ...] = Field((), max_length=_MOST_BOXES, description="boxes inside which nothing counts")
     states_normal: tuple[str, ...] | None = Field(
         None,
         min_length=1,
+        max_length=MOST_SENTENCES,
         description="sentences for a good part, {} stands for the object; left out: the standard ones",
     )
     states_abnormal: tuple[str, ...] | None = Field(
-        None, min_length=1, description="sentences for a defective part; left out: the standard ones"
+        None,
+        min_length=1,
+        max_length=MOST_SENTENCES,
+        description="sentences for a defective part; left out: the standard ones",
     )
     localiser: Literal["auto", "adapter", "windows"] = Field(
         "auto",
@@ -166,7 +175,10 @@ class Recipe(Strict):
     fusion: FusionSettings = Field(default_factory=FusionSettings, description="the final map")
     tiling: TilingSettings = Field(default_factory=TilingSettings, description="tiles for large frames")
     memory: str | None = Field(
-        None, min_length=1, description="file of the memory of good parts; written by `flawline learn`"
+        None,
+        min_length=1,
+        max_length=_LONGEST_PATH,
+        description="file of the memory of good parts; written by `flawline learn`",
     )
     memory_rotations: tuple[float, ...] = Field(
         (),
@@ -264,8 +276,10 @@ class Recipe(Strict):
 
 
 def with_one_place(sentences: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    """The sentences. Raises ValueError where one has not exactly one place, {}, for the object's name."""
+    """The sentences. Raises ValueError where one is too long, or has not exactly one place, {}, for what it is of."""
     for sentence in sentences or ():
+        if len(sentence) > _LONGEST_SENTENCE:
+            raise ValueError(f"a sentence has {len(sentence)} characters, at most {_LONGEST_SENTENCE} are taken")
         if sentence.count("{}") != 1 or "{" in sentence.replace("{}", "") or "}" in sentence.replace("{}", ""):
             raise ValueError(
                 f"{sentence!r} must hold {{}} exactly once, where the object (in a template: its state) goes"

@@ -241,11 +241,18 @@ def explain(error: ValidationError, root: type[BaseModel], where: str, cameras: 
         message = f"{where}: unknown key {'.'.join(location)!r}{hint}"
     else:
         text = first["msg"].removeprefix("Value error, ")
-        shown = "" if isinstance(data, dict | BaseModel) or first["type"] == "missing" else f" (given: {data!r})"
+        shown = (
+            "" if isinstance(data, dict | BaseModel) or first["type"] == "missing" else f" (given: {_shortened(data)})"
+        )
         key = ".".join(location)
         message = f"{where}: {key}: {text}{shown}" if key else f"{where}: {text}"
     more = error.error_count() - 1
     return message + (f" (and {more} more)" if more else "")
+
+
+def _shortened(value: Any, most: int = 200) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= most else f"{shown[:most]}..."
 
 
 def _model_at(root: type[BaseModel], location: list[str]) -> type[BaseModel] | None:

@@ -17,7 +17,7 @@ import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from flawline.config.errors import BundleError
-from flawline.config.recipe import with_one_place
+from flawline.config.recipe import MOST_SENTENCES, with_one_place
 
 MANIFEST = "bundle.toml"
 SHIPPED = Path(__file__).parent / "bundles"
@@ -102,9 +102,9 @@ class SamSettings(Table):
 class PromptWords(Table):
     """The bundle's own words, where its text tower was trained on others than the standard ones."""
 
-    states_normal: tuple[str, ...] | None = Field(None, min_length=1)
-    states_abnormal: tuple[str, ...] | None = Field(None, min_length=1)
-    templates: tuple[str, ...] | None = Field(None, min_length=1)
+    states_normal: tuple[str, ...] | None = Field(None, min_length=1, max_length=MOST_SENTENCES)
+    states_abnormal: tuple[str, ...] | None = Field(None, min_length=1, max_length=MOST_SENTENCES)
+    templates: tuple[str, ...] | None = Field(None, min_length=1, max_length=128)  # ImageNet's list has 80
 
     @field_validator("states_normal", "states_abnormal", "templates")
     @classmethod

@@ -18,6 +18,7 @@ from flawline.agent import journal as journal_module
 from flawline.agent import numbers
 from flawline.agent.journal import Journal
 from flawline.agent.verdict import Trigger
+from flawline.agent.wire import pack
 from flawline.config.errors import ConfigError, JournalError
 
 
@@ -302,3 +303,61 @@ def test_feedback_needs_its_verdict_and_old_verdicts_go(tmp_path: Path) -> None:
     again = Journal(tmp_path)
     assert verdict(again, "side")["camera_seq"] == 2  # though no verdict of that camera is left
     again.close()
+
+
+def test_remarks_on_a_verdict_are_few_and_belong_to_the_size_of_a_page(tmp_path: Path) -> None:
+    """One verdict's never make a reply that no client takes, also those of a journal that took any number."""
+    journal = Journal(tmp_path)
+    sent = [verdict(journal) for _ in range(40)]
+    journal.commit([(header, None) for header in sent], late=[sent[0] | {"detail": "x" * 500_000}])
+    for seq in range(1, 41):
+        for number in range(20):
+            journal.feedback(seq, "bad", "anna", f"{number} " + "\U0001f600" * 2000)
+    with pytest.raises(JournalError, match="verdict 7 has 20 remarks already"):
+        journal.feedback(7, "good", "anna", "")
+    start, complete, sizes, words = 1, False, [], []
+    while not complete:
+        page = journal.replay(start, None, 500)
+        start, complete = page.next_seq, page.done
+        sizes.append(len(pack(page._asdict())))
+        words += page.feedback
+    assert max(sizes) < 1.1e6
+    assert [word["seq"] for word in words] == [seq for seq in range(1, 41) for _ in range(20)]
+    journal.query("UPDATE feedback SET seq = 5")
+    page = journal.replay(5, 5, 500)
+    assert [word["note"].split()[0] for word in page.feedback] == [str(number) for number in range(20)]
+    assert len(pack(page._asdict())) < 200_000
+    journal.close()
+
+
+def test_remarks_make_no_verdict_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "_REMARKS_BYTES", 2e6)
+    journal = Journal(tmp_path)
+    headers = [verdict(journal) | {"detail": "x" * 300} for _ in range(1000)]
+    journal.commit([(header, None) for header in headers])
+
+    def left() -> int:
+        while journal.drop_old(keep_days=1e9, keep_verdicts=10**9, keep_mb=1.0):
+            pass
+        return int(journal.query("SELECT count(*) FROM verdicts")[0][0])
+
+    kept = left()
+    assert kept == 1000
+    note = "\U0001f600" * 900
+
+    def say_much() -> None:
+        for number in range(1000):
+            journal.feedback(1000 - number // 20, "bad", "anna", note)
+
+    with pytest.raises(JournalError, match="2 MB of feedback already"):
+        say_much()
+    assert journal._held_bytes() > 1.9e6, "so they are counted as what they are"
+    assert left() == kept
+    journal.close()
+    journal = Journal(tmp_path)
+    assert left() == kept, "nor after a restart"
+    assert journal.drop_old(keep_days=1e9, keep_verdicts=990, keep_mb=1.0) == 10
+    while journal.drop_old(keep_days=1e9, keep_verdicts=1, keep_mb=1.0):
+        pass
+    assert journal._remarks_bytes < 200_000, "what was forgotten is room again"
+    journal.close()

@@ -1,6 +1,8 @@
 """What comes over a socket is bounded, at either end."""
 
 import asyncio
+import socket
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ import zmq.asyncio
 
 from flawline.agent import control, subscriber
 from flawline.agent.control import Control, ask
+from flawline.agent.publisher import Publisher
 from flawline.agent.subscriber import Subscriber
 from flawline.config.errors import NoAnswer
 from flawline.config.settings import ControlSettings, PublishSettings
@@ -155,3 +158,48 @@ def test_a_client_takes_no_larger_reply(
     assert answer(LIMIT // 2)["bytes"] == LIMIT // 2
     with pytest.raises(NoAnswer, match="no agent answers"):
         answer(2 * LIMIT)
+
+
+def test_a_subscription_that_is_no_topic_costs_the_connection(
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
+) -> None:
+    """Topics, prefixes of them and the empty one are taken, as before."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    endpoint = f"tcp://127.0.0.1:{port}"
+    publisher = Publisher(context, PublishSettings(endpoint=endpoint), "s" * 64)
+    heard = []
+    for prefix in (b"", b"ver", f"verdict/{'s' * 64}/{'c' * 64}/".encode()):
+        one = context.socket(zmq.SUB)
+        one.setsockopt(zmq.SUBSCRIBE, prefix)
+        one.connect(endpoint)
+        heard.append(one)
+
+    def closed_after(length: int) -> bool:
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as peer:
+            peer.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32))
+            greeting = b""
+            while len(greeting) < 64:
+                greeting += peer.recv(64 - len(greeting))
+            ready = b"\x05READY\x0bSocket-Type\x00\x00\x00\x03SUB"
+            peer.sendall(bytes([4, len(ready)]) + ready)
+            peer.sendall(b"\x02" + struct.pack(">Q", length) + b"\x01" + bytes(length - 1))
+            peer.settimeout(2.0)
+            try:
+                while peer.recv(4096):
+                    pass
+            except TimeoutError:
+                return False
+            except ConnectionError:
+                pass
+            return True
+
+    assert not closed_after(1000)
+    assert closed_after(2000)
+    end = time.monotonic() + 20
+    for one in heard:
+        while not one.poll(100):
+            assert time.monotonic() < end
+            publisher.verdict({"camera": "c" * 64})
+    publisher.close()

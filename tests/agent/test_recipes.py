@@ -5,12 +5,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
 from structlog.testing import capture_logs
 
 from flawline.agent.feedback import reading
 from flawline.agent.journal import Journal
 from flawline.agent.recipes import RecipeBook
+from flawline.agent.verdict import Trigger
 from flawline.config.recipe import Recipe
 from flawline.config.settings import Settings
 from flawline.config.settings_camera import CameraSettings
@@ -135,6 +137,72 @@ def test_a_content_of_its_own_stays_until_the_file_says_the_same(tmp_path: Path)
     # an earlier version, called back by its number, is not what the file says
     book.activate(["top"], book.find("bolt", 1))
     assert read(0.2, book) == "bolt@1"
+    journal.close()
+
+
+def test_contents_that_were_not_used_for_long_are_forgotten_and_no_number_is_given_again(tmp_path: Path) -> None:
+    """However many a client activates: neither memory nor journal nor a reply grows with them."""
+    journal = Journal(tmp_path)
+    book = RecipeBook(settings(bolt=Recipe(object="bolt")), journal)
+
+    def activate(name: str, recipe: Recipe) -> str:
+        version = book.version_of(name, recipe)
+        book.activate(["top"], version)
+        book.keep([version], ["top"])
+        return version.key
+
+    def kept() -> set[str]:
+        return {
+            f"{name}@{version}" for name, version in journal.query("SELECT id, version FROM recipes WHERE id <> ''")
+        }
+
+    for number in range(10):
+        assert activate("nut", Recipe(object=f"nut {number}")) == f"nut@{number + 1}"
+    owed = Trigger("top", None, None, 1, "nut", 10)
+    journal.commit([], [owed])
+    given = [activate(f"x{number}", Recipe(object=f"part {number}")) for number in range(200)]
+    assert {"default@1", "bolt@1", "nut@10", *given[136:]} <= kept()
+    assert not {"nut@9", *given[:135]} & kept()
+    assert len(kept()) <= 64 + 4
+    assert len(book.list()["recipes"]) <= 64 + 4
+    again = RecipeBook(settings(bolt=Recipe(object="bolt")), journal)
+    assert again.of("top").key == given[-1]
+    assert {"default@1", "bolt@1"} <= {f"{one['id']}@{one['version']}" for one in again.list()["recipes"]}
+    for one in (book, again):
+        for number in range(135):
+            assert one.version_of(f"x{number}", Recipe(object="another")).version > int(given[number].split("@")[1])
+        assert one.version_of("nut", Recipe(object="nut 3")).version > 10
+        assert one.version_of("x199", Recipe(object="part 199")).key == given[-1]
+    journal.close()
+
+
+def test_a_journal_full_of_contents_is_read_and_shrinks(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    RecipeBook(settings(bolt=Recipe(object="bolt")), journal)
+    for number in range(300):  # as a flawline kept them that forgot none
+        content = Recipe(object=f"nut {number}").model_dump_json() if number % 2 else '{"treshold": 1}'
+        journal.query("INSERT INTO recipes VALUES ('nut', ?, 'x', ?, ?)", (number + 1, content, 2 * 10**18 + number))
+    book = RecipeBook(settings(bolt=Recipe(object="bolt")), journal)
+    assert book.of("top").key == "default@1"
+    assert book.find("bolt").key == "bolt@1"
+    assert book.find("nut").key == "nut@300"
+    assert book.version_of("nut", Recipe(object="nut 1")).key == "nut@301"
+    assert journal.query("SELECT count(*) FROM recipes")[0][0] <= 64 + 2
+    journal.close()
+
+
+def test_a_list_of_recipes_is_no_larger_than_a_reply_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flawline.agent.recipes._LIST_BYTES", 30_000)
+    journal = Journal(tmp_path)
+    book = RecipeBook(settings(), journal)
+    for number in range(60):
+        book.activate(["top"], book.version_of("nut", Recipe(object=f"nut {number}")))
+    listed = book.list()
+    keys = [f"{one['id']}@{one['version']}" for one in listed["recipes"]]
+    assert len(json.dumps(listed)) < 40_000
+    assert keys[0] == "default@1"
+    assert keys[1:] == [f"nut@{number}" for number in range(60 - len(keys) + 2, 61)]
+    assert listed["left_out"] == 61 - len(keys) > 0
     journal.close()
 
 

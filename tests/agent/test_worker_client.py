@@ -1,8 +1,11 @@
 """The agent's end of a real worker process that is killed, and whose replacement is not ready in time."""
 
 import asyncio
+import contextlib
 import os
+import resource
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -149,6 +152,40 @@ async def test_a_process_that_cannot_be_started_now_is_started_later(monkeypatch
     os.kill(client.pid, signal.SIGKILL)
     await until(lambda: said == ["ready", "lost", "ready"])
     assert refused
+    running.cancel()
+    await asyncio.wait([running])
+    await client.stop()
+    ring.close()
+
+
+async def test_a_worker_is_started_later_where_no_file_can_be_opened_now() -> None:
+    """By connections of others, for a while: the line must not end with its worker."""
+    ring, said = FrameRing(1, 1000), []
+    client = make_client(ring, WorkerSettings(engine=NOOP, restarts_per_minute=1000), said)
+    await client.start()
+    running = asyncio.create_task(client.run())
+    held = []
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    pid = client.pid
+    assert pid is not None
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 50, limits[1]))
+        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(socket.socket())
+        await until(lambda: said == ["ready", "lost"], 20)
+        with contextlib.suppress(OSError):  # what the dead one's channel has freed, too
+            while True:
+                held.append(socket.socket())
+        await asyncio.sleep(1.5)
+        assert not running.done(), "it goes on trying"
+        assert not client.ready
+    finally:
+        for one in held:
+            one.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    await until(lambda: said == ["ready", "lost", "ready"])
     running.cancel()
     await asyncio.wait([running])
     await client.stop()

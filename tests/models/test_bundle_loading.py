@@ -33,8 +33,8 @@ def nothing(tree: Any) -> None:
     pass
 
 
-def words(key: str, sentence: str) -> Callable[[Any], None]:
-    return lambda tree: tree.setdefault("prompts", {}).update({key: [sentence]})
+def words(key: str, sentence: str, count: int = 1) -> Callable[[Any], None]:
+    return lambda tree: tree.setdefault("prompts", {}).update({key: [sentence] * count})
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,7 @@ def words(key: str, sentence: str) -> Callable[[Any], None]:
         (lambda f: ((f / "clip.json").write_text("[]"), rewrite(f, nothing)), r"clip\.json: a model configuration"),
         (lambda f: rewrite(f, words("templates", "x {foo}")), r"bundle\.toml: prompts\.templates"),
         (lambda f: rewrite(f, words("templates", "x {} {} {")), r"bundle\.toml: prompts\.templates"),
+        (lambda f: rewrite(f, words("templates", "x {}", 129)), r"bundle\.toml: prompts\.templates"),
         (lambda f: rewrite(f, words("states_normal", "{0} {1}")), r"bundle\.toml: prompts\.states_normal"),
         (
             lambda f: (save_file({"fc.0.weight": torch.ones(32, 64)}, f / "adapter.safetensors"), rewrite(f, nothing)),

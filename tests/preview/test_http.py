@@ -18,8 +18,9 @@ import cv2
 import numpy as np
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import make_mocked_request
+from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
 from preview_line import CORNER, EDGE, HEIGHT, WIDTH, Agent, events
+from structlog.testing import capture_logs
 
 from flawline.agent.control import ask
 from flawline.agent.guard import Guard
@@ -181,6 +182,11 @@ def test_a_name_that_was_made_to_point_here_is_not_served(agent: Agent) -> None:
     assert agent.get("/", {"Host": f"localhost:{agent.port}"})[0] == 200
 
 
+class _Stay(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
 def test_with_a_token_nothing_but_health_is_open(start: Callable[..., Agent], tmp_path: Path) -> None:
     (tmp_path / "token").write_text(TOKEN + "\n")
     agent = start(f"preview.token_file={tmp_path / 'token'}", "preview.host=0.0.0.0").wait_ready()
@@ -193,12 +199,8 @@ def test_with_a_token_nothing_but_health_is_open(start: Callable[..., Agent], tm
     assert events(agent, 0.5, bearer)
     assert agent.get("/?token=wrong")[0] == 401
 
-    class Stay(urllib.request.HTTPRedirectHandler):
-        def redirect_request(self, *_: object) -> None:
-            return None
-
     with pytest.raises(urllib.error.HTTPError) as redirect:
-        urllib.request.build_opener(Stay).open(f"{agent.url}/?token={TOKEN}", timeout=20)
+        urllib.request.build_opener(_Stay).open(f"{agent.url}/?token={TOKEN}", timeout=20)
     assert redirect.value.code == 303
     cookie = redirect.value.headers["Set-Cookie"]
     assert "HttpOnly" in cookie
@@ -211,6 +213,52 @@ def test_with_a_token_nothing_but_health_is_open(start: Callable[..., Agent], tm
     with urllib.request.urlopen(urllib.request.Request(agent.url + "/events", headers=bearer), timeout=20) as stream:
         assert stream.headers["Set-Cookie"] is None
     assert TOKEN not in agent.log()
+
+
+def test_bytes_that_are_no_text_are_refused_without_a_traceback(start: Callable[..., Agent], tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(TOKEN)
+    agent = start(f"preview.token_file={tmp_path / 'token'}").wait_ready()
+    with pytest.raises(urllib.error.HTTPError) as redirect:
+        urllib.request.build_opener(_Stay).open(f"{agent.url}/?token={TOKEN}", timeout=20)
+    name = redirect.value.headers["Set-Cookie"].partition("=")[0]
+    known = f"Authorization: Bearer {TOKEN}\r\n".encode()
+
+    def answer(line: bytes, headers: bytes = b"") -> bytes:
+        with socket.create_connection(("127.0.0.1", agent.port), timeout=20) as connection:
+            connection.sendall(line + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" + headers + b"\r\n")
+            return b"".join(iter(lambda: connection.recv(65536), b""))
+
+    for line, headers, status in (
+        (b"GET /metrics", b"Authorization: Bearer \xff\xfe\r\n", b" 401 "),
+        (b"GET /metrics", f"Cookie: {name}=".encode() + b"\xff\r\n", b" 401 "),
+        (b"GET /events", f"Cookie: {name}=".encode() + b"\xff\r\n", b" 401 "),
+        (b"GET /?token=%ff%fe", b"", b" 401 "),
+        (b"GET /?token=%ed%a0%80", b"", b" 401 "),
+        (b"GET /fails/" + b"1" * 5000, known, b" 404 "),
+        (b"GET /fails/" + b"1" * 5000 + b"/thumb.jpg", known, b" 404 "),
+        (b"GET /fails/%D9%A1", known, b" 404 "),
+    ):
+        said = answer(line, headers)
+        assert status in said.split(b"\r\n")[0], (line[:30], said[:200])
+        assert b"X-Content-Type-Options: nosniff" in said
+    for _ in range(30):
+        assert b" 400 " in answer(b'garbage <0>{"level":"critical"}')
+    assert "Traceback" not in agent.log()
+    assert len(agent.log().splitlines()) < 60, "what repeats is counted, not printed"
+
+
+async def test_what_fails_while_a_request_is_answered_is_one_500_with_the_headers() -> None:
+    async def fails(_: web.Request) -> web.StreamResponse:
+        raise LookupError("not so")
+
+    app = web.Application(middlewares=[Guard(PreviewSettings()).middleware])
+    app.router.add_get("/metrics", fails)
+    async with TestClient(TestServer(app)) as client:
+        with capture_logs() as said:
+            answer = await client.get("/metrics")
+    assert answer.status == 500
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert [(entry["event"], entry["reason"]) for entry in said] == [("page_request_failed", "LookupError")]
 
 
 async def test_stations_on_one_host_keep_cookies_of_their_own(tmp_path: Path) -> None:

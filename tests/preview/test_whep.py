@@ -142,13 +142,18 @@ async def test_delete_ends_a_session_once(agent: Agent) -> None:
         ("{}", "application/json", "top", 415),
         ("v=0\r\n", "application/sdp", "other", 404),
         ("x" * 100_000, "application/sdp", "top", 413),
+        ("x" * 20_000, "application/sdp", "top", 413),
+        ("v=0\r\n" + "m=video 9 UDP/TLS/RTP/SAVPF 96\r\n" * 5, "application/sdp", "top", 400),
+        (b"\xff\xfe\xfd", "application/sdp", "top", 400),
+        (b"abc", "application/sdp; charset=foo", "top", 400),
     ],
 )
 async def test_what_is_no_offer_is_refused(
-    agent: Agent, body: str, content_type: str, camera: str, status: int
+    agent: Agent, body: str | bytes, content_type: str, camera: str, status: int
 ) -> None:
+    sent = body.encode() if isinstance(body, str) else body
     async with aiohttp.ClientSession(agent.url) as http:
-        answer = await http.post(f"/{camera}/whep", data=body.encode(), headers={"Content-Type": content_type})
+        answer = await http.post(f"/{camera}/whep", data=sent, headers={"Content-Type": content_type})
         assert answer.status == status
     assert agent.metric("flawline_preview_viewers") == 0
 
@@ -236,6 +241,47 @@ async def test_h264_and_fixed_ports_and_a_limit(start: Callable[..., Agent]) -> 
         await peer.close()
     async with player(agent) as again:
         await again.frame()
+
+
+async def test_offers_do_not_stop_the_event_loop(start: Callable[..., Agent]) -> None:
+    """As many sections as fit into a request, again and again: refused ones count, too."""
+    agent = start("preview.max_viewers=2").wait_ready()
+    section = (
+        "m=video 9 UDP/TLS/RTP/SAVPF 96\r\na=inactive\r\na=mid:{}\r\na=ice-ufrag:abcd\r\na=ice-pwd:" + "x" * 24 + "\r\n"
+        f"a=fingerprint:sha-256 {':'.join(['AB'] * 32)}\r\na=setup:actpass\r\na=rtcp-mux\r\na=rtpmap:96 VP8/90000\r\n"
+    )
+    head = "v=0\r\no=- 1 1 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\n"
+    statuses: list[int] = []
+    async with aiohttp.ClientSession(agent.url) as http:
+        for sections in (230, *[4] * 8):
+            body = head + "".join(section.format(number) for number in range(sections))
+            answer = await http.post("/top/whep", data=body, headers=SDP)
+            statuses.append(answer.status)
+    assert statuses[0] == 413
+    assert statuses[1:3] == [400, 400]
+    assert 429 in statuses[3:]
+    assert agent.metric("flawline_preview_viewers") == 0
+    await asyncio.sleep(1.0)
+    async with player(agent) as watching:
+        await watching.frame()
+
+
+async def test_offers_that_never_come_whole_take_nobodys_seat(start: Callable[..., Agent]) -> None:
+    agent = start("preview.max_viewers=2").wait_ready()
+    host, port = "127.0.0.1", agent.port
+    head = b"POST /top/whep HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/sdp\r\n"
+    head += b"Content-Length: 6000\r\n\r\nv=0"
+    open_ones = [await asyncio.open_connection(host, port) for _ in range(6)]
+    for _, writer in open_ones:
+        writer.write(head)
+    await asyncio.sleep(0.5)
+    async with player(agent) as watching:
+        await watching.frame()
+        assert agent.metric("flawline_preview_viewers") == 1
+    for reader, writer in open_ones:
+        answer = await asyncio.wait_for(reader.readline(), 20)
+        assert b" 408 " in answer
+        writer.close()
 
 
 PLAYER_THAT_VANISHES = """

@@ -25,6 +25,7 @@ def test_commands_by_hand(make_station: Make) -> None:
         (("nothing",), 1, "cmd 'nothing' is not known"),
         (("trigger", "top"), 2, "write KEY=VALUE"),
         (("trigger", "camera=side"), 1, "there is no 'side'"),
+        (("feedback", "seq=1", f"label={'x' * 65}", "who=anna"), 1, "label must be a text of at most 64 characters"),
     ):
         done = by_hand(*words)
         assert (done.returncode, said in done.stderr) == (code, True), done.stderr

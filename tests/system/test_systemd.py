@@ -78,6 +78,7 @@ def test_the_unit_fits_the_agent(installed: Path) -> None:
     assert watchdog is not None
     # A hanging worker is replaced by the agent before systemd replaces the agent.
     assert int(watchdog.group(1)) > settings.worker.ping_limit_s + 4 + 2
+    assert "\nLimitNOFILE=65536\n" in text, "clients that hold connections leave the line its descriptors"
 
 
 def test_install_shows_keeps_and_takes_away(tmp_path: Path) -> None:
