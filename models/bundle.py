@@ -85,6 +85,9 @@ class SamSettings(Table):
     checkpoint: str = Field(description="file with the weights")
     input_size: int = Field(1024, ge=64, le=4096, description="edge of SAM's padded input frame, px")
     trunk_from_clip: bool = Field(False, description="lite0: the trunk is CLIP's, stored once there")
+    own_stages: int = Field(
+        0, ge=0, le=7, description="`trunk_from_clip`: the stem and so many of the trunk's first stages are SAM's own"
+    )
     mean: Triple | None = Field(None, description="of pixels in [0, 255]; left out: the architecture's own")
     std: Triple | None = Field(None, description="of pixels in [0, 255]; left out: the architecture's own")
     decoder: DecoderSettings = Field(default_factory=lambda: DecoderSettings.model_validate({}))
@@ -93,6 +96,8 @@ class SamSettings(Table):
     def _fits_the_architecture(self) -> Self:
         if self.trunk_from_clip and self.architecture != "lite0":
             raise ValueError("trunk_from_clip goes with architecture lite0 only")
+        if self.own_stages and not self.trunk_from_clip:
+            raise ValueError("own_stages goes with trunk_from_clip only")
         step = 32 if self.architecture == "lite0" else 16
         if self.input_size % step:
             raise ValueError(f"input_size {self.input_size} is not a multiple of {step}")

@@ -82,7 +82,7 @@ def load_sam(sam: Any, settings: SamSettings, checkpoint: Path) -> None:
     """Load a published SAM checkpoint into `sam`. Raises BundleError naming the file.
 
     Position embeddings made for SAM's 1024 px frame are brought to this bundle's input size. A trunk
-    shared with CLIP is not in the file; it is loaded with CLIP.
+    shared with CLIP, or what of it is, is not in the file; it is loaded with CLIP.
     """
     state = read_state_dict(checkpoint)
     if settings.architecture == "vit_t":
@@ -90,17 +90,25 @@ def load_sam(sam: Any, settings: SamSettings, checkpoint: Path) -> None:
     if settings.architecture in VIT_SIZES:
         _resize_positions(state, sam.state_dict())
     if settings.trunk_from_clip:
-        if any(name.startswith(TRUNK) for name in state):
+        if any(_is_clips(name, settings) for name in state):
             raise BundleError(f"{checkpoint}: holds a trunk, but sam.trunk_from_clip takes CLIP's")
-        state |= {name: tensor for name, tensor in sam.state_dict().items() if name.startswith(TRUNK)}
+        state |= {name: tensor for name, tensor in sam.state_dict().items() if _is_clips(name, settings)}
     load_weights(sam, state, checkpoint)
 
 
 def own_state(sam: Any, settings: SamSettings) -> StateDict:
-    """What a bundle stores of this SAM: everything but a trunk that is stored with CLIP."""
+    """What a bundle stores of this SAM: everything but what of the trunk is stored with CLIP."""
     state: StateDict = sam.state_dict()
-    shared = TRUNK if settings.trunk_from_clip else "\0"
-    return {name: tensor.contiguous() for name, tensor in state.items() if not name.startswith(shared)}
+    return {name: tensor.contiguous() for name, tensor in state.items() if not _is_clips(name, settings)}
+
+
+def _is_clips(name: str, settings: SamSettings) -> bool:
+    """Whether a tensor of SAM's is stored with CLIP."""
+    if not (settings.trunk_from_clip and name.startswith(TRUNK)):
+        return False
+    part, _, rest = name.removeprefix(TRUNK).partition(".")
+    own = int(rest.partition(".")[0]) < settings.own_stages if part == "blocks" else part in ("conv_stem", "bn1")
+    return not (own and settings.own_stages)
 
 
 def _image_encoder(settings: SamSettings, trunk: nn.Module | None) -> nn.Module:
@@ -108,7 +116,7 @@ def _image_encoder(settings: SamSettings, trunk: nn.Module | None) -> nn.Module:
         if settings.trunk_from_clip and trunk is None:
             raise BundleError("sam.trunk_from_clip needs a CLIP whose image tower has a timm trunk")
         shared = getattr(trunk, "backbone", trunk) if settings.trunk_from_clip else None
-        return Lite0SamEncoder(settings.input_size, settings.decoder.dim, shared)
+        return Lite0SamEncoder(settings.input_size, settings.decoder.dim, shared, settings.own_stages)
     if settings.architecture == "vit_t":
         return TinyVitSamEncoder(settings.input_size, settings.decoder.dim)
     size = VIT_SIZES[settings.architecture]

@@ -1,7 +1,8 @@
-"""Small image encoders for SAM: MobileSAM's TinyViT, and EfficientNet-Lite0 with a neck over four strides."""
+"""Small image encoders for SAM: MobileSAM's TinyViT, and EfficientNet-Lite0 with a neck over five strides."""
 
+import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -16,18 +17,19 @@ LITE0 = "efficientnet_lite0"
 # EfficientNet-Lite0 was trained on (pixel - 127) / 128
 LITE0_MEAN = (127.0, 127.0, 127.0)
 LITE0_STD = (128.0, 128.0, 128.0)
-LITE0_LEVELS = (1, 2, 3, 4)  # of timm's forward_intermediates: strides 4, 8, 16, 32
-LITE0_CHANNELS = (24, 40, 112, 320)
+LITE0_LEVELS = (0, 1, 2, 3, 4)  # of timm's forward_intermediates: strides 2, 4, 8, 16, 32
+LITE0_CHANNELS = (16, 24, 40, 112, 320)
 LITE0_STRIDE = 8  # of the image embedding; the published encoders have 16
 
 
 class Lite0Neck(nn.Module):
-    """Trunk features at strides 4, 8, 16, 32 -> SAM's image embedding at stride 8.
+    """Trunk features at strides 2 to 32 -> SAM's image embedding at stride 8.
 
     segment_anything's decoder has nothing that looks from one place of the image to the next, so what belongs
     together must be found here: cheaply at stride 16, where finer levels are folded into channels so that nothing of
-    them is averaged away, then at stride 8 with the details. The end is that of SAM's own neck. It is a module of its
-    own so that it can be trained on precomputed trunk features.
+    them is averaged away, then at stride 8 with the details, down to those of stride 2: a mask has a place every two
+    pixels, and a scratch is hardly wider. The end is that of SAM's own neck. It is a module of its own so that it can
+    be trained on precomputed trunk features.
     """
 
     def __init__(
@@ -38,18 +40,21 @@ class Lite0Neck(nn.Module):
         fine_blocks: int = 4,
     ) -> None:
         super().__init__()
-        folded = channels[0] * 16 + channels[1] * 4 + channels[2] + channels[3]
+        finest, finer, fine, coarse, coarsest = channels
+        folded = finer * 16 + fine * 4 + coarse + coarsest
         self.reduce = nn.Conv2d(folded, out_channels, kernel_size=1, bias=False)
         self.norm1 = LayerNorm2d(out_channels)
         self.mix = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False)
         self.coarse = nn.Sequential(*(Mixer(out_channels) for _ in range(coarse_blocks)))
-        self.detail = nn.Conv2d(channels[0] * 4 + channels[1], out_channels, kernel_size=1, bias=False)
+        self.detail = nn.Conv2d(finer * 4 + fine, out_channels, kernel_size=1, bias=False)
+        self.finest = nn.Conv2d(finest * 16, out_channels, kernel_size=1, bias=False)
+        nn.init.zeros_(self.finest.weight)  # at first it changes nothing
         self.fine = nn.Sequential(*(Mixer(out_channels) for _ in range(fine_blocks)))
         self.norm2 = LayerNorm2d(out_channels)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """(B, 24, 2h, 2w), (B, 40, h, w), (B, 112, h/2, w/2), (B, 320, h/4, w/4) -> (B, out_channels, h, w)."""
-        stride4, stride8, stride16, stride32 = features
+        """(B, 16, 4h, 4w), (B, 24, 2h, 2w), (B, 40, h, w), (B, 112, h/2, w/2), (B, 320, h/4, w/4) -> (B, C, h, w)."""
+        stride2, stride4, stride8, stride16, stride32 = features
         stacked = torch.cat(
             [
                 functional.pixel_unshuffle(stride4, 4),
@@ -64,6 +69,8 @@ class Lite0Neck(nn.Module):
         enlarged = functional.interpolate(coarse, stride8.shape[-2:], mode="bilinear", align_corners=False)
         detailed = torch.cat([functional.pixel_unshuffle(stride4, 2), stride8], dim=1)
         details = self.detail(detailed.contiguous(memory_format=torch.channels_last))
+        finest = functional.pixel_unshuffle(stride2, 4).contiguous(memory_format=torch.channels_last)
+        details = details + self.finest(finest)
         return normed(self.norm2, self.fine(enlarged + details))
 
 
@@ -71,17 +78,24 @@ class Lite0SamEncoder(nn.Module):
     """EfficientNet-Lite0 as SAM's image encoder: (B, 3, P, P) normalised -> (B, dim, P/8, P/8).
 
     The input is normalised as the trunk was trained, (pixel - 127) / 128, not with SAM's own numbers.
-    `trunk` may be shared with another model (CLIP's image tower); then it must be in eval mode there too.
+    `trunk` may be shared with another model (CLIP's image tower); then it must be in eval mode there too. Its stem and
+    first `own_stages` stages are copied, so that they can be trained for masks.
     """
 
-    def __init__(self, img_size: int = 512, out_channels: int = 128, trunk: nn.Module | None = None) -> None:
+    def __init__(
+        self, img_size: int = 512, out_channels: int = 128, trunk: nn.Module | None = None, own_stages: int = 0
+    ) -> None:
         super().__init__()
         self.img_size = img_size  # segment_anything's SamPredictor asks for it by this name
         self.trunk: Any = trunk if trunk is not None else timm.create_model(LITE0, num_classes=0)
+        if own_stages and trunk is not None:
+            self.trunk = copy.deepcopy(trunk)
+            shared = list(cast(Any, trunk).blocks.children())[own_stages:]
+            self.trunk.blocks = nn.Sequential(*list(self.trunk.blocks.children())[:own_stages], *shared)
         self.neck = Lite0Neck(LITE0_CHANNELS, out_channels)
 
     def trunk_features(self, normalised: Tensor) -> list[Tensor]:
-        """(B, 3, P, P) -> the trunk's features at strides 4, 8, 16, 32."""
+        """(B, 3, P, P) -> the trunk's features at strides 2, 4, 8, 16, 32."""
         return list(
             self.trunk.forward_intermediates(
                 normalised, indices=list(LITE0_LEVELS), stop_early=True, intermediates_only=True

@@ -13,6 +13,14 @@ def augment(
     rng: Rng, image: NDArray[np.uint8], planes: list[NDArray[np.uint8]], size: int
 ) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]]]:
     """(H, W, 3) RGB and label planes (H, W) -> the same at `size` x `size`; planes keep their values."""
+    picture, labels = reframe(rng, image, planes, size)
+    return photometric(rng, picture), labels
+
+
+def reframe(
+    rng: Rng, image: NDArray[np.uint8], planes: list[NDArray[np.uint8]], size: int
+) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]]]:
+    """Crop, stretch and turn alone."""
     height, width = image.shape[:2]
     share = rng.uniform(0.55, 1.0, 2) if rng.random() < 0.7 else np.ones(2)
     h, w = max(32, int(height * share[0])), max(32, int(width * share[1]))
@@ -27,7 +35,7 @@ def augment(
 
     shrinks = h * w > size * size
     picture = place(image, cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
-    return photometric(rng, picture), [place(plane, cv2.INTER_NEAREST) for plane in planes]
+    return picture, [place(plane, cv2.INTER_NEAREST) for plane in planes]
 
 
 def photometric(rng: Rng, image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -59,7 +59,7 @@ FURTHER_TRUNK_RATE = 1e-4  # of its backbone
 FURTHER_STRIKING = 0.25  # weight of the loss of each picture's most striking places
 FURTHER_KEPT = 0.3  # share of the weights before them in the average
 SEEDS = 1000  # apart, so that no run's pictures are another's held-out ones
-SAM_PICTURES = PictureSet("sam", 3000, 512, 3, 0.1)
+SAM_PICTURES = PictureSet("sam", 6000, 512, 3, 0.1)
 SAM_UNSEEN_PICTURES = PictureSet("sam-unseen", 200, 512, 4, 0.1, unseen=True)
 
 
@@ -362,7 +362,7 @@ def sam_side(
     if start is None:
         align_positions(sam)
     else:
-        blocks = ("image_encoder.neck.coarse.", "image_encoder.neck.fine.")
+        blocks = ("image_encoder.neck.coarse.", "image_encoder.neck.fine.", "image_encoder.neck.finest.")
         go_on_from(sam, start.path("sam.safetensors"), TRUNK, *blocks)
     if not plan.sam.steps:  # the trunk may have changed a little under it: measure (tests/bench/held_out.py)
         return sam.requires_grad_(False)

@@ -18,6 +18,7 @@ SAM_SETTINGS = SamSettings(
     checkpoint="sam.safetensors",
     input_size=512,
     trunk_from_clip=True,
+    own_stages=5,  # down to stride 16
     decoder=DecoderSettings(dim=128, depth=2, heads=8, mlp_dim=512, mask_channels=16, iou_depth=3, iou_hidden=128),
 )
 

@@ -53,9 +53,10 @@ def draw_target(rng: Rng, kinds: NDArray[np.uint8], parts: NDArray[np.uint8], ce
     """
     choice = rng.random()
     defects = kinds > 0
-    if choice < 0.2 and defects.any():
+    together = choice < 0.10 and bool(defects.any())
+    if together:
         mask = defects
-    elif choice < 0.65 and defects.any():
+    elif choice < 0.85 and defects.any():
         count, labels = single_defects(kinds)
         mask = labels == int(rng.integers(1, count))
     else:
@@ -74,6 +75,8 @@ def draw_target(rng: Rng, kinds: NDArray[np.uint8], parts: NDArray[np.uint8], ce
     kind = rng.random()
     box = jittered_box(rng, shown) if kind < 0.5 else None
     positives = int(rng.integers(1, 4)) if kind >= 0.2 else 0
+    if together and positives:  # one point alone asks for one defect
+        positives = 3
     negatives = int(rng.integers(0, 4)) if positives and rng.random() < 0.5 else 0
     return Target(window, shown[window.pixels()], *draw_points(rng, shown, positives, negatives), box)
 

@@ -7,7 +7,6 @@ where the mask was wrong in further rounds; of three masks the best one learns, 
 IoU. Last whole frames, where part of the prompts are the product's own: CLIP's map through PPG, then the cascade.
 """
 
-import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -23,7 +22,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from flawline.models.refine import MaskRefiner
+from flawline.models.sam import own_state
 from flawline.models.sam_small import LITE0_STRIDE
+from flawline.models.training.augment import photometric, reframe
+from flawline.models.training.bundle_folder import SAM_SETTINGS
 from flawline.models.training.pictures import Pictures
 from flawline.models.training.sam_prompts import (
     CELL,
@@ -37,8 +39,9 @@ from flawline.models.training.sam_prompts import (
 )
 
 ROUNDS = 4
+TRUNK_SHARE = 0.2  # of the rate, in the trunk
+LIT = 0.5  # share of the windows whose light, colour, blur and noise are changed
 POINT_SHARE = 0.3  # weight of the loss at the points
-LEVEL_STRIDES = (4, 8, 16, 32)
 ProductPrompts = Callable[[int], tuple[Tensor, Tensor, Tensor] | None]
 
 
@@ -53,11 +56,11 @@ class SamSchedule:
     window_batch: int = 16
     frame_batch: int = 8
     threads: int = 2  # each takes its share of a batch
-    rate: float = 1e-3
+    rate: float = 8e-4
     balance: float = 0.5  # weight of the balanced term at the start
     bfloat16: bool = False  # products of matrices; a third quicker where the processor has them (avx512_bf16, amx)
     seed: int = 11
-    checkpoint_every: int = 1000
+    checkpoint_every: int = 500
 
     @property
     def steps(self) -> int:
@@ -79,58 +82,6 @@ class SamSchedule:
     def balance_at(self, step: int) -> float:
         """Weight of the balanced term: it leads away from "nothing", but lets masks of small things grow too large."""
         return self.balance * max(0.0, 1.0 - step / (0.4 * self.steps))
-
-
-class TrunkFeatures:
-    """The frozen trunk's features of every picture, computed once, half precision, mapped from files in `folder`."""
-
-    def __init__(self, sam: Any, pictures: Pictures, folder: Path, say: Callable[[str], None]) -> None:
-        trunk = b"".join(value.numpy().tobytes() for value in sam.image_encoder.trunk.state_dict().values())
-        key = f"{len(pictures)}-{hashlib.sha256(trunk).hexdigest()[:12]}"
-        files = [folder / f"trunk-{stride}-{key}.npy" for stride in LEVEL_STRIDES]
-        if not all(file.exists() for file in files):
-            self._compute(sam, pictures, files, say)
-        self._levels = [torch.from_numpy(np.load(file, mmap_mode="c")) for file in files]
-
-    @staticmethod
-    @torch.no_grad()
-    def _compute(sam: Any, pictures: Pictures, files: list[Path], say: Callable[[str], None]) -> None:
-        began = time.monotonic()
-        stored: list[Any] = []
-        for start in range(0, len(pictures), 2):  # few at a time: large planes cost more in page faults than they save
-            images = torch.from_numpy(np.array(pictures.image[start : start + 2])).permute(0, 3, 1, 2)
-            normalised = sam.preprocess(images.float()).contiguous(memory_format=torch.channels_last)
-            levels = sam.image_encoder.trunk_features(normalised)
-            if not stored:
-                stored = [
-                    np.lib.format.open_memmap(
-                        file.with_suffix(".partial"), "w+", np.float16, (len(pictures), *level.shape[1:])
-                    )
-                    for file, level in zip(files, levels, strict=True)
-                ]
-            for array, level in zip(stored, levels, strict=True):
-                array[start : start + len(images)] = level.half().numpy()
-            if start % 800 == 0:
-                say(f"sam: trunk features of {start}/{len(pictures)} pictures, {time.monotonic() - began:.0f} s")
-        for array, file in zip(stored, files, strict=True):
-            array.flush()
-            file.with_suffix(".partial").replace(file)
-
-    def __len__(self) -> int:
-        """Pictures."""
-        return len(self._levels[0])
-
-    def windows(self, rows: list[int], targets: list[Target]) -> list[Tensor]:
-        """The four levels of these pictures' windows, float32."""
-        chosen = []
-        for number, stride in enumerate(LEVEL_STRIDES):
-            parts = [self._part(row, number, target.window, stride) for row, target in zip(rows, targets, strict=True)]
-            chosen.append(torch.stack(parts).float())
-        return chosen
-
-    def _part(self, row: int, number: int, window: Window, stride: int) -> Tensor:
-        ys, xs = (slice(side.start // stride, side.stop // stride) for side in window.pixels())
-        return self._levels[number][row, :, ys, xs]
 
 
 class WindowRefiner(MaskRefiner):
@@ -187,8 +138,15 @@ def mask_iou(logits: Tensor, truth: Tensor) -> Tensor:
 
 
 def sam_parameters(sam: Any) -> list[Tensor]:
-    """What is trained: everything but the trunk, which is CLIP's too."""
+    """What is trained: everything but the deep part of the trunk, which is CLIP's too."""
     modules = (sam.image_encoder.neck, sam.prompt_encoder, sam.mask_decoder)
+    return [weight for module in modules for weight in module.parameters()] + trunk_parameters(sam)
+
+
+def trunk_parameters(sam: Any) -> list[Tensor]:
+    """The trunk's own part: the stem and the stages down to stride 16. Batch norms keep their statistics."""
+    trunk = sam.image_encoder.trunk
+    modules = (trunk.conv_stem, trunk.bn1, *trunk.blocks[: SAM_SETTINGS.own_stages])
     return [weight for module in modules for weight in module.parameters()]
 
 
@@ -207,13 +165,18 @@ def train_sam(
     CLIP sees nothing; in whole frames every third target takes them.
     """
     torch.manual_seed(schedule.seed)
-    features = TrunkFeatures(sam, pictures, folder, say)
     sam.requires_grad_(False)
     weights = sam_parameters(sam)
     for weight in weights:
         weight.requires_grad_(True)
-    optimiser = torch.optim.AdamW(weights, lr=schedule.rate, betas=(0.9, 0.99), weight_decay=0.01)
-    state = {name: value for name, value in sam.state_dict().items() if ".trunk." not in name}
+    own = {id(weight) for weight in trunk_parameters(sam)}
+    groups = [
+        {"params": [weight for weight in weights if id(weight) not in own], "share": 1.0},
+        {"params": [weight for weight in weights if id(weight) in own], "share": TRUNK_SHARE, "weight_decay": 0.0},
+    ]
+    optimiser = torch.optim.AdamW(groups, lr=schedule.rate, betas=(0.9, 0.99), weight_decay=0.01)
+    everything, own_names = sam.state_dict(), own_state(sam, SAM_SETTINGS)
+    state = {name: everything[name] for name in own_names if everything[name].is_floating_point()}
     average = {name: value.clone() for name, value in state.items()}
     checkpoint = folder / "sam-training.pt"
     start = 0
@@ -231,18 +194,18 @@ def train_sam(
     began = time.monotonic()
     seen: list[list[float]] = []
     for step in range(start, schedule.steps):
-        rows, targets = drawing.result()
+        images, targets = drawing.result()
         drawing = ahead.submit(draw_batch, pictures, schedule, step + 1, product_prompts)
         for group in optimiser.param_groups:
-            group["lr"] = schedule.rate_at(step)
+            group["lr"] = schedule.rate_at(step) * group["share"]
         work = []
         for place, refiner in enumerate(refiners):
-            part = rows[place::threads], targets[place::threads]
+            part = images[place::threads], targets[place::threads]
             rng = np.random.default_rng((schedule.seed, step, place))
             rounds = 1 if schedule.phase(step) == "shapes" else ROUNDS - 1
             if schedule.phase(step) == "frames":
                 rounds = ROUNDS
-            work.append(pool.submit(step_gradients, sam, refiner, features, *part, rng, rounds, schedule, step))
+            work.append(pool.submit(step_gradients, sam, refiner, *part, rng, rounds, schedule, step))
         made = [future.result() for future in work]
         for weight, *shares in zip(weights, *(gradients for gradients, _ in made), strict=True):
             weight.grad = sum(shares[1:], shares[0]) / threads
@@ -277,28 +240,33 @@ def train_sam(
 
 def draw_batch(
     pictures: Pictures, schedule: SamSchedule, step: int, product_prompts: ProductPrompts
-) -> tuple[list[int], list[Target]]:
-    """Numbers of pictures and a target in each, the same ones for the same step."""
+) -> tuple[list[NDArray[np.uint8]], list[Target]]:
+    """Windows (E, E, 3) of pictures and a target in each, the same ones for the same step.
+
+    Windows are of pictures cropped, turned and lit at random: an answer learnt by heart is of no use then.
+    """
     rng = np.random.default_rng((schedule.seed, step))
     phase = schedule.phase(step)
-    frame_cells = pictures.image.shape[1] // CELL
-    cells = frame_cells if phase == "frames" else schedule.window_cells
-    rows: list[int] = []
+    frame = pictures.image.shape[1]
+    cells = frame // CELL if phase == "frames" else schedule.window_cells
+    images: list[NDArray[np.uint8]] = []
     targets: list[Target] = []
-    while len(rows) < (schedule.frame_batch if phase == "frames" else schedule.window_batch):
+    while len(images) < (schedule.frame_batch if phase == "frames" else schedule.window_batch):
         row = int(rng.integers(len(pictures)))
-        kinds = np.asarray(pictures.kinds[row])
-        target: Target | None
+        image, kinds, parts = (np.asarray(plane[row]) for plane in (pictures.image, pictures.kinds, pictures.parts))
+        target: Target | None = None
         if phase == "shapes":
-            target = draw_shape(rng, frame_cells, cells)
-        elif phase == "frames" and len(rows) % 3 == 0 and kinds.any():
+            target = draw_shape(rng, frame // CELL, cells)
+        elif phase == "frames" and len(images) % 3 == 0 and kinds.any():
             target = product_target(product_prompts(row), kinds)
-        else:
-            target = draw_target(rng, kinds, np.asarray(pictures.parts[row]), cells)
+        if target is None:
+            image, (kinds, parts) = reframe(rng, image, [kinds, parts], frame)
+            target = draw_target(rng, kinds, parts, cells)
         if target is not None:
-            rows.append(row)
+            shown = image[target.window.pixels()]
+            images.append(photometric(rng, shown) if phase == "windows" and rng.random() < LIT else shown)
             targets.append(target)
-    return rows, targets
+    return images, targets
 
 
 def product_target(made: tuple[Tensor, Tensor, Tensor] | None, kinds: NDArray[np.uint8]) -> Target | None:
@@ -312,8 +280,7 @@ def product_target(made: tuple[Tensor, Tensor, Tensor] | None, kinds: NDArray[np
 def step_gradients(
     sam: Any,
     refiner: WindowRefiner,
-    features: TrunkFeatures,
-    rows: list[int],
+    images: list[NDArray[np.uint8]],
     targets: list[Target],
     rng: Rng,
     rounds: int,
@@ -323,7 +290,8 @@ def step_gradients(
     """Gradients of one share of a batch; its loss and the IoU of every round. On one thread of torch's."""
     torch.set_num_threads(1)
     refiner.look_at([target.window for target in targets])
-    levels = features.windows(rows, targets)
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
+    levels = sam.image_encoder.trunk_features((pixels - sam.pixel_mean) / sam.pixel_std)
     with torch.autocast("cpu", torch.bfloat16, enabled=schedule.bfloat16):
         embedding = sam.image_encoder.neck(levels)
         loss, ious = sam_step(refiner, embedding, targets, rng, rounds, schedule.balance_at(step))

@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import timm
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
@@ -15,8 +16,8 @@ from flawline.config.errors import BundleError, ConfigError
 from flawline.models.bundle import open_bundle
 from flawline.models.inspector import Inspector
 from flawline.models.refine import MaskRefiner
-from flawline.models.sam import build_sam
-from flawline.models.sam_small import LITE0_CHANNELS
+from flawline.models.sam import TRUNK, build_sam, load_sam, own_state
+from flawline.models.sam_small import LITE0, LITE0_CHANNELS
 from flawline.models.training.augment import augment
 from flawline.models.training.build import (
     FURTHER_KEPT,
@@ -30,11 +31,11 @@ from flawline.models.training.build import (
 from flawline.models.training.bundle_folder import SAM_SETTINGS
 from flawline.models.training.losses import balanced_loss, dice_loss, focal_loss, segmentation_loss, striking_loss
 from flawline.models.training.photographs import Album
-from flawline.models.training.pictures import CHUNK, PictureSet, draw_chunk, draw_set
-from flawline.models.training.sam_prompts import Prompts, Window, draw_shape, draw_target, single_defects
+from flawline.models.training.pictures import CHUNK, Pictures, PictureSet, draw_chunk, draw_set
+from flawline.models.training.sam_prompts import CELL, Prompts, Window, draw_shape, draw_target, single_defects
 from flawline.models.training.token_table import embed_texts
 from flawline.models.training.train_pyramid import PyramidSchedule
-from flawline.models.training.train_sam import WindowRefiner, point_loss
+from flawline.models.training.train_sam import SamSchedule, WindowRefiner, draw_batch, point_loss, trunk_parameters
 from flawline.models.training.validate import auroc, figures
 
 
@@ -85,6 +86,32 @@ def test_labels_go_where_the_picture_goes() -> None:
         if (plane == 7).sum() > 50 and (plane == 0).sum() > 50:
             inside = cv2.erode((plane == 7).astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
             assert np.median(grey[inside]) > np.median(grey[plane == 0]) + 20
+
+
+def test_sams_targets_go_where_their_windows_go() -> None:
+    rng = np.random.default_rng(3)
+    image = np.full((4, 512, 512, 3), 60, np.uint8)
+    kinds, parts = np.zeros((2, 4, 512, 512), np.uint8)
+    for row in range(4):
+        x, y = (int(value) for value in rng.integers(60, 380, 2))
+        image[row, y : y + 70, x : x + 90] = 200
+        kinds[row, y : y + 70, x : x + 90] = 1
+    pictures = Pictures(image, kinds, parts, [{}] * 4)
+    schedule = SamSchedule(shapes=0, windows=4, frames=1, window_batch=8, frame_batch=4)
+    for step in range(schedule.steps):
+        windows, targets = draw_batch(pictures, schedule, step, lambda row: None)
+        edge = 512 if schedule.phase(step) == "frames" else 256
+        for window, target in zip(windows, targets, strict=True):
+            assert window.shape == (edge, edge, 3)
+            assert target.mask.shape == (edge, edge)
+            grey = window.mean(axis=2)
+            inside = cv2.erode(target.mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+            assert np.median(grey[inside]) > np.median(grey[~target.mask]) + 20
+            corner = np.array([target.window.x, target.window.y]) * CELL
+            for x, y in (target.points[target.present & (target.labels == 1)] - corner).astype(int):
+                assert target.mask[y, x]
+        again, _ = draw_batch(pictures, schedule, step, lambda row: None)
+        assert all(np.array_equal(one, other) for one, other in zip(windows, again, strict=True))
 
 
 def test_an_interrupted_drawing_goes_on_and_gives_the_same_pictures(tmp_path: Path) -> None:
@@ -225,6 +252,33 @@ def test_a_window_that_is_the_whole_frame_is_decoded_like_it() -> None:
     assert torch.equal(first, second)
 
 
+def test_the_first_stages_of_the_trunk_are_sams_own_and_the_others_clips(tmp_path: Path) -> None:
+    """Trained for masks, they leave CLIP's map as it is; stored is only what CLIP's file does not have."""
+    trunk = timm.create_model(LITE0, num_classes=0).eval()
+    sam = build_sam(SAM_SETTINGS, trunk)
+    mine = sam.image_encoder.trunk
+    assert [mine.blocks[n] is trunk.blocks[n] for n in range(7)] == [False] * 5 + [True] * 2
+    picture = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        clips, before = trunk.forward_features(picture), sam.image_encoder(picture)
+        for weight in trunk_parameters(sam):
+            weight.mul_(1.1)
+        assert torch.equal(trunk.forward_features(picture), clips)
+        assert not torch.allclose(sam.image_encoder(picture), before)
+        stored = own_state(sam, SAM_SETTINGS)
+        save_file(stored, tmp_path / "sam.safetensors")
+        again = build_sam(SAM_SETTINGS, trunk)
+        load_sam(again, SAM_SETTINGS, tmp_path / "sam.safetensors")
+        assert torch.equal(again.image_encoder(picture), sam.image_encoder(picture))
+    kept = {name.removeprefix(TRUNK).split(".")[0] for name in stored if name.startswith(TRUNK)}
+    assert kept == {"conv_stem", "bn1", "blocks"}
+    assert {name.split(".")[3] for name in stored if name.startswith(f"{TRUNK}blocks.")} == set("01234")
+    deep = {f"{TRUNK}blocks.5.0.conv_pw.weight": trunk.blocks[5][0].conv_pw.weight.detach()}
+    save_file(stored | deep, tmp_path / "sam.safetensors")
+    with pytest.raises(BundleError, match="holds a trunk"):
+        load_sam(again, SAM_SETTINGS, tmp_path / "sam.safetensors")
+
+
 def test_the_sentence_model_knows_what_is_alike() -> None:
     texts = ["rust", "rusty", "corrosion", "scratch", "scratched", "leather", "wood", "metal", "steel", "cat"]
     table = embed_texts(texts, 8)
@@ -331,7 +385,7 @@ def test_a_sam_with_fewer_blocks_goes_on_as_it_was(tmp_path: Path) -> None:
     earlier, later = build_sam(settings, None), build_sam(settings, None)
     levels = [
         torch.randn(1, c, 64 // s, 64 // s, generator=torch.Generator().manual_seed(c))
-        for c, s in zip(LITE0_CHANNELS, (1, 2, 4, 8), strict=True)
+        for c, s in zip(LITE0_CHANNELS, (1, 2, 4, 8, 16), strict=True)
     ]
     last = f"image_encoder.neck.fine.{len(earlier.image_encoder.neck.fine) - 1}."
     state = {n: v for n, v in earlier.state_dict().items() if not n.startswith(("image_encoder.trunk.", last))}
