@@ -64,20 +64,20 @@ class Plan:
 
     def signature(self, category: Category) -> str:
         """Changes with everything that the maps of a class depend on."""
-        files = [sample.image for sample in category.test] + [s.mask for s in category.test if s.mask is not None]
         known = [
             self.identity,
             self.size,
             self.seed,
             [(row.key, row.recipe(self.recipes[category.name]).model_dump(mode="json")) for row in self.rows],
-            stamps(files),
+            stamps(category),
         ]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
 
-def stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:
-    """Name, size and time of files: whether they are those of before."""
-    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+def stamps(category: Category, more: Sequence[Path] = ()) -> list[tuple[str, int, int]]:
+    """Name, size and time of a class's test files, and of others: whether they are those of before."""
+    files = [sample.image for sample in category.test] + [s.mask for s in category.test if s.mask is not None]
+    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in (*files, *more)]
 
 
 @contextmanager

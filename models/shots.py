@@ -139,9 +139,9 @@ class ShotStudy:
 
     def _signature(self, category: Category) -> str:
         """Changes with everything that the numbers of a class depend on."""
-        files = [sample.image for sample in category.test] + [s.mask for s in category.test if s.mask is not None]
         recipe = self._recipes[category.name].model_dump(mode="json")
-        known = [self._identity, recipe, self._shots, self._draws, self._seed, stamps([*files, *category.train_good])]
+        files = stamps(category, category.train_good)
+        known = [self._identity, recipe, self._shots, self._draws, self._seed, files]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
     def _study(self, category: Category, recipe: Recipe) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from flawline.config.errors import ConfigError
 from flawline.config.recipe import Recipe
 from flawline.models.bundle import MANIFEST, Bundle, read_bundle, write_manifest
-from flawline.models.datasets import Category, Sample
+from flawline.models.datasets import Category
 from flawline.models.evaluate import judge_locally
 from flawline.models.ground_truth import truth
 from flawline.models.inspector import Inspector
@@ -103,7 +103,7 @@ def choose_thresholds(
     for category in categories:
         judge = RowMaps(inspector, [CLIP_MAP], recipes[category.name], edge)
         for sample, judged in zip(category.test, judge_locally(judge, category.test, 1), strict=True):
-            mask = _mask(category, sample, edge)
+            mask = truth(sample, (edge, edge), (edge, edge))
             if mask is not None:
                 counts.add(judged.maps[CLIP_MAP.key], mask)
                 with_masks += sample.defective
@@ -122,10 +122,6 @@ def choose_thresholds(
             progress.step(category.name)
     decision, accuracy = best_decision(np.array(scores), defective, region)
     return Chosen(region, f1, round(decision, 3), accuracy, len(samples))
-
-
-def _mask(category: Category, sample: Sample, edge: int) -> NDArray[np.bool_] | None:
-    return truth(sample, (edge, edge), (edge, edge)) if category.with_masks or not sample.defective else None
 
 
 def write_thresholds(bundle: Bundle, chosen: Chosen, chosen_on: str) -> Bundle:

@@ -36,7 +36,8 @@ def test_a_worker_need_not_know_what_the_station_once_had(tmp_path: Path) -> Non
     journal.close()
 
 
-def test_a_lost_memory_is_said_and_what_judges_instead(tmp_path: Path) -> None:
+def station_with_a_memory(tmp_path: Path) -> tuple[Path, Journal]:
+    """The file, and the journal of a station whose camera was put on it by command."""
     memory = tmp_path / "default.0001.aaaaaaaaaaaa.safetensors"
     save_file({"cells": np.zeros(1, np.float32)}, memory, {"sha256": "a" * 64})
     journal = Journal(tmp_path)
@@ -44,6 +45,11 @@ def test_a_lost_memory_is_said_and_what_judges_instead(tmp_path: Path) -> None:
     learnt = before.version_of("default", Recipe(memory=str(memory)))
     before.activate(["top"], learnt)
     before.keep([learnt], ["top"])
+    return memory, journal
+
+
+def test_a_lost_memory_is_said_and_what_judges_instead(tmp_path: Path) -> None:
+    memory, journal = station_with_a_memory(tmp_path)
     assert RecipeBook(settings(), journal).of("top").key == "default@2"
     memory.unlink()
     with capture_logs() as said:
@@ -56,13 +62,7 @@ def test_a_lost_memory_is_said_and_what_judges_instead(tmp_path: Path) -> None:
 
 
 def test_a_memory_whose_head_is_nested_without_end_is_a_damaged_one(tmp_path: Path) -> None:
-    memory = tmp_path / "default.0001.aaaaaaaaaaaa.safetensors"
-    save_file({"cells": np.zeros(1, np.float32)}, memory, {"sha256": "a" * 64})
-    journal = Journal(tmp_path)
-    before = RecipeBook(settings(), journal)
-    learnt = before.version_of("default", Recipe(memory=str(memory)))
-    before.activate(["top"], learnt)
-    before.keep([learnt], ["top"])
+    memory, journal = station_with_a_memory(tmp_path)
     memory.write_bytes((1 << 20).to_bytes(8, "little") + b"[" * (1 << 20))
     with capture_logs() as said:
         assert RecipeBook(settings(), journal).of("top").key == "default@1"

@@ -87,7 +87,6 @@ def test_they_are_written_into_the_bundle_and_hold_from_then_on(tmp_path: Path) 
     prepared = Inspector.load(bundle, device="cpu").prepare(Recipe())
     assert (prepared.region_threshold, prepared.threshold) == (said["region"], said["decision"])
     assert prepared.warning is None
-    assert said["decision"] >= said["region"] or said["balanced_accuracy"] > 0.0
     again = tomllib.loads(text)["thresholds"]
     assert again.keys() == {"region", "decision", "chosen_on"}
 
