@@ -2,14 +2,15 @@
 
 Left alone it maps every large block of a layer anew and gives it back after the layer: the kernel zeroes the same
 pages again and again, which is a tenth to a fifth of a suspicious frame's time, and more in training. Kept, memory
-stays at its peak, which a worker comes back to with every frame. See mallopt(3).
+stays at its peak, which a worker comes back to with every frame. Threads share one heap: those of their own would be
+given back whole whenever they are empty. See mallopt(3).
 """
 
 import ctypes
 
 from flawline.models.switches import Switches
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 _NEVER = 2**31 - 1  # bytes of free room at the heap's end
 
 
@@ -22,4 +23,5 @@ def keep_blocks(switches: Switches | None = None) -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if switches.heap == "plain" or mallopt is None:
         return False
-    return all(mallopt(key, value) == 1 for key, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER)))
+    wanted = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER), (_M_ARENA_MAX, 1))
+    return all(mallopt(key, value) == 1 for key, value in wanted)

@@ -28,8 +28,7 @@ class Lite0Neck(nn.Module):
     segment_anything's decoder has nothing that looks from one place of the image to the next, so what belongs
     together must be found here: cheaply at stride 16, where finer levels are folded into channels so that nothing of
     them is averaged away, then at stride 8 with the details, down to those of stride 2: a mask has a place every two
-    pixels, and a scratch is hardly wider. The end is that of SAM's own neck. It is a module of its own so that it can
-    be trained on precomputed trunk features.
+    pixels, and a scratch is hardly wider. The end is that of SAM's own neck.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Trains CLIP's pyramid and linear layers on, while the trunk, which SAM shares, and the text tower stay as they are.
+"""Trains CLIP's pyramid and linear layers on, while the trunk and the text tower stay as they are.
 
 The trunk's features of every picture, changed at random a few times, are computed once; what is trained on them is
 small and soon done. The text says where to: directions of normal, abnormal and every kind as the text tower gives
