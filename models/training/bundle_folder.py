@@ -50,15 +50,15 @@ def write_bundle(
     )
     save_file(half(own_state(sam, SAM_SETTINGS)), bundle / "sam.safetensors")
     shown = "drawn pictures" + " of photographed materials too" * photographs
+    trunk = "trunk fine-tuned from Google's EfficientNet-Lite0 (Apache-2.0)"
     sources = {
         "clip.json": ("Apache-2.0", None),
         "clip.safetensors": (
             "Apache-2.0",
-            "trunk fine-tuned from Google's EfficientNet-Lite0 (Apache-2.0); token table from all-MiniLM-L6-v2 "
-            f"(Apache-2.0); the rest trained on {shown}",
+            f"{trunk}; token table from all-MiniLM-L6-v2 (Apache-2.0); the rest trained on {shown}",
         ),
         "adapter.safetensors": ("Apache-2.0", f"trained on {shown}"),
-        "sam.safetensors": ("Apache-2.0", f"trained on {shown}; segment_anything's modules"),
+        "sam.safetensors": ("Apache-2.0", f"{trunk}; segment_anything's modules; trained on {shown}"),
     }
     files = [
         {"name": name, "sha256": file_sha256(bundle / name), "licence": licence}
@@ -68,7 +68,7 @@ def write_bundle(
     manifest = {
         "schema": "flawline.bundle/1",
         "name": "demo",
-        "description": f"small CLIP and small SAM on one EfficientNet-Lite0 trunk, trained on {shown}",
+        "description": f"small CLIP and small SAM on EfficientNet-Lite0, trained on {shown}",
         "clip": {
             "config": "clip.json",
             "checkpoint": "clip.safetensors",
