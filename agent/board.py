@@ -31,7 +31,9 @@ class Board:
         self.number = 0
 
     def note(self, header: Header) -> None:
-        """Take note of one verdict."""
+        """Take note of one verdict; of cameras that are not configured any more, whose triggers are owed one, none."""
+        if header["camera"] not in self.history:
+            return
         self.number += 1
         self._turn_shift()
         camera, result = header["camera"], header["result"]

@@ -153,33 +153,9 @@ def evaluate(
     }
     console = rich.console.Console(stderr=True)
     with console.status("loading the models") if console.is_terminal else nullcontext():
-        from flawline.models.adapter_file import with_adapter
-        from flawline.models.heap import keep_blocks
-        from flawline.models.inspector import Inspector
-        from flawline.models.peers import load_peers
-        from flawline.models.row_maps import RowMaps
-
-        keep_blocks()
-        inspector = Inspector.load(bundle, device=device, precision=precision)
-        if adapter is not None:
-            inspector = Inspector(with_adapter(inspector.towers, adapter))
-        loaded = load_peers(specs, inspector.towers.device, kind)
+        inspector, loaded = _load_models(bundle, device, precision, adapter, specs, kind)
     towers = inspector.towers
-    running, left_out = [], {}
-    for row in rows:
-        if row.source is None:
-            continue
-        if row.source == "peer" and row.key not in loaded:
-            left_out[row.key] = f"its models are its own; give them by --peer {row.key}=..."
-            continue
-        try:
-            inspector.prepare(row.recipe(base))
-        except BundleError as error:
-            if row is study.AGENT:
-                raise
-            left_out[row.key] = str(error)
-        else:
-            running.append(row)
+    running, left_out = _rows_that_run(rows, inspector, base, loaded)
     own = [towers.bundle.sha256, _digest(adapter), str(towers.dtype), towers.device.type, __version__]
     identity = json.dumps([*own, *(spec.identity() for spec in specs)])
     plan = evaluation.Plan(categories, running, recipes, size, out, identity, seed)
@@ -194,6 +170,8 @@ def evaluate(
         recipe = recipes[category.name]
         if cluster is not None:
             return cluster.judge(running, recipe, size)
+        from flawline.models.row_maps import RowMaps
+
         maps = RowMaps(inspector, running, recipe, size, loaded)
         return lambda samples: evaluation.judge_locally(maps, samples, recipe.min_defect_area_px)
 
@@ -214,30 +192,16 @@ def evaluate(
             "categories": [category.name for category in categories],
             "size": size,
             "limit": limit,
-            "bundle": towers.bundle.name,
-            "bundle_sha256": towers.bundle.sha256,
-            "adapter": str(adapter) if adapter else None,
-            "adapter_sha256": _digest(adapter) or _own_layers(towers.bundle),
-            "activation": towers.clip.activation,
+            **_about_models(inspector, adapter, base),
             "peers": list(peers),
-            "device": str(towers.device),
-            "precision": str(towers.dtype).removeprefix("torch."),
             "recipe": base.model_dump(mode="json"),
-            "localiser": towers.localiser_of(base),
-            "region_threshold": inspector.prepare(base).region_threshold,
-            "region_threshold_stated": base.prompt.region_threshold is not None
-            or towers.bundle.manifest.states_thresholds,
             "objects": {name: one.object for name, one in recipes.items()},
             "engine": engine,
             "seed": seed,
             "version": __version__,
             "date": started.isoformat(timespec="seconds"),
             "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
-            "problems": [
-                str(problem).encode("utf-8", "backslashreplace").decode()  # a file's name may be any bytes
-                for category in categories
-                for problem in category.problems
-            ],
+            "problems": [_printable(problem) for category in categories for problem in category.problems],
             "without_masks": [category.name for category in categories if not category.with_masks],
         }
         content = results_report.results(settings, rows, reports, left_out)
@@ -261,6 +225,69 @@ def evaluate(
     if shots:
         _show(results_report.SHOT_HEADINGS, results_report.shot_lines(few))
     click.echo(f"{out / 'results.json'}, {out / 'results.md'}, {out / 'plots'}")
+
+
+def _load_models(
+    bundle: str, device: str, precision: str, adapter: Path | None, specs: list[Any], kind: str
+) -> tuple[Any, dict[str, Any]]:
+    """The inspector, with the layers of `--adapter`, and the peers by their method."""
+    from flawline.models.adapter_file import with_adapter
+    from flawline.models.heap import keep_blocks
+    from flawline.models.inspector import Inspector
+    from flawline.models.peers import load_peers
+
+    keep_blocks()
+    inspector = Inspector.load(bundle, device=device, precision=precision)
+    if adapter is not None:
+        inspector = Inspector(with_adapter(inspector.towers, adapter))
+    return inspector, load_peers(specs, inspector.towers.device, kind)
+
+
+def _rows_that_run(
+    rows: Sequence[Any], inspector: Any, base: Any, loaded: dict[str, Any]
+) -> tuple[list[Any], dict[str, str]]:
+    """Those rows, and of each other one why it is left out. Raises BundleError where the agent's own cannot run."""
+    from flawline.models.study import AGENT
+
+    running, left_out = [], {}
+    for row in rows:
+        if row.source is None:
+            continue
+        if row.source == "peer" and row.key not in loaded:
+            left_out[row.key] = f"its models are its own; give them by --peer {row.key}=..."
+            continue
+        try:
+            inspector.prepare(row.recipe(base))
+        except BundleError as error:
+            if row is AGENT:
+                raise
+            left_out[row.key] = str(error)
+        else:
+            running.append(row)
+    return running, left_out
+
+
+def _about_models(inspector: Any, adapter: Path | None, recipe: Any) -> dict[str, Any]:
+    """What judged, for results.json."""
+    towers = inspector.towers
+    manifest = towers.bundle.manifest
+    return {
+        "bundle": towers.bundle.name,
+        "bundle_sha256": towers.bundle.sha256,
+        "adapter": str(adapter) if adapter else None,
+        "adapter_sha256": _digest(adapter) or _own_layers(towers.bundle),
+        "activation": towers.clip.activation,
+        "device": str(towers.device),
+        "precision": str(towers.dtype).removeprefix("torch."),
+        "localiser": towers.localiser_of(recipe),
+        "region_threshold": inspector.prepare(recipe).region_threshold,
+        "region_threshold_stated": recipe.prompt.region_threshold is not None or manifest.states_thresholds,
+    }
+
+
+def _printable(problem: object) -> str:
+    """A file's name may be any bytes."""
+    return str(problem).encode("utf-8", "backslashreplace").decode()
 
 
 def _peer_specs(texts: Sequence[str]) -> list[Any]:

@@ -106,7 +106,9 @@ class _Counts(Collector):
             counts[result, reason or ""] = count
         verdicts = CounterMetricFamily("flawline_verdicts", "Verdicts published", labels=["result", "reason"])
         dropped = CounterMetricFamily(
-            "flawline_frames_dropped", "Frames that were not judged", labels=["stage", "reason"]
+            "flawline_frames_dropped",
+            "Frames that were judged too late, without SAM, or not at all",
+            labels=["stage", "reason"],
         )
         for (result, reason), count in counts.items():
             verdicts.add_metric([result, reason], count)

@@ -278,7 +278,7 @@ class Preview:
         if body is None:
             raise web.HTTPNotFound
         kind = "image/jpeg" if name.endswith(".jpg") else "image/png"
-        return web.Response(body=body, content_type=kind, headers={"Cache-Control": "private, max-age=3600"})
+        return web.Response(body=body, content_type=kind)
 
     # -- video ------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,8 @@ import sys
 from importlib import import_module
 from types import ModuleType
 
+import structlog
+
 from flawline.camera.camera import Camera
 from flawline.config.errors import ConfigError
 from flawline.config.settings_camera import CameraSettings
@@ -22,13 +24,17 @@ EXTRAS = {"genicam": "genicam", "pylon": "pylon", "gentl": "gentl"}
 _EVERY = {"name", "backend", "recipe", "trigger", "trigger_timeout_ms", "guard"}
 _DEVICE = _EVERY | {"fps", "serial", "address", "user_name", "index", "features", "stall_s", "transfer_ms"}
 USED: dict[str, set[str]] = {
-    "simulated": _EVERY | {"fps", "simulated"},
-    "folder": _EVERY | {"fps", "path", "loop"},
+    "simulated": _EVERY | {"fps", "simulated", "features"},
+    "folder": _EVERY | {"fps", "path", "loop", "features"},
     "genicam": _DEVICE,
     "pylon": _DEVICE,
     "gentl": _DEVICE - {"address"} | {"cti"},  # a producer tells no address
     "opencv": _EVERY | {"fps", "path", "loop", "url", "index", "features", "stall_s"},
 }
+
+
+_HAS_NO_FEATURES = ("simulated", "folder")  # but a line's file may be tried with one of them in its camera's place
+log = structlog.get_logger()
 
 
 class LibraryMissing(ConfigError):
@@ -45,6 +51,8 @@ def make_camera(settings: CameraSettings) -> Camera:
         default = CameraSettings.model_fields[key].get_default(call_default_factory=True)
         if getattr(settings, key) != default:  # the effective configuration names every key
             raise ConfigError(f"camera {settings.name!r}: backend {settings.backend!r} does not use {key!r}")
+    if settings.features and settings.backend in _HAS_NO_FEATURES:
+        log.warning("features_not_set", camera=settings.name, backend=settings.backend)
     try:
         module = load_backend(settings.backend)
     except LibraryMissing as error:

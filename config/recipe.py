@@ -6,6 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+MOST = 2**31 - 1
+"""Of a whole number of pixels or milliseconds: what the wire and every reader of it can hold."""
 Box = tuple[int, int, int, int]  # x, y, w, h in pixels of the captured frame
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -145,8 +147,8 @@ class Recipe(Strict):
     threshold: Unit | None = Field(
         None, description="a pixel at or above this belongs to a defect; left out: the bundle's own value"
     )
-    min_defect_area_px: int = Field(20, ge=1, description="smaller components are no defect")
-    deadline_ms: int | None = Field(None, ge=1, description="from trigger to publish; left out: none")
+    min_defect_area_px: int = Field(20, ge=1, le=MOST, description="smaller components are no defect")
+    deadline_ms: int | None = Field(None, ge=1, le=MOST, description="from trigger to publish; left out: none")
     queue: Literal["reject_new", "latest"] = Field(
         "reject_new",
         description="when the queue is full: answer the new frame `overrun`, or drop the oldest one",
@@ -252,8 +254,8 @@ class Recipe(Strict):
         if value:
             boxes = [value] if isinstance(value[0], int) else list(value)
         for x, y, w, h in boxes:
-            if x < 0 or y < 0 or w < 1 or h < 1:
-                raise ValueError(f"box [{x}, {y}, {w}, {h}] needs x, y >= 0 and w, h >= 1")
+            if x < 0 or y < 0 or w < 1 or h < 1 or max(x + w, y + h) > MOST:
+                raise ValueError(f"box [{x}, {y}, {w}, {h}] needs x, y >= 0, w, h >= 1, and an end of at most {MOST}")
         return value
 
     @field_validator("memory_rotations")

@@ -3,12 +3,14 @@
 import contextlib
 import os
 import tempfile
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
+from tomlkit.items import InlineTable, Table
 
 from flawline.config.errors import ConfigError
 from flawline.config.sources import load_settings
@@ -29,9 +31,13 @@ def update_recipe(file: Path, recipe: str, values: Mapping[str, Any]) -> None:
     recipes = document.get("recipes")
     if recipes is None:
         recipes = document["recipes"] = tomlkit.table(is_super_table=True)
+    if isinstance(recipes, InlineTable):
+        recipes = document["recipes"] = _as_table(recipes, is_super_table=True)
     table: Any = recipes.get(recipe)
     if table is None:
         table = recipes[recipe] = tomlkit.table()
+    elif isinstance(table, InlineTable):  # which holds no tables
+        table = recipes[recipe] = _as_table(table)
     for key, value in values.items():
         if isinstance(value, Mapping):
             inner = tomlkit.table()
@@ -43,8 +49,19 @@ def update_recipe(file: Path, recipe: str, values: Mapping[str, Any]) -> None:
         else:
             table[key] = value
     text = tomlkit.dumps(document)
+    wanted = tomllib.loads(tomlkit.dumps({key: value for key, value in values.items() if value is not None}))
+    placed = tomllib.loads(text)["recipes"].get(recipe, {})
+    if any(placed.get(key) != value for key, value in wanted.items()):  # tomlkit and dotted keys
+        raise ConfigError(f"{file}: recipe {recipe} has to be a table of its own to be written to: [recipes.{recipe}]")
     load_settings(file, environ={}, text=text)
     _replace(file, text)
+
+
+def _as_table(inline: InlineTable, *, is_super_table: bool | None = None) -> Table:
+    table = tomlkit.table(is_super_table=is_super_table)
+    for key, value in inline.items():
+        table[key] = value
+    return table
 
 
 def give(file: Path | int, uid: int, gid: int) -> None:

@@ -23,6 +23,7 @@ let heardAt = 0;
 let refused = false; // the agent wants a token that this browser does not have, or no longer
 let first = null; // what the agent was when this page was opened
 let clockGap = 0;
+let boot = null; // of the agent that speaks
 let cameras = {};
 let starting = false;
 let fails = [];
@@ -61,6 +62,7 @@ function hear(news) {
   clockGap = news.t / 1e6 - Date.now();
   document.body.classList.remove("waiting");
   if (news.status) {
+    boot = news.status.boot_id;
     id("station").textContent = news.station;
     document.title = `${news.station} · flawline`;
     cameras = news.status.cameras;
@@ -124,7 +126,12 @@ class Tile {
   }
 
   add(verdict) {
-    this.history.push(verdict);
+    const last = this.history[this.history.length - 1];
+    if (last && verdict.seq <= last.seq) {
+      if (last.boot === boot) return; // told again after a lost connection
+      this.history.length = 0; // a journal that began anew
+    }
+    this.history.push({ boot, ...verdict });
     if (this.history.length > HISTORY) this.history.shift();
     this.changed = true;
   }
@@ -144,12 +151,12 @@ class Tile {
     const { frame_id: frame = "", result = "none", score = null, threshold = null } = judged || {};
     this.find(".score").dataset.frame = frame;
     this.find(".score").dataset.result = result;
-    this.find(".value").textContent = score === null ? "–" : score.toFixed(2);
+    this.find(".value").textContent = score === null ? "–" : score.toFixed(3);
     this.find(".fill").style.width = `${100 * (score || 0)}%`;
     this.find(".line").classList.toggle("set", threshold !== null);
     if (threshold === null) return;
     this.find(".line").style.left = `${100 * threshold}%`;
-    this.find(".limit").textContent = `limit ${threshold.toFixed(2)}`;
+    this.find(".limit").textContent = `limit ${threshold.toFixed(3)}`;
   }
 
   // The plate: the last verdict while it is news; else what keeps news away. A line that only stands still is no
@@ -172,7 +179,8 @@ class Tile {
     this.find(".ago").textContent = ms < STALE_MS ? "" : `${duration(ms)} ago`;
     // The video follows within that time; where the last part has no picture, it goes on showing an earlier one.
     const shown = this.video.overlaid ? this.video.shown : null;
-    const other = shown && shown.seq !== verdict.seq && ms >= STALE_MS;
+    const next = shown && this.history.find((one) => one.seq > shown.seq);
+    const other = next && Date.now() + clockGap - next.t_publish / 1e6 >= STALE_MS;
     this.find(".of").textContent = other ? `picture of no. ${shown.seq}` : "";
     this.find(".part").textContent = (verdict.part_id ? `part ${verdict.part_id}, ` : "") + `no. ${verdict.seq}`;
   }
@@ -295,7 +303,7 @@ function failItem(fail) {
   image.src = `/fails/${fail.seq}/thumb.jpg`;
   const words = document.createElement("span");
   const time = new Date(fail.t / 1e6).toLocaleTimeString("en-GB");
-  for (const text of [tiles.size > 1 ? fail.camera : `no. ${fail.seq}`, time, fail.score.toFixed(2)]) words.append(Object.assign(document.createElement("b"), { textContent: text }));
+  for (const text of [tiles.size > 1 ? fail.camera : `no. ${fail.seq}`, time, fail.score.toFixed(3)]) words.append(Object.assign(document.createElement("b"), { textContent: text }));
   button.append(image, words);
   button.onclick = () => openFail(fail.seq);
   item.append(button);

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from needs import need
+from structlog.testing import capture_logs
 
 from flawline.camera.buffers import as_picture
 from flawline.camera.registry import BACKENDS, USED, make_camera
@@ -23,7 +24,7 @@ LIBRARIES = {"genicam": "viva_genicam", "pylon": "pypylon", "gentl": "harvesters
         ("genicam", {"cti": "/x.cti"}, "cti"),
         ("pylon", {"loop": True}, "loop"),
         ("opencv", {"index": 0, "serial": "1"}, "serial"),
-        ("folder", {"features": {"Gain": 1}}, "features"),
+        ("folder", {"url": "rtsp://127.0.0.1/x"}, "url"),
         ("gentl", {"cti": "/x.cti", "path": "/x"}, "path"),
         ("gentl", {"cti": "/x.cti", "address": "10.0.0.2"}, "address"),
     ],
@@ -32,6 +33,17 @@ def test_a_key_that_the_backend_does_not_use_is_refused(backend: str, keys: dict
     settings = CameraSettings.model_validate({"name": "top", "backend": backend, **keys})
     with pytest.raises(ConfigError, match=f"camera 'top': backend '{backend}' does not use '{refused}'"):
         make_camera(settings)
+
+
+@pytest.mark.parametrize("backend", ["folder", "simulated"])
+def test_a_lines_file_can_be_tried_without_its_camera(backend: str, tmp_path: Path) -> None:
+    """The features stay in the file; that nothing sets them is said."""
+    (tmp_path / "1.png").write_bytes(b"a picture, not looked at before it is wanted")
+    path = {"path": tmp_path} if backend == "folder" else {}
+    settings = {"name": "top", "backend": backend, "features": {"ExposureTime": 300.0}, **path}
+    with capture_logs() as said:
+        make_camera(CameraSettings.model_validate(settings))
+    assert [(line["event"], line["camera"]) for line in said] == [("features_not_set", "top")]
 
 
 def test_every_setting_of_a_camera_is_used_by_some_backend() -> None:

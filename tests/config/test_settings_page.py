@@ -14,7 +14,7 @@ def test_the_page_of_all_keys_is_that_of_the_settings() -> None:
 def test_every_key_is_told_with_its_limits() -> None:
     said = page()
     for row in (
-        "| `deadline_ms` | – | integer, from 1 |",
+        "| `deadline_ms` | – | integer, from 1, to 2147483647 |",
         "| `max_frame_mpx` | `25` | number, above 0, to 400 |",
         '| `masks` | `"fail"` | `"fail"` `"always"` `"never"` |',
         "| `multimask` | `[true, true, true]` | list of 3 x `true` `false` |",

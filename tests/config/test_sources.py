@@ -62,6 +62,8 @@ def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ("[publish]\nhigh_water_mark = 3000000000\n", [], {}, "publish.high_water_mark"),
         ("[recipes.default]\nthreshold = 2\n", [], {}, "recipes.default.threshold"),
         ("[recipes.default]\nroi = [0, 0, 0, 5]\n", [], {}, "needs x, y >= 0"),
+        ("[recipes.default]\nroi = [0, 0, 99999999999999999999, 5]\n", [], {}, "an end of at most 2147483647"),
+        ("[recipes.default]\ndeadline_ms = 99999999999999999999\n", [], {}, "recipes.default.deadline_ms"),
         ('[recipes.default]\nstates_normal = ["fine"]\n', [], {}, "exactly once"),
         (
             f"[recipes.default]\nstates_normal = {['good {}'] * 3000}\n",
@@ -164,6 +166,36 @@ def test_a_recipe_that_would_not_load_leaves_the_file_as_it_is(tmp_path: Path) -
         update_recipe(file, "default", {"threshold": 2.0})
     assert file.read_text() == "# mine\n"
     assert [path.name for path in tmp_path.iterdir()] == ["flawline.toml"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[recipes]\ndefault = {object = "plate", threshold = 0.4}\n',
+        'recipes = {default = {object = "plate"}, nut = {object = "nut"}}\n',
+    ],
+)
+def test_a_recipe_on_one_line_becomes_a_table_where_it_is_written_to(tmp_path: Path, text: str) -> None:
+    file = write(tmp_path, text)
+    before = load_settings(file, environ={}).recipes
+    update_recipe(file, "default", {"threshold": 0.5, "prompt": {"region_percent": 3.0}})
+    after = load_settings(file, environ={}).recipes
+    assert (after["default"].object, after["default"].threshold) == ("plate", 0.5)
+    assert after["default"].prompt.region_percent == 3.0
+    assert after.keys() == before.keys()
+
+
+@pytest.mark.parametrize("text", ['[recipes]\ndefault.object = "a"\n', 'recipes.default.object = "a"\n'])
+def test_a_recipe_of_dotted_keys_is_written_or_refused_in_words(tmp_path: Path, text: str) -> None:
+    file = write(tmp_path, text)
+    try:
+        update_recipe(file, "default", {"threshold": 0.5, "prompt": {"region_percent": 3.0}})
+    except ConfigError as error:
+        assert "recipe default has to be a table of its own" in str(error)  # noqa: PT017
+        assert file.read_text() == text
+    else:
+        recipe = load_settings(file, environ={}).recipes["default"]
+        assert (recipe.object, recipe.threshold, recipe.prompt.region_percent) == ("a", 0.5, 3.0)
 
 
 def test_a_recipe_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:

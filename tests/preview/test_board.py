@@ -55,6 +55,13 @@ def test_histories_and_failed_parts_are_bounded() -> None:
     assert kept.summary()["counts"] == {"pass": 0, "fail": HISTORY + 99, "error": 0}
 
 
+def test_a_camera_that_is_configured_no_more_counts_nowhere() -> None:
+    """Its triggers may still be owed a verdict when the agent starts without it."""
+    kept = Board(PreviewSettings(), ["side"])
+    kept.note(header(1))
+    assert kept.summary()["counts"] == {"pass": 0, "fail": 0, "error": 0}
+
+
 def test_when_every_part_fails_few_are_copied() -> None:
     kept = Board(PreviewSettings(), ["top"])
     wanted = [kept.wants(header(seq)) for seq in range(1, 50)]

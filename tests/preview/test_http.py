@@ -102,6 +102,9 @@ def test_failed_parts_are_shown_with_all_their_pictures(agent: Agent) -> None:
     assert told["verdict"]["seq"] == seq
     assert told["verdict"]["provenance"]["bundle"] == "noop"
 
+    with urllib.request.urlopen(f"{agent.url}/fails/{seq}/picture.jpg", timeout=20) as answer:
+        assert answer.headers["Cache-Control"] == "no-store", "another station's part has the same number"
+
     def picture(name: str) -> np.ndarray:
         code, body = agent.get(f"/fails/{seq}/{name}")
         assert code == 200
