@@ -144,7 +144,8 @@ def evaluate(
     if region_threshold is not None:
         cut = base.prompt.model_copy(update={"region": "absolute", "region_threshold": region_threshold})
         base = base.model_copy(update={"prompt": cut})
-    words = words or (base.object if "object" in base.model_fields_set else None)
+    # A memory was learnt with the recipe's words, which it then goes on with.
+    words = words or (base.object if base.memory or "object" in base.model_fields_set else None)
     model = load_settings(file).model
     bundle, device, precision = bundle or model.bundle, device or model.device, precision or model.precision
     recipes = {
@@ -258,7 +259,7 @@ def _rows_that_run(
             continue
         try:
             inspector.prepare(row.recipe(base))
-        except BundleError as error:
+        except (BundleError, ConfigError) as error:
             if row is AGENT:
                 raise
             left_out[row.key] = str(error)

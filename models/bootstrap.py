@@ -15,6 +15,7 @@ from flawline.models.metrics import FPR_LIMIT, Mask, Reals, Scores, region_weigh
 
 BINS = 512
 RESAMPLES = 1000
+LEAST_OF_A_KIND = 5  # pictures
 Interval = tuple[float, float]
 
 
@@ -128,7 +129,13 @@ def interval(values: Reals) -> Interval | None:
 def image_intervals(
     scores: NDArray[np.float64], defective: Mask, exact: Mapping[str, float | None]
 ) -> dict[str, Interval]:
-    """95 % intervals of image metrics from (n,) image scores and labels."""
+    """95 % intervals of image metrics from (n,) image scores and labels; none from fewer than five of either kind.
+
+    Resamples draw the same few again and again: with one good picture the interval of the AUROC held it in 35 of 100
+    draws, with two in 74, with five in 91 (25 defective ones; a script that is not shipped).
+    """
+    if min(int(defective.sum()), int((~defective).sum())) < LEAST_OF_A_KIND:
+        return {}
     return intervals(
         image_tallies(scores, defective), {name: value for name, value in exact.items() if name != "aupro"}
     )

@@ -86,9 +86,18 @@ def promised(count: int, target_fpr: float, confidence: float, rejected: int = 0
 
 def allowed_rejects(count: int, target_fpr: float, confidence: float) -> int:
     """How many of `count` good parts a threshold that meets the target may reject; they must be enough for it."""
-    rejected = 0
-    while clopper_pearson_upper(rejected + 1, count, confidence) <= target_fpr:
+    log_rate, log_rest = math.log(target_fpr), math.log1p(-target_fpr)
+    log_term, total, rejected = count * log_rest, 0.0, -1
+    # The limit after k rejects is within the target where at most k have probability 1 - confidence at the target.
+    while rejected + 1 < count:
+        total += math.exp(log_term)
+        if total > 1.0 - confidence:
+            break
         rejected += 1
+        log_term += math.log((count - rejected) / (rejected + 1)) + log_rate - log_rest
+    rejected = max(rejected, 0)
+    while rejected and clopper_pearson_upper(rejected, count, confidence) > target_fpr:  # rounding, at a tie
+        rejected -= 1
     return rejected
 
 

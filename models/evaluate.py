@@ -120,7 +120,7 @@ class Evaluation:
         out = self._plan.out
         (out / "plots").mkdir(parents=True, exist_ok=True)
         self._work.mkdir(exist_ok=True)
-        with (self._work / "lock").open("w") as lock:
+        with (self._work / ".lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:

@@ -39,7 +39,7 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Chosen:
-    """Both thresholds, rounded to thousandths, and how good each is on the pictures that it was chosen on."""
+    """Both thresholds, and how good each is on the pictures that it was chosen on."""
 
     region: float
     pixel_f1: float  # of CLIP's map cut there, pixels of all classes pooled
@@ -71,10 +71,10 @@ class PixelCounts:
 
 
 def best_decision(scores: NDArray[np.float64], defective: NDArray[np.bool_], region: float) -> tuple[float, float]:
-    """The score of the largest balanced accuracy, and that accuracy; both kinds of parts must be there.
+    """The threshold of the largest balanced accuracy, and that accuracy; both kinds of parts must be there.
 
-    Not below the region threshold, as far as a score reaches it: what CLIP's map is not cut at, SAM is never asked
-    about.
+    In the middle between the two scores that it parts, to thousandths where they are that far apart. Not below the
+    region threshold, as far as a score reaches it: what CLIP's map is not cut at, SAM is never asked about.
     """
     reached = scores >= region
     candidates = np.unique(scores[reached] if reached.any() else scores)
@@ -82,7 +82,11 @@ def best_decision(scores: NDArray[np.float64], defective: NDArray[np.bool_], reg
     failed = 1.0 - np.searchsorted(bad, candidates, side="left") / len(bad)
     passed = np.searchsorted(good, candidates, side="left") / len(good)
     at = int(np.argmax(failed + passed))
-    return float(candidates[at]), float(failed[at] + passed[at]) / 2
+    above = float(candidates[at])
+    below = max(scores[scores < above], default=above)
+    middle = (above + (max(below, region) if reached.any() else below)) / 2
+    rounded = round(middle, 3)
+    return rounded if below < rounded <= above else middle, float(failed[at] + passed[at]) / 2
 
 
 def choose_thresholds(
@@ -121,7 +125,7 @@ def choose_thresholds(
             scores.append(judged.scores[AGENT.key])
             progress.step(category.name)
     decision, accuracy = best_decision(np.array(scores), defective, region)
-    return Chosen(region, f1, round(decision, 3), accuracy, len(samples))
+    return Chosen(region, f1, decision, accuracy, len(samples))
 
 
 def write_thresholds(bundle: Bundle, chosen: Chosen, chosen_on: str) -> Bundle:

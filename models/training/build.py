@@ -342,7 +342,7 @@ def decision_threshold(plan: DemoPlan, bundle: Path, work: Path, say: Say, proce
     measured = figures(np.stack(maps), unseen.kinds[:, ::2, ::2] > 0)
     say("product, unseen families: " + " ".join(f"{name} {value:.3f}" for name, value in measured.items()))
     say(f"decision threshold {best:.3f}: balanced accuracy {accuracy:.3f}")
-    return round(best, 3)
+    return best
 
 
 def sam_side(

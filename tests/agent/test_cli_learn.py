@@ -182,3 +182,28 @@ def test_words_that_would_reject_the_good_parts_are_told(line: Path) -> None:
     assert "by words alone 6 of these good parts reach the threshold" in told
     assert "recipes.plates.memory_share, now 0.7" in told
     assert "memory_share" not in silent + none
+
+
+def test_a_recipe_without_an_object_is_measured_with_its_memory(line: Path) -> None:
+    """Not under the class's name, which it was not learnt with; what cannot run with a memory is left out in words."""
+    line.write_text(line.read_text().replace('object = "plate"  # words\n', ""))
+    learn(line, "--good", str(line.parent / "good"))
+    root = line.parent / "data"
+    for number in range(2):
+        for kind in ("good", "scratch"):
+            folder = root / "board" / "test" / kind
+            folder.mkdir(parents=True, exist_ok=True)
+            write_part(folder / f"{number}.png", 20 + number, scratched=kind == "scratch")
+        mask = np.zeros((64, 64), np.uint8)
+        mask[8:24, 44:60] = 255
+        truth = root / "board" / "ground_truth" / "scratch" / f"{number}_mask.png"
+        truth.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(truth)
+    asked = ["--dataset", "folder", "--root", str(root), "--methods", "clip,windows", "--size", "64"]
+    out = line.parent / "out"
+    command = ["evaluate", *asked, "--config", str(line), "--recipe", "plates", "--out", str(out)]
+    done = CliRunner().invoke(cli, command, standalone_mode=False)
+    assert done.exception is None
+    results = json.loads((out / "results.json").read_text())
+    assert results["settings"]["objects"] == {"board": "object"}
+    assert "learnt with other localiser" in done.stdout

@@ -65,3 +65,10 @@ def test_image_intervals_hold_the_truth_in_most_draws() -> None:
 
 def test_one_image_has_no_interval() -> None:
     assert image_intervals(np.array([0.5]), np.array([True]), {"auroc": None}) == {}
+
+
+def test_few_images_of_a_kind_have_no_interval() -> None:
+    """The same one good picture in every resample would look certain."""
+    scores = np.linspace(0.0, 1.0, 26)
+    assert image_intervals(scores, np.arange(26) > 0, {"auroc": 1.0}) == {}
+    assert "auroc" in image_intervals(scores, np.arange(26) > 4, {"auroc": 1.0})

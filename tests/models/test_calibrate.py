@@ -9,7 +9,14 @@ from scipy.stats import beta
 from flawline.config.errors import ConfigError
 from flawline.config.recipe_file import update_recipe
 from flawline.config.sources import load_settings
-from flawline.models.calibrate import calibrate, clopper_pearson_upper, samples_needed
+from flawline.models.calibrate import allowed_rejects, calibrate, clopper_pearson_upper, samples_needed
+
+
+@pytest.mark.parametrize(("count", "target", "confidence"), [(59, 0.05, 0.95), (400, 0.02, 0.9), (20000, 0.01, 0.95)])
+def test_as_many_may_be_rejected_as_the_limit_allows(count: int, target: float, confidence: float) -> None:
+    rejected = allowed_rejects(count, target, confidence)
+    assert beta.ppf(confidence, rejected + 1, count - rejected) <= target
+    assert beta.ppf(confidence, rejected + 2, count - rejected - 1) > target
 
 
 @pytest.mark.parametrize(("k", "n", "confidence"), [(0, 59, 0.95), (3, 200, 0.95), (10, 1000, 0.9), (50, 60, 0.99)])

@@ -216,7 +216,7 @@ def test_a_full_disk_is_said_with_the_file(place: Path, tmp_path: Path) -> None:
 
 def test_two_runs_do_not_write_into_one_folder(place: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / ".work").mkdir(parents=True)
-    with (tmp_path / "out" / ".work" / "lock").open("w") as held:
+    with (tmp_path / "out" / ".work" / ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(ConfigError, match="another evaluation"):
             command(place, tmp_path / "out", "--size", "64")

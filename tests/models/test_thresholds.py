@@ -13,6 +13,8 @@ from flawline.agent.cli_models import models
 from flawline.config.errors import ConfigError
 from flawline.config.recipe import Recipe
 from flawline.models.bundle import read_bundle
+from flawline.models.datasets import read_folders
+from flawline.models.ground_truth import read_rgb
 from flawline.models.inspector import Inspector
 from flawline.models.metrics import rank_metrics
 from flawline.models.thresholds import PixelCounts, best_decision
@@ -58,6 +60,16 @@ def test_the_decision_is_of_the_largest_balanced_accuracy_and_not_below_s_a() ->
     assert best_decision(scores, bad, 2.0) == (threshold, accuracy)  # no score reaches it
 
 
+def test_the_decision_lies_between_the_scores_that_it_parts() -> None:
+    """Neither rounding nor the last bit of a score may turn a defect that was counted as found into a pass."""
+    scores = np.array([0.2, 0.471, 0.63358, 0.8])
+    assert best_decision(scores, scores > 0.5, 0.0) == (0.552, 1.0)
+    assert best_decision(scores, scores > 0.5, 0.6) == (0.617, 1.0)
+    close = np.array([0.5001, 0.5002])
+    threshold, accuracy = best_decision(close, np.array([False, True]), 0.0)
+    assert (0.5001 < threshold <= 0.5002, accuracy) == (True, 1.0)
+
+
 def run(*arguments: str) -> str:
     done = CliRunner().invoke(models, ["thresholds", *arguments, "--device", "cpu"], catch_exceptions=False)
     assert done.exit_code == 0
@@ -87,6 +99,13 @@ def test_they_are_written_into_the_bundle_and_hold_from_then_on(tmp_path: Path) 
     prepared = Inspector.load(bundle, device="cpu").prepare(Recipe())
     assert (prepared.region_threshold, prepared.threshold) == (said["region"], said["decision"])
     assert prepared.warning is None
+    judging = Inspector.load(bundle, device="cpu")
+    failed: dict[bool, list[bool]] = {False: [], True: []}
+    for sample in read_folders(auxiliary)[0].test:
+        result = judging.inspect(read_rgb(sample.image), Recipe(object="plate"))
+        failed[sample.defective].append(result.score >= said["decision"])
+    share = {kind: np.mean(judged) for kind, judged in failed.items()}
+    assert (share[True] + 1 - share[False]) / 2 == pytest.approx(said["balanced_accuracy"])
     again = tomllib.loads(text)["thresholds"]
     assert again.keys() == {"region", "decision", "chosen_on"}
 
