@@ -137,6 +137,7 @@ def burnt(shot: Shot) -> NDArray[np.uint8]:
     text = result.upper() + (f" {shot.header['reason']}" if shot.header["reason"] else "")
     if shot.header["score"] is not None:
         text += f"  {shot.header['score']:.3f}"
+    text += f"  no. {shot.header['seq']}"
     bar = max(16, height // 14)
     cv2.rectangle(canvas, (0, 0), (width, bar), _COLOURS[result], -1)
     scale = bar / 34

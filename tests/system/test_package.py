@@ -66,6 +66,8 @@ def test_wheel_and_sdist_hold_everything_and_the_wheel_runs(tree: set[str], tmp_
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path / "source", filter="data")
     (source,) = (tmp_path / "source").iterdir()
+    for told in ("docs/verdicts.md", "examples/plc_gateway.py", "CHANGELOG.md"):  # by the README
+        assert (source / told).is_file()
     with zipfile.ZipFile(build("wheel", source, tmp_path / "from_sdist")) as archive:
         assert {name for name in archive.namelist() if ".dist-info/" not in name} == names
 
