@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -24,6 +25,7 @@ from flawline.models.class_report import METRICS
 from flawline.models.datasets import read_dataset
 from flawline.models.ground_truth import read_mask, read_rgb
 from flawline.models.inspector import Inspector
+from flawline.models.metrics import pixel_metrics
 from flawline.models.row_maps import RowMaps
 from flawline.models.study import rows_of
 
@@ -53,13 +55,15 @@ def test_native_metrics_are_those_of_the_inspectors_own_maps(place: Path, tmp_pa
     assert set(results["sets"]) == {"metal_nut", "plate"}
     inspector = Inspector.load(place / "bundle", device="cpu")
     for category in read_dataset("folder", place / "data"):
-        scores, labels, image_scores = [], [], []
+        scores, labels, image_scores, maps, masks = [], [], [], [], []
         for sample in category.test:
             picture = read_rgb(sample.image)
             result = inspector.inspect(picture, Recipe(object=category.name.replace("_", " ")))
             mask = read_mask(sample.mask) if sample.mask else np.zeros(picture.shape[:2], bool)
             scores.append(result.anomaly_map.ravel())
             labels.append(mask.ravel())
+            maps.append(result.anomaly_map)
+            masks.append(mask)
             image_scores.append(result.score)
         pixel, truth = np.concatenate(scores), np.concatenate(labels)
         entry = results["sets"][category.name]
@@ -72,11 +76,41 @@ def test_native_metrics_are_those_of_the_inspectors_own_maps(place: Path, tmp_pa
         assert entry["image_auroc"] == pytest.approx(roc_auc_score(defective, image_scores), abs=1e-6)
         assert entry["image_ap"] == pytest.approx(average_precision_score(defective, image_scores), abs=1e-6)
         assert (entry["n_images"], entry["n_defective"]) == (7, 4)
-        low, high = entry["ci95"]["pixel_auroc"]
-        assert low <= entry["pixel_auroc"] <= high
+        assert entry["aupro"] == pytest.approx(pixel_metrics(maps, masks).aupro, abs=1e-5)
+        precision, recall, _ = precision_recall_curve(defective, image_scores)
+        best = np.max(2 * precision * recall / np.maximum(precision + recall, 1e-12))
+        assert entry["image_f1_max"] == pytest.approx(best, abs=1e-6)
+        rng = np.random.default_rng(1)
+        draws = [rng.integers(0, 7, 7) for _ in range(300)]
+        drawn = [
+            roc_auc_score(np.concatenate([labels[n] for n in draw]), np.concatenate([scores[n] for n in draw]))
+            for draw in draws
+            if any(labels[n].any() for n in draw)
+        ]
+        assert entry["ci95"]["pixel_auroc"] == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.02)
     for metric in METRICS:
         mean = np.mean([entry[metric] for entry in results["sets"].values()])
         assert results["mean"][metric] == pytest.approx(mean)
+
+
+def test_a_map_at_the_metrics_size_is_the_frames_own_stretched(place: Path) -> None:
+    """Of a picture that is not square, whose frame SAM pads."""
+    inspector = Inspector.load(place / "bundle", device="cpu")
+    picture = read_rgb(next(sample.image for sample in read_dataset("folder", place / "data")[0].test if sample.mask))
+    wide = np.ascontiguousarray(picture[: picture.shape[0] // 2])
+    maps = RowMaps(inspector, rows_of([], ["clip", "blur"]), Recipe(), 96)(wide)
+    for row in maps.values():
+        stretched = cv2.resize(row.in_frame, (96, 96), interpolation=cv2.INTER_LINEAR)
+        assert np.abs(stretched - row.at_size).mean() < 0.1 * row.in_frame.std()
+        assert np.abs(stretched[::-1] - row.at_size).mean() > 0.2 * row.in_frame.std()
+
+
+def test_table_2_dilates_with_the_kernels_that_it_names() -> None:
+    rows = {row.key: row.recipe(Recipe()).prompt for row in rows_of(["table2"], [])}
+    named = {key: prompt for key, prompt in rows.items() if key.split("_")[0] in ("cross", "rect", "ellipse")}
+    assert len(named) == 9
+    for key, prompt in named.items():
+        assert key == f"{prompt.kernel}_{prompt.kernel_size}"
 
 
 @pytest.mark.parametrize("size", [None, 96])
