@@ -1,4 +1,4 @@
-"""Trains the embedded SAM: neck, prompt encoder, mask decoder, and the first stages of the trunk, which begin as CLIP's.
+"""Trains the embedded SAM: neck, prompt encoder, mask decoder, and the trunk's first stages, once CLIP's.
 
 Three phases. First shapes that are in no picture, asked for by boxes, so that the decoder learns to read a prompt
 before it learns what pictures are like (else it finds whatever is conspicuous, and never looks at the prompt).
