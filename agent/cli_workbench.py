@@ -247,7 +247,7 @@ def _load_models(
 def _rows_that_run(
     rows: Sequence[Any], inspector: Any, base: Any, loaded: dict[str, Any]
 ) -> tuple[list[Any], dict[str, str]]:
-    """Those rows, and of each other one why it is left out. Raises BundleError where the agent's own cannot run."""
+    """Those rows, and of each other one why it is left out. Raises what the agent's own row is refused for."""
     from flawline.models.study import AGENT
 
     running, left_out = [], {}

@@ -31,8 +31,6 @@ USED: dict[str, set[str]] = {
     "gentl": _DEVICE - {"address"} | {"cti"},  # a producer tells no address
     "opencv": _EVERY | {"fps", "path", "loop", "url", "index", "features", "stall_s"},
 }
-
-
 _HAS_NO_FEATURES = ("simulated", "folder")  # but a line's file may be tried with one of them in its camera's place
 log = structlog.get_logger()
 
